@@ -1,0 +1,156 @@
+"""What a backend is, and how one is found.
+
+The array-API standard covers almost all that diffusion needs. A `Backend` supplies the rest for one array library: moves
+between host and device, the log of the normal CDF, and optionally faster noise and a faster reverse move. NumPy, Torch,
+CuPy and JAX are built in; others come from `register` or from the entry-point group `tinyddpm.backends`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Array", "Backend", "BackendUnavailable", "Status", "available", "get", "names", "of", "register"]
+
+Array = Any
+"""An array of any library that follows the array-API standard."""
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend that can't be used here: its library is not installed, is broken, or finds no device."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What tinyddpm needs of an array library beyond the array-API standard.
+
+    Every field after `version` is optional; without it the portable way is taken.
+    """
+
+    name: str
+    """The name it is found by."""
+    roots: tuple[str, ...]
+    """Top-level modules that own its array types, e.g. ``("torch",)``."""
+    namespace: Callable[[], Any]
+    """The array-API namespace; the library is imported when this is first called."""
+    from_numpy: Callable[..., Array]
+    """``from_numpy(array, *, dtype=None, device=None)``: to the device; `dtype` by name, e.g. ``"float32"``."""
+    to_numpy: Callable[[Array], np.ndarray[Any, Any]]
+    """Back to the host."""
+    log_ndtr: Callable[[Array], Array]
+    """Log of the standard normal CDF, elementwise."""
+    devices: Callable[[], tuple[str, ...]]
+    """Devices that can be used here; raises `BackendUnavailable` with the reason and the remedy."""
+    version: Callable[[], str]
+    """The library's version; raises `BackendUnavailable` with the reason and the remedy."""
+    normal: Callable[..., Array] | None = None
+    """A noise kernel with the arguments of `noise.normal`; None: drawn on the host and moved."""
+    stepper: Callable[..., Any] | None = None
+    """An accelerated reverse move (see `samplers`); None: the array-API one."""
+    no_grad: Callable[[], AbstractContextManager[Any]] | None = None
+    """A context that switches off gradient recording while samples are drawn; None: nothing to switch off."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `available` says of one backend: its version and devices, or the reason why it can't be used."""
+
+    version: str | None = None
+    devices: tuple[str, ...] = ()
+    reason: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.reason is None
+
+    def __str__(self) -> str:
+        return self.reason if self.reason is not None else f"{self.version} on {', '.join(self.devices)}"
+
+
+_BUILT_IN = ("numpy", "torch", "cupy", "jax")
+_registered: dict[str, Backend] = {}
+
+
+def register(backend: Backend) -> None:
+    """Make `backend` known under its name for the rest of the process.
+
+    Raises `TypeError` if it is no `Backend` and `ValueError` if the name is taken.
+    """
+    if not isinstance(backend, Backend):
+        raise TypeError(f"backend: a tinyddpm.backends.Backend is needed, not {type(backend).__name__}")
+    if backend.name in names():
+        raise ValueError(f"backend: the name {backend.name!r} is taken; dataclasses.replace(backend, name=...) renames it")
+    _registered[backend.name] = backend
+
+
+def names() -> tuple[str, ...]:
+    """Every known name: built-in, registered, and announced by an installed distribution. Loads none of them."""
+    return tuple(dict.fromkeys((*_BUILT_IN, *_registered, *_entries())))
+
+
+def get(name: str) -> Backend:
+    """The backend called `name`.
+
+    Its library need not be installed: what needs the library then raises `BackendUnavailable`. Raises `LookupError` for
+    an unknown name and `BackendUnavailable` where a plug-in does not load.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"backend: a name is needed, not {type(name).__name__}")
+    if name not in _registered:
+        if name in _BUILT_IN:
+            _registered[name] = importlib.import_module(f"tinyddpm_backends.{name}_backend").BACKEND
+        elif entry := _entries().get(name):
+            _registered[name] = _load(entry)
+        else:
+            raise LookupError(f"backend: {name!r} is unknown; known are {', '.join(names())}")
+    return _registered[name]
+
+
+def of(array: Array) -> Backend:
+    """The backend that owns `array`, by the module of its type.
+
+    Raises `LookupError` where no built-in or loaded backend does; a plug-in is loaded by `get`, never from here.
+    """
+    roots = {cls.__module__.partition(".")[0] for cls in type(array).__mro__} - {"builtins"}
+    for name in (*_registered, *_BUILT_IN):
+        backend = get(name)
+        if not roots.isdisjoint(backend.roots):
+            return backend
+    raise LookupError(
+        f"array: no backend for {type(array).__module__}.{type(array).__qualname__}; loaded are "
+        f"{', '.join(dict.fromkeys((*_registered, *_BUILT_IN)))}; load a plug-in with tinyddpm.backends.get(name) first"
+    )
+
+
+def available() -> dict[str, Status]:
+    """For every known name, its version and devices, or the reason why it can't be used here."""
+    result = {}
+    for name in names():
+        try:
+            backend = get(name)
+            result[name] = Status(backend.version(), backend.devices())
+        except BackendUnavailable as error:
+            result[name] = Status(reason=str(error))
+    return result
+
+
+def _entries() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group="tinyddpm.backends")}
+
+
+def _load(entry: EntryPoint) -> Backend:
+    try:
+        loaded = entry.load()
+        backend = loaded if isinstance(loaded, Backend) else loaded()
+    except BackendUnavailable:
+        raise
+    except Exception as error:  # a plug-in may fail in any way; only its own name is affected
+        raise BackendUnavailable(f"{entry.name}: the plug-in {entry.value} does not load: {error!r}") from error
+    if not isinstance(backend, Backend):
+        raise BackendUnavailable(f"{entry.name}: the plug-in {entry.value} gives a {type(backend).__name__}, no Backend")
+    return backend
