@@ -1,5 +1,59 @@
 """Diffusion mathematics you can trust, on whatever array library you have.
 
-`Diffusion` holds the known process, `Denoiser` reads a network, `Gaussian` is what both give. Time is the paper's:
-``x_0`` is data, ``x_T`` is noise, steps are ``t = 1..T``. Importing this loads NumPy only.
+`Diffusion` holds the known process, `Denoiser` reads a network, `Gaussian` is what both give. Time is the paper's: ``x_0`` is
+data, ``x_T`` is noise, and steps are ``t = 1..T``. Importing this loads NumPy only; the modules below load when first used.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tinyddpm.denoiser import Denoiser
+from tinyddpm.diffusion import Diffusion
+from tinyddpm.gaussian import Gaussian
+
+if TYPE_CHECKING:
+    from tinyddpm import (
+        analytic,
+        backends,
+        conversions,
+        gaussian,
+        guidance,
+        likelihood,
+        losses,
+        noise,
+        plans,
+        samplers,
+        schedules,
+    )
+
+__version__ = "0.1.0"
+__all__ = [
+    "Denoiser",
+    "Diffusion",
+    "Gaussian",
+    "analytic",
+    "backends",
+    "conversions",
+    "gaussian",
+    "guidance",
+    "likelihood",
+    "losses",
+    "noise",
+    "plans",
+    "samplers",
+    "schedules",
+]
+
+_NEED_EXTRAS = ("cli", "edit", "nn", "plots", "training", "verify")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__ or name in _NEED_EXTRAS:
+        return import_module(f"tinyddpm.{name}")
+    raise AttributeError(f"module 'tinyddpm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, *_NEED_EXTRAS])

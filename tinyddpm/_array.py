@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -19,14 +21,17 @@ import numpy as np
 __all__ = [
     "Array",
     "Steps",
+    "allocating",
     "as_int",
     "cast",
     "data",
+    "flat",
     "gather",
     "host_steps",
     "integers",
     "like",
     "lookup",
+    "on_host",
     "one_of",
     "positive_int",
     "real",
@@ -77,7 +82,14 @@ def like(values: Any, x: Array, xp: Any, *, dtype: Any = None) -> Array:
     """Host values (a NumPy array or a number) as an array of x's library, dtype and device."""
     from array_api_compat import device
 
+    if isinstance(values, np.ndarray) and not values.flags.writeable:
+        values = values.copy()  # Torch warns of sharing memory that it may not write
     return xp.asarray(values, dtype=x.dtype if dtype is None else dtype, device=device(x))
+
+
+def flat(x: Array, xp: Any) -> Array:
+    """x, of shape (B, ...), as (B, dimensions)."""
+    return xp.reshape(x, (x.shape[0], math.prod(x.shape[1:])))
 
 
 def as_int(name: str, value: Any, low: int, high: int) -> int:
@@ -119,6 +131,19 @@ def lookup(name: str, key: Any, known: Any) -> Any:
 def one_of(name: str, key: Any, known: tuple[str, ...]) -> str:
     """`key`, where it is one of the known names."""
     return lookup(name, key, {k: k for k in known})  # type: ignore[no-any-return]
+
+
+@contextmanager
+def allocating(name: str, value: Any) -> Iterator[None]:
+    """Turn a failure to allocate into a `ValueError` that names the argument whose size was too much."""
+    try:
+        yield
+    except (MemoryError, OverflowError) as error:
+        raise ValueError(f"{name}: {value} is more than can be allocated") from error
+    except ValueError as error:
+        if "maximum" in str(error) or "too large" in str(error) or "too big" in str(error):
+            raise ValueError(f"{name}: {value} is more than can be allocated") from error
+        raise
 
 
 def steps(name: str, t: Any, x: Array, xp: Any, low: int, high: int) -> Steps:
@@ -184,13 +209,18 @@ def integers(t: Steps, shift: int, x: Array, xp: Any) -> Array:
     return xp.astype(t, dtype) + shift
 
 
-def _read(t: Array) -> Any:
-    """t as a NumPy array where the host holds it, else None: a device is never synchronised for a check."""
+def on_host(x: Array) -> bool:
+    """Whether the host can read x without waiting for a device."""
     from array_api_compat import device
 
-    place = device(t)
+    place = device(x)
     kind = getattr(place, "type", None) or getattr(place, "platform", None) or str(place)
-    if "cpu" not in str(kind).lower():
+    return "cpu" in str(kind).lower()
+
+
+def _read(t: Array) -> Any:
+    """t as a NumPy array where the host holds it, else None: a device is never synchronised for a check."""
+    if not on_host(t):
         return None
     try:
         return np.asarray(t)

@@ -11,10 +11,12 @@ import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["Array", "Backend", "BackendUnavailable", "Status", "available", "get", "names", "of", "register"]
 
@@ -140,6 +142,8 @@ def available() -> dict[str, Status]:
 
 
 def _entries() -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points  # slow to import
+
     return {entry.name: entry for entry in entry_points(group="tinyddpm.backends")}
 
 

@@ -1,0 +1,38 @@
+"""The built-in backends, one module each; `tinyddpm.backends.get` finds them. None imports its library before it must."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from tinyddpm.backends import BackendUnavailable
+
+__all__ = ["host_array", "known", "load"]
+
+
+def load(module: str, remedy: str) -> Any:
+    """Import `module`, or raise `BackendUnavailable` with the reason and the remedy."""
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a broken installation may fail in any way
+        raise BackendUnavailable(f"{module} does not import ({error}); {remedy}") from error
+
+
+def known(argument: str, name: object, names: Iterable[str]) -> str:
+    """`name`, or a `LookupError` that lists the known ones."""
+    if not isinstance(name, str):
+        raise TypeError(f"{argument}: a name is needed, not {type(name).__name__}")
+    if name not in (names := tuple(names)):
+        raise LookupError(f"{argument}: {name!r} is unknown here; known are {', '.join(names)}")
+    return name
+
+
+def host_array(array: object) -> np.ndarray[Any, Any]:
+    """A fresh C-ordered copy in native byte order: nothing that the caller may change later, or forbid us to."""
+    own = np.asarray(array)
+    if own.dtype.kind not in "biuf":
+        raise TypeError(f"array: a NumPy array of numbers is needed, not {type(array).__name__} of {own.dtype}")
+    return np.array(own, dtype=own.dtype.newbyteorder("="), order="C", copy=True)

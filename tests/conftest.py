@@ -1,0 +1,90 @@
+"""Fixtures and settings that every test shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from tinyddpm import backends
+
+settings.register_profile("default", deadline=None, derandomize=True)
+settings.load_profile("default")
+
+
+def _strict() -> backends.Backend:
+    """array-api-strict as a third party's plug-in: the standard and nothing else."""
+    import array_api_strict as xp
+    from scipy.special import log_ndtr
+
+    def from_numpy(array: Any, *, dtype: str | None = None, device: Any = None) -> Any:
+        return xp.asarray(np.array(array), dtype=None if dtype is None else getattr(xp, dtype), device=device)
+
+    def to_numpy(x: Any) -> np.ndarray:
+        return np.array(xp.asarray(x, device=xp.Device("CPU_DEVICE")))
+
+    return backends.Backend(
+        name="strict",
+        roots=("array_api_strict",),
+        namespace=lambda: xp,
+        from_numpy=from_numpy,
+        to_numpy=to_numpy,
+        log_ndtr=lambda x: from_numpy(log_ndtr(to_numpy(x)), device=x.device),
+        devices=lambda: tuple(str(d) for d in xp.__array_namespace_info__().devices()),
+        version=lambda: xp.__version__,
+    )
+
+
+backends.register(_strict())
+
+
+@dataclass(frozen=True)
+class Library:
+    """One backend as the tests use it."""
+
+    backend: backends.Backend
+
+    @property
+    def name(self) -> str:
+        return self.backend.name
+
+    @property
+    def xp(self) -> Any:
+        return self.backend.namespace()
+
+    def array(self, x: Any, dtype: str | None = None) -> Any:
+        """x on the backend's default device; in x's own dtype where none is named."""
+        return self.backend.from_numpy(np.asarray(x), dtype=dtype)
+
+    def host(self, x: Any) -> np.ndarray:
+        return self.backend.to_numpy(x)
+
+
+def _library(name: str) -> Library:
+    if name == "torch":
+        pytest.importorskip("torch")
+    if name == "jax":
+        jax = pytest.importorskip("jax")
+        jax.config.update("jax_enable_x64", True)
+    return Library(backends.get(name))
+
+
+@pytest.fixture(params=["numpy", "torch", "jax", "strict"])
+def library(request: pytest.FixtureRequest) -> Library:
+    """Every array library that runs on a CPU, in turn; JAX in double precision."""
+    return _library(request.param)
+
+
+@pytest.fixture(params=["numpy", "torch", "jax"])
+def native(request: pytest.FixtureRequest) -> Library:
+    """The built-in backends that run on a CPU, in turn."""
+    return _library(request.param)
+
+
+@pytest.fixture(params=["torch", "jax"])
+def differentiable(request: pytest.FixtureRequest) -> Library:
+    """The backends with gradients, in turn."""
+    return _library(request.param)

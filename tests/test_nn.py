@@ -1,0 +1,567 @@
+"""The U-Net: published parameter counts, a second implementation, and files that a stranger may have written."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F  # noqa: E402
+
+from tinyddpm.nn import UNet  # noqa: E402
+from tinyddpm.nn.layers import time_embedding  # noqa: E402
+
+
+def small(**options: Any) -> UNet:
+    """A network of a few thousand parameters, with weights that leave nothing at zero."""
+    options = {
+        "image_size": 8,
+        "in_channels": 1,
+        "channels": 8,
+        "mults": (1, 2),
+        "res_blocks": 1,
+        "attention": (4,),
+    } | options
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = UNet(**options)
+        for p in net.parameters():
+            torch.nn.init.normal_(p, std=0.2)
+    return net.eval()
+
+
+def batch(net: UNet, n: int = 3, dtype: Any = None) -> tuple[Any, Any]:
+    generator = torch.Generator().manual_seed(1)
+    size = net.config["image_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    x = torch.randn((n, net.config["in_channels"], height, width), generator=generator, dtype=dtype or torch.float32)
+    return x, torch.arange(n) * 311
+
+
+def count(net: UNet) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+# ---- the architecture
+
+
+def test_cifar10_has_the_published_number_of_parameters() -> None:
+    with torch.device("meta"):
+        assert count(UNet.cifar10()) == 35_746_307
+
+
+def test_learned_variance_and_classes_add_their_parameters_only() -> None:
+    plain = count(small())
+    assert count(small(out_channels=2)) - plain == 9 * 8 + 1
+    assert count(small(classes=3)) - plain == 4 * 4 * 8
+
+
+def by_hand(w: dict[str, Any], x: Any, t: Any, groups: int) -> Any:
+    """The network of `small` from Ho et al.'s description, written out once more over a dict of weights."""
+
+    def lin(name: str, h: Any) -> Any:
+        return h @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def conv(name: str, h: Any, stride: int = 1) -> Any:
+        k = w[f"{name}.weight"].shape[-1]
+        pad = (0, 0, 0, 0) if k == 1 else (0, 1, 0, 1) if stride == 2 else (1, 1, 1, 1)
+        return F.conv2d(F.pad(h, pad), w[f"{name}.weight"], w[f"{name}.bias"], stride=stride)
+
+    def norm(name: str, h: Any) -> Any:
+        parts = h.unflatten(1, (groups, -1))
+        dims = tuple(range(2, parts.ndim))
+        var, mean = torch.var_mean(parts, dims, correction=0, keepdim=True)
+        parts = ((parts - mean) / torch.sqrt(var + 1e-6)).flatten(1, 2)
+        return parts * w[f"{name}.weight"][:, None, None] + w[f"{name}.bias"][:, None, None]
+
+    def swish(h: Any) -> Any:
+        return h / (1 + torch.exp(-h))
+
+    def block(name: str, h: Any) -> Any:
+        inner = (
+            conv(f"{name}.conv1", swish(norm(f"{name}.norm1", h))) + lin(f"{name}.time", swish(emb))[..., None, None]
+        )
+        inner = conv(f"{name}.conv2", swish(norm(f"{name}.norm2", inner)))
+        h = inner + (conv(f"{name}.skip", h) if f"{name}.skip.weight" in w else h)
+        if f"{name}.attention.qkv.weight" not in w:
+            return h
+        tokens = norm(f"{name}.attention.norm", h).flatten(2).mT
+        q, k, v = lin(f"{name}.attention.qkv", tokens).chunk(3, -1)
+        mixed = torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1) @ v
+        return h + lin(f"{name}.attention.out", mixed).mT.reshape(h.shape)
+
+    frequency = 1e-4 ** (torch.arange(4, dtype=x.dtype) / 3)
+    angle = t[:, None] * frequency
+    emb = lin("time.2", swish(lin("time.0", torch.cat([angle.sin(), angle.cos()], -1))))
+    top = conv("conv_in", x)
+    one = block("down.0", top)
+    two = conv("down.1.conv", one, stride=2)
+    three = block("down.2", two)
+    h = block("mid.1", block("mid.0", three))
+    h = block("up.1", torch.cat([block("up.0", torch.cat([h, three], 1)), two], 1))
+    h = conv("up.2.conv", h.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    h = block("up.4", torch.cat([block("up.3", torch.cat([h, one], 1)), top], 1))
+    return conv("conv_out", swish(norm("norm_out", h)))
+
+
+def test_equals_a_second_implementation() -> None:
+    net = small().double()
+    x, t = batch(net, dtype=torch.float64)
+    expected = by_hand(dict(net.named_parameters()), x, t, groups=2)
+    # the embedding is float32 by design: 311 * 2 * 6e-8 in its angle
+    torch.testing.assert_close(net(x, t), expected, rtol=1e-4, atol=1e-4)
+    zero = torch.zeros_like(t)
+    torch.testing.assert_close(net(x, zero), by_hand(dict(net.named_parameters()), x, zero, 2), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(("cos_first", "freq_shift"), [(False, 1.0), (True, 0.0), (True, 1.0)])
+def test_time_embedding_is_sines_and_cosines_of_geometric_frequencies(cos_first: bool, freq_shift: float) -> None:
+    t = torch.tensor([0, 1, 7, 999])
+    got = time_embedding(t, 16, cos_first, freq_shift).double()
+    angle = t[:, None].double() * 10_000.0 ** (-torch.arange(8.0, dtype=torch.float64) / (8 - freq_shift))
+    sines, cosines = (got[:, 8:], got[:, :8]) if cos_first else (got[:, :8], got[:, 8:])
+    torch.testing.assert_close(sines, angle.sin(), rtol=0, atol=1e-4)  # float32 angles up to 999
+    torch.testing.assert_close(cosines, angle.cos(), rtol=0, atol=1e-4)
+
+
+def test_initial_weights_are_ho_et_als() -> None:
+    torch.manual_seed(0)
+    net = UNet(8, in_channels=1, channels=64, mults=(1, 2), attention=(4,))
+    for name, p in net.state_dict().items():
+        if name.endswith("bias") or "norm" in name:
+            assert torch.equal(p, torch.full_like(p, 0.0 if name.endswith("bias") else 1.0)), name
+            continue
+        last = name.startswith("conv_out") or ".conv2." in name or ".attention.out." in name
+        fan_out = p.shape[0] // 3 if ".qkv." in name else p.shape[0]
+        variance = (1e-10 if last else 1.0) / ((p.shape[1] + fan_out) * p[0, 0].numel() / 2)
+        # the variance of n uniform draws is off by about 0.9 / sqrt(n): five of these
+        assert float(p.square().mean()) == pytest.approx(variance, rel=4.5 / math.sqrt(p.numel())), name
+        assert float(p.abs().max()) <= math.sqrt(3 * variance) * (1 + 1e-6), name
+
+
+@pytest.mark.parametrize("channels", [4, 6, 10, 12, 26, 32, 48, 64, 96, 128, 192, 224])
+def test_norm_groups_rule(channels: int) -> None:
+    with torch.device("meta"):
+        groups = UNet(4, channels=channels, mults=(1,)).norm_out.num_groups
+    assert channels % groups == 0
+    assert groups <= 32
+    assert groups == 1 or channels // groups >= 4
+    assert groups == 32 or channels not in (128, 192, 224)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_size": (4, 8)},
+        {"in_channels": 3, "out_channels": 6},
+        {"in_channels": 5},
+        {"mults": (1,), "image_size": 7},
+        {"mults": (1, 1, 2, 2), "image_size": 16, "attention": ()},
+        {"head_dim": 4, "downsample_padding": 1, "cos_first": True, "freq_shift": 0.0, "norm_groups": 4},
+    ],
+)
+def test_shapes(options: dict[str, Any]) -> None:
+    net = small(**options)
+    x, t = batch(net)
+    out = net(x, t)
+    assert out.shape == (3, options.get("out_channels", x.shape[1]), *x.shape[2:])
+    assert bool(torch.isfinite(out).all())
+    torch.testing.assert_close(net(x.contiguous(memory_format=torch.channels_last), t), out, rtol=1e-4, atol=1e-4)
+
+
+def test_no_label_is_the_null_class() -> None:
+    net = small(classes=3)
+    x, t = batch(net)
+    assert torch.equal(net(x, t), net(x, t, torch.full((3,), 3)))
+    assert not torch.equal(net(x, t), net(x, t, torch.tensor([0, 1, 2])))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"image_size": 10, "mults": (1, 2, 2)}, "image_size"),
+        ({"image_size": 0}, "image_size"),
+        ({"image_size": (8, 9)}, "image_size"),
+        ({"image_size": (8, 8, 8)}, "image_size"),
+        ({"channels": 7}, "channels"),
+        ({"channels": 2}, "channels"),
+        ({"mults": ()}, "mults"),
+        ({"mults": (0,)}, "mults"),
+        ({"mults": "12"}, "mults"),
+        ({"res_blocks": 0}, "res_blocks"),
+        ({"res_blocks": 10**9}, "res_blocks"),
+        ({"attention": 16}, "attention"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"dropout": float("nan")}, "dropout"),
+        ({"classes": 0}, "classes"),
+        ({"norm_groups": 3}, "norm_groups"),
+        ({"head_dim": 3}, "head_dim"),
+        ({"cos_first": 1}, "cos_first"),
+        ({"downsample_padding": 2}, "downsample_padding"),
+        ({"in_channels": True}, "in_channels"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, Any], name: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"^{name}:"):
+        UNet(**{"image_size": 8, "channels": 8, "mults": (1, 2)} | options)
+
+
+def test_wrong_inputs_are_named() -> None:
+    net, classed = small(), small(classes=3)
+    x, t = batch(net)
+    for wrong in (x[:, 0], x[:, :, :7], x.repeat(1, 2, 1, 1)):
+        with pytest.raises(ValueError, match=r"^x:"):
+            net(wrong, t)
+    with pytest.raises(ValueError, match=r"^t:"):
+        net(x, t[:2])
+    for who, y in ((net, t), (classed, t[:2]), (classed, t.float()), (classed, t - 1), (classed, t + 4)):
+        with pytest.raises(ValueError, match=r"^y:"):
+            who(x, t, y)
+
+
+# ---- dropout
+
+
+def test_dropout_is_a_function_of_seed_and_row() -> None:
+    net = small(dropout=0.5).train()
+    x, t = batch(net, 6)
+
+    def run(seed: int, first: int, stop: int) -> Any:
+        net.drop_by.set(seed, first, 6, x.device)
+        return net(x[first:stop], t[first:stop])
+
+    whole = run(7, 0, 6)
+    # the batch size may change a convolution's order of summation, the masks do not change
+    torch.testing.assert_close(torch.cat([run(7, 0, 2), run(7, 2, 6)]), whole, rtol=1e-4, atol=1e-4)
+    assert torch.equal(run(7, 0, 6), whole)
+    assert not torch.allclose(run(8, 0, 6), whole, atol=1e-2)
+    net.eval()
+    assert torch.equal(net(x, t), net(x, t))
+
+
+def test_dropout_keeps_the_mean_and_the_rate() -> None:
+    net = small(dropout=0.25)
+    net.drop_by.set(3, 0, 64, torch.device("cpu"))
+    x = torch.ones(64, 8, 16, 16)
+    out = net.drop_by(x, 0.25)
+    kept = out != 0
+    n = out.numel()
+    assert torch.equal(out[kept], torch.full_like(out[kept], 1 / 0.75))
+    assert float(kept.double().mean()) == pytest.approx(0.75, abs=5 * math.sqrt(0.75 * 0.25 / n))
+    assert not torch.equal(kept[0], kept[1])
+    assert not torch.equal(kept, net.drop_by(x, 0.25) != 0)  # the next layer has masks of its own
+
+
+def test_copies_and_pickles() -> None:
+    net = small()
+    x, t = batch(net)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(other(x, t), net(x, t))
+        assert other.drop_by is not net.drop_by
+        assert other.down[0].drop is other.drop_by
+
+
+# ---- files
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    small(classes=2).save(tmp_path / "net")
+    return tmp_path / "net"
+
+
+def rewrite(folder: Path, header: dict[str, Any] | None = None, data: bytes | None = None, **config: Any) -> None:
+    """Change a saved network's header, tensors or JSON, and make the recorded hash match."""
+    file, about = folder / "model.safetensors", folder / "unet.json"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    if header is not None or data is not None:
+        text = content[8 : 8 + length] if header is None else json.dumps(header).encode()
+        content = len(text).to_bytes(8, "little") + text + (content[8 + length :] if data is None else data)
+        file.write_bytes(content)
+    stored = json.loads(about.read_text()) | {"sha256": hashlib.sha256(content).hexdigest()} | config
+    about.write_text(json.dumps(stored))
+
+
+def header_of(folder: Path) -> dict[str, Any]:
+    content = (folder / "model.safetensors").read_bytes()
+    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_save_and_load(tmp_path: Path, dtype: str) -> None:
+    net = small(image_size=(8, 4), dropout=0.3, head_dim=4).to(getattr(torch, dtype))
+    net.save(tmp_path / "a" / "net")
+    loaded = UNet.load(tmp_path / "a" / "net")
+    assert loaded.config == net.config
+    assert not loaded.training
+    assert all(p.requires_grad for p in loaded.parameters())
+    for (name, p), (other, q) in zip(net.named_parameters(), loaded.named_parameters(), strict=True):
+        assert name == other
+        assert p.dtype == q.dtype
+        assert torch.equal(p, q)
+
+
+def test_the_safetensors_library_reads_it(saved: Path) -> None:
+    library = pytest.importorskip("safetensors.torch")
+    tensors = library.load_file(saved / "model.safetensors")
+    for name, p in UNet.load(saved).named_parameters():
+        assert torch.equal(tensors[name], p)
+    library.save_file(tensors, saved / "model.safetensors")
+    rewrite(saved)
+    assert UNet.load(saved).label is not None
+
+
+def test_json_holds_the_arguments_and_the_hash(saved: Path) -> None:
+    import inspect
+
+    stored = json.loads((saved / "unet.json").read_text())
+    assert stored.pop("sha256") == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
+    assert set(stored) == set(inspect.signature(UNet).parameters)
+
+
+def test_saving_again_replaces_and_leaves_nothing_behind(saved: Path) -> None:
+    small(channels=12).save(saved)
+    assert UNet.load(saved).config["channels"] == 12
+    assert [p.name for p in saved.parent.iterdir()] == ["net"]
+    (saved / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"thesis\.txt"):
+        small().save(saved)
+    assert UNet.load(saved).config["channels"] == 12
+
+
+def test_a_failed_save_leaves_the_old_one(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        small(channels=12).save(saved)
+    assert UNet.load(saved).config["channels"] == 8
+    assert [p.name for p in saved.parent.iterdir()] == ["net"]
+
+
+def test_missing_files(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"unet\.json"):
+        UNet.load(tmp_path / "nowhere")
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        UNet.load(saved)
+
+
+def _json_or_none(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
+def test_any_flipped_bit_and_any_cut_is_noticed(place: float, bit: int, cut: bool, tmp_path_factory: Any) -> None:
+    folder = tmp_path_factory.mktemp("damage") / "net"
+    small().save(folder)
+    for name in ("model.safetensors", "unet.json"):
+        whole = (folder / name).read_bytes()
+        i = int(place * len(whole))
+        damaged = whole[:i] if cut else whole[:i] + bytes([whole[i] ^ 1 << bit]) + whole[i + 1 :]
+        (folder / name).write_bytes(damaged)
+        json_reads_the_same = name == "unet.json" and _json_or_none(damaged) == json.loads(whole)
+        if json_reads_the_same:  # white space between its tokens
+            assert UNet.load(folder).config == small().config
+        else:
+            with pytest.raises(ValueError, match=r"unet\.json|model\.safetensors"):
+                UNet.load(folder)
+        (folder / name).write_bytes(whole)
+
+
+def forged(key: str, value: Any) -> Any:
+    def change(header: dict[str, Any]) -> dict[str, Any]:
+        return header | {"conv_in.weight": header["conv_in.weight"] | {key: value}}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (forged("shape", [8, 1, 3, 4]), r"conv_in\.weight"),
+        (forged("shape", [2**40, 1, 3, 3]), r"conv_in\.weight"),
+        (forged("shape", None), r"conv_in\.weight"),
+        (forged("data_offsets", [0, 2**60]), "tensor"),
+        (forged("data_offsets", [-8, 280]), "tensor"),
+        (forged("data_offsets", "all"), r"conv_in\.weight"),
+        (forged("dtype", "I32"), r"conv_in\.weight"),
+        (forged("dtype", "F64"), "tensor"),
+        (forged("dtype", None), r"conv_in\.weight"),
+        (lambda h: {k: v for k, v in h.items() if k != "conv_in.weight"}, r"conv_in\.weight"),
+        (lambda h: h | {"extra": h["conv_in.weight"]}, "extra"),
+        (lambda h: h | {"conv_in.weight": 3}, r"conv_in\.weight"),
+        (lambda h: h | {"__metadata__": [1]}, "metadata"),
+        (lambda h: [h], "header"),
+    ],
+)
+def test_forged_headers_are_refused_by_tensor(saved: Path, change: Any, named: str) -> None:
+    rewrite(saved, header=change(header_of(saved)))
+    with pytest.raises(ValueError, match=rf"model\.safetensors.*{named}"):
+        UNet.load(saved)
+
+
+def test_nan_weights_are_refused(saved: Path) -> None:
+    size = sum(p.numel() for p in UNet.load(saved).parameters())
+    values = np.zeros(size, "<f4")
+    begin = header_of(saved)["norm_out.bias"]["data_offsets"][0] // 4
+    values[begin] = np.nan
+    rewrite(saved, data=values.tobytes())
+    with pytest.raises(ValueError, match=r"norm_out\.bias.*NaN"):
+        UNet.load(saved)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2**20, 2**40, 2**63, 2**64 - 1])
+def test_header_lengths_are_bounded(saved: Path, length: int) -> None:
+    content = (saved / "model.safetensors").read_bytes()
+    (saved / "model.safetensors").write_bytes(length.to_bytes(8, "little") + content[8:])
+    rewrite(saved)
+    with pytest.raises(ValueError, match=r"model\.safetensors.*header"):
+        UNet.load(saved)
+
+
+def test_a_huge_file_is_not_read(saved: Path) -> None:
+    os.truncate(saved / "model.safetensors", 2**40)  # sparse
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        UNet.load(saved)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"channels": 1, "channels": 2}', "[" * 100_000, "\xff"])
+def test_broken_json_is_refused(saved: Path, text: str) -> None:
+    (saved / "unet.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"unet\.json"):
+        UNet.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("channels", 10**9), ("channels", 12), ("channels", "8"), ("res_blocks", 10**6), ("mults", [1] * 40),
+     ("mults", 3), ("surprise", 1), ("image_size", 7), ("dropout", 0.5), ("dropout", None)],
+)  # fmt: skip
+def test_wrong_configs_are_refused(saved: Path, key: str, value: Any) -> None:
+    rewrite(saved, **{key: value})
+    with pytest.raises(ValueError, match=r"unet\.json|model\.safetensors") as caught:
+        UNet.load(saved)
+    assert key in str(caught.value) or "tensor" in str(caught.value) or "differs" in str(caught.value)
+
+
+def test_a_missing_key_is_named(saved: Path) -> None:
+    for key in ("channels", "sha256"):
+        stored = json.loads((saved / "unet.json").read_text())
+        del stored[key]
+        (saved / "unet.json").write_text(json.dumps(stored))
+        with pytest.raises(ValueError, match=key):
+            UNet.load(saved)
+
+
+@pytest.mark.parametrize("name", ["unet.json", "model.safetensors"])
+def test_links_pipes_and_folders_are_refused(saved: Path, tmp_path: Path, name: str) -> None:
+    file = saved / name
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"{name}.*link"):
+        UNet.load(saved)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ValueError, match=f"{name}.*regular"):
+        UNet.load(saved)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ValueError, match=name):
+        UNet.load(saved)
+
+
+def test_a_pickle_in_disguise_is_not_run(saved: Path, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "hacked"),)
+
+    (saved / "model.safetensors").write_bytes(pickle.dumps(Evil()))
+    rewrite(saved)
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        UNet.load(saved)
+    assert not (tmp_path / "hacked").exists()
+
+
+# ---- diffusers
+
+
+@pytest.mark.parametrize("case", ["published", "defaults"])
+def test_equals_diffusers(case: str) -> None:
+    """Outputs with copied weights: the published CIFAR-10 variant and diffusers' own defaults, small."""
+    theirs_type = pytest.importorskip("diffusers").UNet2DModel
+    common = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+    }
+    if case == "published":
+        attention = {
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        }
+        options = {"flip_sin_to_cos": False, "freq_shift": 1, "downsample_padding": 0, "norm_eps": 1e-6}
+        theirs = theirs_type(**common, **attention, **options, attention_head_dim=None)
+        ours = UNet(8, 1, channels=32, mults=(1, 2), res_blocks=1, attention=(4,), norm_groups=32)
+    else:
+        attention = {
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        }
+        theirs = theirs_type(**common, **attention)
+        ours = UNet(
+            8, 1, channels=32, mults=(1, 2), res_blocks=1, attention=(4,), head_dim=8, norm_groups=32, norm_eps=1e-5,
+            cos_first=True, freq_shift=0.0, downsample_padding=1,
+        )  # fmt: skip
+    weights = theirs.state_dict()
+    names = {"time.0": "time_embedding.linear_1", "time.2": "time_embedding.linear_2", "norm_out": "conv_norm_out",
+             "conv_in": "conv_in", "conv_out": "conv_out", "down.1.conv": "down_blocks.0.downsamplers.0.conv",
+             "up.2.conv": "up_blocks.0.upsamplers.0.conv"}  # fmt: skip
+    blocks = {"down.0": "down_blocks.0", "down.2": "down_blocks.1", "mid.0": "mid_block", "mid.1": "mid_block",
+              "up.0": "up_blocks.0", "up.1": "up_blocks.0", "up.3": "up_blocks.1", "up.4": "up_blocks.1"}  # fmt: skip
+    inner = {
+        "norm1": "norm1",
+        "conv1": "conv1",
+        "time": "time_emb_proj",
+        "norm2": "norm2",
+        "conv2": "conv2",
+        "skip": "conv_shortcut",
+    }
+    for mine, other in blocks.items():
+        i = {"mid.1": 1, "up.1": 1, "up.4": 1}.get(mine, 0)
+        names |= {f"{mine}.{a}": f"{other}.resnets.{i}.{b}" for a, b in inner.items()}
+        names |= {f"{mine}.attention.norm": f"{other}.attentions.{i}.group_norm",
+                  f"{mine}.attention.out": f"{other}.attentions.{i}.to_out.0"}  # fmt: skip
+        names[f"{mine}.attention.qkv"] = f"{other}.attentions.{i}.to_"
+    state = {}
+    for name, p in ours.state_dict().items():
+        layer, _, kind = name.rpartition(".")
+        source = names[layer]
+        parts = [f"{source}{q}.{kind}" for q in "qkv"] if source.endswith("to_") else [f"{source}.{kind}"]
+        state[name] = torch.cat([weights[part] for part in parts])
+        assert state[name].shape == p.shape
+    ours.load_state_dict(state)
+    ours, theirs = ours.double().eval(), theirs.double().eval()
+    x, t = torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.tensor([3, 977])
+    with torch.no_grad():
+        expected = theirs(x, t).sample
+        assert float((ours(x, t) - expected).abs().max() / expected.abs().max()) < 1e-12

@@ -1,0 +1,424 @@
+"""Sampling against closed-form truth, and the promises that plans, noise and the loop make."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import array_api_strict
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import batch, plans
+
+from tinyddpm import Denoiser, Diffusion, backends, noise, samplers, schedules
+from tinyddpm.analytic import GaussianData, MixtureData
+
+SAMPLERS = tuple(samplers.NAMES)
+MIXTURE = MixtureData([0.5, 0.3, 0.2], [[-0.6, 0.2], [0.5, 0.5], [0.1, -0.7]], [[0.02, 0.05], [0.04, 0.02], [0.03, 0.03]])
+
+
+def zero_net(x_t, t):
+    return x_t * 0
+
+
+def exact(d, data=MIXTURE, **options):
+    return Denoiser(data.net(d), clip_x0=False, **options)
+
+
+def gaussian_chain(d, data, plan, std):
+    """Mean and variance of the chain's x_0 per dimension: every move is x_s = w_x0 x0_hat(x_t) + w_xt x_t + std z."""
+    mean, var = np.zeros_like(data.mean), np.ones_like(data.mean)
+    for t, s in zip(plan, plan[1:], strict=False):
+        a, left = d.sqrt_alpha_bar[t], d.one_minus_alpha_bar[t]
+        gain = a * data.var / (a**2 * data.var + left)
+        w_x0, w_xt, _ = d.posterior_weights(t, s)
+        slope = w_x0 * gain + w_xt
+        mean = slope * mean + w_x0 * (1 - gain * a) * data.mean
+        var = slope**2 * var + (std(t, s) ** 2 if s else 0)
+    return mean, var
+
+
+@pytest.mark.parametrize("variance", ["beta", "beta_tilde", "table"])
+@pytest.mark.parametrize("steps", [None, 7])
+def test_ddpm_chain_on_gaussian_data_has_its_exact_law(variance, steps):
+    """Mean and covariance of 20 000 samples within 5 standard errors of the linear chain's."""
+    d = Diffusion(schedules.linear(60, 1e-3, 0.15))
+    data = GaussianData([0.3, -0.5], [0.04, 0.5])
+    table = np.append(np.nan, d.beta[1:] * 0.7)
+    if variance == "table" and steps:
+        pytest.skip("a table of variances holds for single steps only")
+    std = {
+        "beta": lambda t, s: math.sqrt(d.between_weights(t, s)[1]),
+        "beta_tilde": lambda t, s: math.sqrt(d.posterior_weights(t, s)[2]),
+        "table": lambda t, s: math.sqrt(table[t]),
+    }[variance]
+    denoiser = exact(d, data, variance=table if variance == "table" else variance)
+    n = 20_000
+    x = d.sample(denoiser, (n, 2), steps=steps, seed=5, dtype="float64")
+    mean, var = gaussian_chain(d, data, d.timesteps(steps or d.T), std)
+    assert np.all(np.abs(x.mean(0) - mean) < 5 * np.sqrt(var / n))
+    assert np.all(np.abs(x.var(0) - var) < 5 * var * math.sqrt(2 / n))
+    assert abs(np.corrcoef(x.T)[0, 1]) < 5 / math.sqrt(n)
+
+
+def test_ddim_at_eta_one_is_ddpm_with_the_posterior_variance():
+    d = Diffusion(schedules.cosine(50))
+    for steps in (50, 9):
+        ancestral = d.sample(exact(d, variance="beta_tilde"), (4, 2), steps=steps, dtype="float64")
+        implicit = d.sample(exact(d), (4, 2), steps=steps, sampler="ddim", eta=1.0, dtype="float64")
+        np.testing.assert_allclose(implicit, ancestral, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_ddim_is_the_published_update(eta):
+    """[DDIM eq. 12] in float64, with x0 clipped and eps derived from the clipped x0; peers derive it from the raw output."""
+    d = Diffusion(schedules.linear(30, 1e-3, 0.2))
+    plan = (30, 17, 16, 4, 0)
+    z = {t: batch(3, 2, seed=t) for t in plan}
+    raw = exact(d)
+    x_T = 3 * batch(3, 2)
+    x = x_T
+    for t, s in zip(plan, plan[1:], strict=False):
+        a_t, a_s = d.alpha_bar[t], d.alpha_bar[s]
+        x0 = np.clip(raw.x0(d, x, t), -1, 1)
+        eps = (x - np.sqrt(a_t) * x0) / np.sqrt(1 - a_t)
+        sigma = eta * np.sqrt((1 - a_s) / (1 - a_t)) * np.sqrt(1 - a_t / a_s)
+        x = np.sqrt(a_s) * x0 + np.sqrt(1 - a_s - sigma**2) * eps + sigma * z[t]
+    drawn = []
+
+    def source(t, index, shape):
+        drawn.append(t)
+        return z[t]
+
+    ours = d.sample(replace(raw, clip_x0=True), (3, 2), sampler="ddim", eta=eta, timesteps=plan, x_T=x_T, noise=source)
+    np.testing.assert_allclose(ours, x, rtol=1e-10, atol=1e-12)
+    assert drawn == ([30, 17, 16] if eta else [])  # never into s = 0, never at eta = 0
+
+
+def test_eta_is_the_papers():
+    """Three things are called eta; the paper's gives a variance of eta^2 beta_tilde: a quarter at 0.5."""
+    d = Diffusion(schedules.linear(30))
+    states = {}
+    for eta in (1.0, 0.5):
+        steps = d.trajectory(Denoiser(zero_net), (1, 1), sampler="ddim", eta=eta, timesteps=(30, 10, 0), x_T=np.zeros((1, 1)),
+                             noise=lambda t, i, s: np.ones((1, 1)))  # fmt: skip
+        states[eta] = [float(step.x[0, 0]) for step in steps][1]
+    assert states[1.0] ** 2 == pytest.approx(d.posterior_weights(30, 10)[2], rel=1e-12)
+    assert (states[0.5] / states[1.0]) ** 2 == pytest.approx(0.25, rel=1e-12)
+
+
+def errors(sampler, calls, d, x_T, truth):
+    per_move = 2 if sampler == "heun" else 1
+    result = []
+    for n in calls:
+        moves = (n + 1) // per_move
+        x = d.sample(exact(d), x_T.shape, sampler=sampler, timesteps=d.timesteps(moves, "log_snr"), x_T=x_T)
+        result.append(float(np.sqrt(np.mean((x - truth) ** 2))))
+    return result
+
+
+@pytest.fixture(scope="module")
+def ode():
+    """A fine chain, starts, and their tight solution: Heun's method with many more steps."""
+    d = Diffusion(schedules.linear(20_000, 5e-6, 1e-3))
+    x_T = batch(64, 2)
+    truth = d.sample(exact(d), x_T.shape, sampler="heun", timesteps=d.timesteps(4_000, "log_snr"), x_T=x_T)
+    return d, x_T, truth
+
+
+@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpm++2m", 2), ("heun", 2), ("unipc", 2)])
+def test_error_falls_with_the_methods_order(ode, sampler, order):
+    """Doubling the steps divides the error by 2^order: the slope over three doublings is at least order - 0.3."""
+    error = errors(sampler, [40, 80, 160, 320], *ode)
+    slope = np.polyfit(np.log2([40, 80, 160, 320]), np.log2(error), 1)[0]
+    assert -slope > order - 0.3, error
+    assert error[-1] < (0.05 if order == 1 else 0.003)
+
+
+def test_second_order_beats_first_at_equal_calls(ode):
+    for calls in (40, 80, 160):
+        first = errors("ddim", [calls], *ode)[0]
+        for sampler in ("dpm++2m", "unipc", "heun"):
+            assert errors(sampler, [calls], *ode)[0] < first
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("predicts", ["eps", "x0", "mu", "v", "score"])
+def test_every_prediction_gives_the_same_samples(sampler, predicts):
+    d = Diffusion(schedules.cosine(20, max_beta=0.9))
+    eps_net = MIXTURE.net(d)
+
+    def net(x_t, t):
+        return d.convert(eps_net(x_t, t), x_t, t, "eps", predicts)
+
+    one = d.sample(exact(d), (3, 2), sampler=sampler, dtype="float64")
+    other = d.sample(Denoiser(net, predicts, clip_x0=False), (3, 2), sampler=sampler, dtype="float64")
+    np.testing.assert_allclose(other, one, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_zero_terminal_snr_with_v(sampler):
+    """Where alpha_bar_T = 0 every sampler works with v, stays finite, and lands on the data's moments."""
+    d = Diffusion(schedules.zero_terminal_snr(schedules.linear(1000)))
+    data = GaussianData([0.3, -0.4], [0.05, 0.02])
+
+    def net(x_t, t):
+        # E[x0 | x_t] in closed form: defined at alpha_bar = 0 too, where eps says nothing of x0
+        a, left = (c[t][:, None] for c in (d.sqrt_alpha_bar, d.one_minus_alpha_bar))
+        x0 = data.mean + a * data.var / (a**2 * data.var + left) * (x_t - a * data.mean)
+        return d.convert(x0, x_t, t, "x0", "v")
+
+    x = d.sample(Denoiser(net, "v", variance="beta_tilde", clip_x0=False), (4000, 2), sampler=sampler, seed=2, dtype="float64")
+    np.testing.assert_allclose(x.mean(0), data.mean, atol=5 * 0.224 / 4000**0.5)
+    np.testing.assert_allclose(x.std(0), np.sqrt(data.var), rtol=0.08)  # 5 standard errors and DDIM's first-order error
+    with pytest.raises(ValueError, match="predicts: x_0 does not follow from 'eps' at t = 1000"):
+        d.sample(Denoiser(zero_net), (1, 2), sampler=sampler)
+
+
+def test_one_jump_returns_the_prediction():
+    d = Diffusion(schedules.linear(40))
+    x_T = batch(3, 2)
+    for sampler in SAMPLERS:
+        x = d.sample(exact(d), (3, 2), sampler=sampler, steps=1, x_T=x_T)
+        np.testing.assert_allclose(x, exact(d).x0(d, x_T, 40), rtol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_network_calls(sampler):
+    d = Diffusion(schedules.linear(40))
+    calls = []
+
+    def net(x_t, t):
+        calls.append(int(t[0]))
+        return x_t * 0
+
+    plan = (40, 22, 9, 1, 0)
+    d.sample(Denoiser(net), (2, 3), sampler=sampler, timesteps=plan)
+    assert calls == ([40, 22, 22, 9, 9, 1, 1] if sampler == "heun" else [40, 22, 9, 1])
+    calls.clear()
+    d.sample(Denoiser(net, first_t=0), (2, 3), sampler="ddim", timesteps=plan)
+    assert calls == [39, 21, 8, 0]
+
+
+@settings(max_examples=30)
+@given(st.data(), st.sampled_from(SAMPLERS))
+def test_a_sample_does_not_depend_on_its_batch(data, sampler):
+    """Noise by layout makes peers' images depend on how the batch was cut; ours are rows of one whole, bit for bit."""
+    d = Diffusion(schedules.linear(12, 1e-3, 0.3))
+    rows = data.draw(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5))
+    options = {"sampler": sampler, "seed": 9, "timesteps": data.draw(plans(12))}
+    whole = d.sample(Denoiser(zero_net), (len(rows), 3, 5), index=rows, **options)
+    for k, row in enumerate(rows):
+        np.testing.assert_array_equal(d.sample(Denoiser(zero_net), (1, 3, 5), index=[row], **options)[0], whole[k])
+
+
+def test_a_range_of_samples_is_rows_of_the_whole():
+    d = Diffusion(schedules.linear(25))
+    whole = d.sample(exact(d), (128, 2), seed=3, dtype="float64")
+    part = d.sample(exact(d), (64, 2), seed=3, index=range(64, 128), dtype="float64")
+    np.testing.assert_allclose(part, whole[64:], rtol=0, atol=1e-12)
+
+
+def test_an_image_does_not_depend_on_its_neighbours():
+    """Some peers average over the batch inside a step."""
+    d = Diffusion(schedules.linear(10))
+    x_T = batch(4, 2)
+    for sampler in SAMPLERS:
+        one = d.sample(exact(d), (1, 2), sampler=sampler, x_T=x_T[:1], noise=lambda t, i, s: np.ones((1, 2)))
+        far = np.concatenate([x_T[:1], 1e3 * x_T[1:]])
+        many = d.sample(exact(d), (4, 2), sampler=sampler, x_T=far, noise=lambda t, i, s: np.ones((4, 2)))
+        np.testing.assert_allclose(many[:1], one, rtol=1e-12)
+
+
+def test_noise_is_drawn_where_the_contract_says():
+    """x_T is step 0, the move from t is step t, and the last move is noise-free whatever the plan's last t."""
+    d = Diffusion(schedules.linear(30))
+    plan = (30, 12, 7, 0)
+    seen = []
+
+    def source(t, index, shape):
+        seen.append((t, tuple(index), shape))
+        return noise.normal(11, index, t, shape)
+
+    index = [5, 900]
+    injected = d.sample(Denoiser(zero_net), (2, 3, 4), timesteps=plan, seed=11, index=index, noise=source)
+    assert seen == [(30, (5, 900), (3, 4)), (12, (5, 900), (3, 4))]
+    np.testing.assert_array_equal(injected, d.sample(Denoiser(zero_net), (2, 3, 4), timesteps=plan, seed=11, index=index))
+    x_T = noise.normal(11, index, 0, (3, 4))
+    np.testing.assert_array_equal(injected, d.sample(Denoiser(zero_net), (2, 3, 4), timesteps=plan, seed=11, index=index, x_T=x_T))
+
+
+def test_strided_moves_follow_the_plan_given():
+    """Peers take s = t - T // n whatever the plan says; ours uses the plan's own pairs."""
+    d = Diffusion(schedules.linear(100))
+    x_T, plan = batch(2, 2), (100, 61, 60, 2, 0)
+    x = x_T
+    for t, s in zip(plan, plan[1:], strict=False):
+        p = exact(d).p(d, x, t, s)
+        x = p.mean + (p.std * np.ones((2, 2)) if s else 0)
+    ours = d.sample(exact(d), (2, 2), timesteps=plan, x_T=x_T, noise=lambda t, i, s: np.ones((2, 2)))
+    np.testing.assert_allclose(ours, x, rtol=1e-12)
+
+
+def test_trajectory_is_what_sample_passes_through():
+    d = Diffusion(schedules.linear(20))
+    told = []
+    x = d.sample(exact(d), (3, 2), steps=6, seed=1, callback=told.append)
+    steps = list(d.trajectory(exact(d), (3, 2), steps=6, seed=1))
+    assert [s.t for s in steps] == list(d.timesteps(6))
+    assert steps[0].x0 is None
+    np.testing.assert_array_equal(steps[-1].x, x)
+    np.testing.assert_array_equal(steps[-1].x, steps[-1].x0)  # the last move is noise-free and lands on the prediction
+    assert [s.t for s in told] == list(d.timesteps(6))[1:]
+    for a, b in zip(told, steps[1:], strict=True):
+        np.testing.assert_array_equal(a.x, b.x)
+    thin = list(d.trajectory(exact(d), (3, 2), steps=6, seed=1, every=4))
+    assert [s.t for s in thin] == [d.timesteps(6)[k] for k in (0, 4, 6)]
+
+
+def test_no_state_is_left_between_runs():
+    """Peers' scheduler objects leak history from one run into the next; two interleaved runs here are two runs."""
+    d = Diffusion(schedules.linear(15))
+    options = {"sampler": "unipc", "steps": 6}
+    alone = d.sample(exact(d), (2, 2), seed=1, **options)
+    first, second = (d.trajectory(exact(d), (2, 2), seed=s, **options) for s in (1, 2))
+    pairs = list(zip(first, second, strict=True))
+    np.testing.assert_array_equal(pairs[-1][0].x, alone)
+
+
+def test_start_below_T():
+    d = Diffusion(schedules.linear(20))
+    x = batch(2, 3)
+    steps = list(d.trajectory(Denoiser(zero_net), (2, 3), timesteps=(7, 3, 0), x_T=x, sampler="ddim"))
+    assert [s.t for s in steps] == [7, 3, 0]
+    np.testing.assert_array_equal(steps[0].x, x)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_library_agrees(library, sampler):
+    """The same states on every array library, one of which knows nothing but the standard."""
+    d = Diffusion(schedules.cosine(10))
+    x_T = library.array(batch(3, 2))
+    x = d.sample(exact(d), (3, 2), sampler=sampler, x_T=x_T, seed=4)
+    assert type(x) is type(x_T)
+    assert x.dtype == x_T.dtype
+    truth = d.sample(exact(d), (3, 2), sampler=sampler, x_T=batch(3, 2), seed=4)
+    np.testing.assert_allclose(library.host(x), truth, rtol=1e-9, atol=1e-9)
+
+
+def test_backend_device_and_dtype(native):
+    d = Diffusion(schedules.linear(8))
+    x = d.sample(Denoiser(zero_net), (2, 3), backend=native.name, dtype="float32")
+    assert backends.of(x).name == native.name
+    assert str(x.dtype).endswith("float32")
+    np.testing.assert_allclose(native.host(x), d.sample(Denoiser(zero_net), (2, 3)), rtol=1e-5, atol=2e-5)
+    moved = d.sample(Denoiser(zero_net), (2, 3), backend=native.name, x_T=batch(2, 3))
+    assert backends.of(moved).name == native.name
+
+
+def test_an_unregistered_library_samples_where_no_noise_is_needed(monkeypatch):
+    monkeypatch.setattr(backends, "_registered", {})
+    x_T = array_api_strict.asarray(batch(2, 2))
+    d = Diffusion(schedules.linear(10))
+    x = d.sample(exact(d), (2, 2), sampler="dpm++2m", x_T=x_T)
+    assert type(x) is type(x_T)
+    with pytest.raises(LookupError, match="no backend for array_api_strict"):
+        d.sample(exact(d), (2, 2), x_T=x_T)
+
+
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
+def test_learned_variances_are_used(variance):
+    """A network that emits the fixed log-variance, in either form, samples like the fixed one."""
+    d = Diffusion(schedules.linear(10, 1e-3, 0.2))
+    raw = 1.0 if variance == "learned_range" else None
+
+    def net(x_t, t):
+        v = np.full_like(x_t, raw) if raw is not None else np.log(d.beta[t])[:, None] + np.zeros_like(x_t)
+        return np.concatenate([MIXTURE.net(d)(x_t, t), v], axis=1)
+
+    learned = d.sample(Denoiser(net, variance=variance, clip_x0=False), (5, 2), seed=8, dtype="float64")
+    np.testing.assert_allclose(learned, d.sample(exact(d), (5, 2), seed=8, dtype="float64"), rtol=1e-10, atol=1e-12)
+
+
+def test_no_gradients_are_recorded():
+    torch = pytest.importorskip("torch")
+    weight = torch.ones((), requires_grad=True)
+    x = Diffusion(schedules.linear(4)).sample(Denoiser(lambda x_t, t: weight * x_t), (2, 3), backend="torch")
+    assert not x.requires_grad
+    assert torch.is_grad_enabled()
+
+
+def test_no_samples_are_an_empty_array():
+    assert Diffusion(schedules.linear(4)).sample(Denoiser(zero_net), (0, 3, 8, 8)).shape == (0, 3, 8, 8)
+
+
+def test_progress_is_shown_on_standard_error(capsys):
+    Diffusion(schedules.linear(4)).sample(Denoiser(zero_net), (1, 3), progress=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "4/4" in captured.err
+
+
+def wrong_shape(x_t, t):
+    return x_t[:, :1]
+
+
+def wrong_dtype(x_t, t):
+    return x_t.astype(np.float16)
+
+
+def nan_at_five(x_t, t):
+    return np.where(t[:, None] == 5, np.nan, 0 * x_t)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"sampler": "euler"}, LookupError, "sampler: 'euler' is unknown; known are ddpm, ddim"),
+        ({"eta": 0.5}, ValueError, "eta: 0.5 belongs to the sampler 'ddim'"),
+        ({"sampler": "ddim", "eta": 1.5}, ValueError, "eta: 1.5 is outside"),
+        ({"sampler": "ddim", "eta": math.nan}, ValueError, "eta"),
+        ({"sampler": "ddim", "eta": "1"}, TypeError, "eta: a number"),
+        ({"steps": 0}, ValueError, r"steps: 0 is outside 1\.\.10"),
+        ({"steps": 11}, ValueError, "steps: 11 is outside"),
+        ({"steps": 5, "timesteps": (10, 0)}, ValueError, "steps: give either"),
+        ({"timesteps": (7, 0)}, ValueError, "timesteps: a plan from 7, below T = 10, needs x_T"),
+        ({"timesteps": (10, 3)}, ValueError, "timesteps: .* ends at 0"),
+        ({"timesteps": (10, 3, 3, 0)}, ValueError, "timesteps: must be strictly decreasing"),
+        ({"seed": -1}, ValueError, "seed"),
+        ({"seed": 1.0}, TypeError, "seed"),
+        ({"index": [1]}, ValueError, "index: 2 sample numbers are needed, not 1"),
+        ({"x_T": batch(3, 3)}, ValueError, r"x_T: shape \(2, 3\) is needed"),
+        ({"x_T": np.full((2, 3), np.nan)}, ValueError, "x_T: holds NaN"),
+        ({"x_T": np.zeros((2, 3), int)}, TypeError, "x_T: a floating-point array"),
+        ({"noise": lambda t, i, s: np.zeros((1, 3))}, ValueError, "noise: shape"),
+        ({"noise": lambda t, i, s: 0.0}, TypeError, "noise: an array"),
+        ({"backend": "numpie"}, LookupError, "backend: 'numpie' is unknown"),
+        ({"dtype": "int32"}, (LookupError, ValueError, TypeError), "dtype"),
+        ({"stepz": 3}, TypeError, "stepz"),
+        ({"net": wrong_shape}, ValueError, r"net: returned shape \(2, 1\) at t = 10"),
+        ({"net": wrong_dtype}, ValueError, "net: returned float16 at t = 10"),
+        ({"net": lambda x_t, t: x_t.tolist()}, ValueError, "net: returned list at t = 10"),
+        ({"net": nan_at_five}, ValueError, "net: NaN or infinity at t = 5"),
+        ({"net": lambda x_t, t: x_t / 0 * 0 if t[0] < 0 else x_t + np.inf}, ValueError, "net: NaN or infinity at t = 10"),
+        ({"shape": (-1, 3)}, ValueError, "shape: -1"),
+        ({"shape": 3}, TypeError, "shape"),
+        ({"shape": (2**40, 2**20)}, ValueError, "shape|index"),
+    ],
+)
+def test_bad_arguments_are_named(options, error, message):
+    d = Diffusion(schedules.linear(10))
+    net, shape = options.pop("net", zero_net), options.pop("shape", (2, 3))
+    dtype = {"dtype": "float64"} if net in (nan_at_five,) else {}
+    with pytest.raises(error, match=message):
+        d.sample(Denoiser(net), shape, **dtype, **options)
+
+
+def test_bad_arguments_are_refused_before_the_first_step():
+    """A trajectory is a generator, yet its arguments are checked when it is made."""
+    with pytest.raises(LookupError):
+        Diffusion(schedules.linear(4)).trajectory(Denoiser(zero_net), (1, 2), sampler="euler")
+    with pytest.raises(ValueError, match="every: 0"):
+        Diffusion(schedules.linear(4)).trajectory(Denoiser(zero_net), (1, 2), every=0)

@@ -1,0 +1,7 @@
+"""``python -m tinyddpm`` is the command ``tinyddpm``."""
+
+import sys
+
+from tinyddpm.cli import main
+
+sys.exit(main())

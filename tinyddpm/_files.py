@@ -1,0 +1,26 @@
+"""Writing files so that each is there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["replacing"]
+
+
+@contextmanager
+def replacing(file: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A stream whose content becomes `file` in one step when the block ends, and vanishes when it fails."""
+    file = Path(file)
+    fresh = file.with_name(f".{file.name}.{os.getpid()}.new")
+    try:
+        with open(fresh, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(fresh, file)
+    finally:
+        fresh.unlink(missing_ok=True)

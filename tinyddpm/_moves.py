@@ -1,0 +1,103 @@
+"""The coefficients of a pair of steps (t, s), t > s, from log alpha_bar.
+
+Every one is a function of three logarithms, L_t, L_s and L_t - L_s, through exp and expm1: no quotient or difference of
+alpha_bar, which would lose every digit where alpha_bar is tiny.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyddpm import _array, _double
+from tinyddpm._array import Array, Steps
+from tinyddpm._double import Double
+
+__all__ = ["Move", "Weights", "half", "minus", "on_device", "one_minus_exp", "weights"]
+
+
+class Weights(NamedTuple):
+    """q(x_s | x_t, x_0) = N(w_x0 x_0 + w_xt x_t, beta_tilde I) and q(x_t | x_s) = N(w_xs x_s, beta I)."""
+
+    w_x0: Any
+    w_xt: Any
+    beta_tilde: Any
+    w_xs: Any
+    beta: Any
+
+
+class Move(NamedTuple):
+    """The same with the logarithms of the variances, as `Gaussian` takes them."""
+
+    w_x0: Any
+    w_xt: Any
+    log_beta_tilde: Any
+    w_xs: Any
+    log_beta: Any
+
+    @classmethod
+    def of(cls, w: Weights) -> Move:
+        """From weights on the host; the logarithm of 0 is -inf."""
+        with np.errstate(divide="ignore"):
+            return cls(w.w_x0, w.w_xt, np.log(w.beta_tilde), w.w_xs, np.log(w.beta))
+
+
+def half(a: Double) -> Double:
+    """a / 2."""
+    return Double(a.hi / 2, a.lo / 2)
+
+
+def minus(a: Double, b: Double) -> Double:
+    """a - b for a finite b and an a that may be -inf."""
+    with np.errstate(invalid="ignore"):
+        difference = _double.sub(a, b)
+    return _double.where(np.isneginf(a.hi), Double(-np.inf, 0.0), difference)
+
+
+def one_minus_exp(a: Double) -> Double:
+    """1 - exp(a)."""
+    return _double.neg(_double.expm1(a))
+
+
+def weights(log_t: Double, log_s: Double) -> Weights:
+    """The weights in float64 from log alpha_bar at t and at s, arrays of one shape."""
+    log_ts = minus(log_t, log_s)
+    left_t, left_s, beta = one_minus_exp(log_t), one_minus_exp(log_s), one_minus_exp(log_ts)
+    w_xs = _double.exp(half(log_ts))
+    kept = _double.div(left_s, left_t)
+    w_x0 = _double.div(_double.mul(_double.exp(half(log_s)), beta), left_t)
+    return Weights(w_x0.hi, _double.mul(w_xs, kept).hi, _double.mul(beta, kept).hi, w_xs.hi, beta.hi)
+
+
+def on_device(log: Double, t: Steps, s: Steps, x: Array, xp: Any) -> Move:
+    """The move where t or s is on a device: gathered there in x's precision, NaN unless 0 <= s < t <= T."""
+    t_pieces, s_pieces = ([_array.gather(p, u, x, xp) for p in _pieces(log, x, xp)] for u in (t, s))
+    log_t, log_s = sum(t_pieces), sum(s_pieces)
+    log_ts = sum(a - b for a, b in zip(t_pieces, s_pieces, strict=True))  # each difference is exact to its own size
+    steps = np.arange(len(log.hi), dtype=np.float64)
+    valid = _array.gather(steps, t, x, xp) > _array.gather(steps, s, x, xp)
+    log_t, log_s, log_ts = (xp.where(valid, a, xp.full_like(a, math.nan)) for a in xp.broadcast_arrays(
+        *(a if hasattr(a, "shape") else _array.like(a, x, xp) for a in (log_t, log_s, log_ts))))  # fmt: skip
+    left_t, left_s, beta = -xp.expm1(log_t), -xp.expm1(log_s), -xp.expm1(log_ts)
+    w_xs, kept = xp.exp(log_ts / 2), left_s / left_t
+
+    def log_of(var: Array) -> Array:
+        positive = var > 0
+        return xp.where(positive, xp.log(xp.where(positive, var, xp.ones_like(var))), xp.where(var == 0, -math.inf, var))
+
+    return Move(xp.exp(log_s / 2) * beta / left_t, w_xs * kept, log_of(beta * kept), w_xs, log_of(beta))
+
+
+def _pieces(log: Double, x: Array, xp: Any) -> list[NDArray[np.float64]]:
+    """Three tables that sum to `log`, each exact in x's precision."""
+    bits = 1 - round(math.log2(xp.finfo(x.dtype).eps))
+    pieces, rest = [], log
+    for _ in range(3):
+        mantissa, exponent = np.frexp(np.where(np.isfinite(rest.hi), rest.hi, 0.0))
+        head = np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
+        pieces.append(np.where(np.isfinite(rest.hi), head, rest.hi))
+        rest = _double.where(np.isfinite(rest.hi), _double.sub(rest, _double.double(head)), _double.double(0.0))
+    return pieces

@@ -1,0 +1,34 @@
+"""Progress on standard error: tqdm's bar where it is installed, else a plain line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+__all__ = ["progress"]
+
+Item = TypeVar("Item")
+
+
+def progress(items: Iterable[Item], total: int, *, enabled: bool, label: str) -> Iterator[Item]:
+    """`items`, counted on standard error as they are taken."""
+    if not enabled:
+        yield from items
+        return
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield from _lines(items, total, label)
+    else:
+        yield from tqdm(items, total=total, desc=label, file=sys.stderr)
+
+
+def _lines(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+    shown = time.monotonic()
+    for count, item in enumerate(items, 1):
+        yield item
+        if count == total or time.monotonic() - shown > 5:
+            shown = time.monotonic()
+            sys.stderr.write(f"{label}: {count}/{total}\n")

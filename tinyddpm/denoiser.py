@@ -1,0 +1,241 @@
+"""A network and how to read it: x_0, eps and p(x_s | x_t) from whatever it predicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyddpm import _array, conversions, plans
+from tinyddpm._array import Array, Steps
+from tinyddpm.gaussian import Gaussian
+
+if TYPE_CHECKING:
+    from tinyddpm._moves import Move
+    from tinyddpm.diffusion import Diffusion
+
+__all__ = ["Denoiser", "Net"]
+
+Net = Callable[[Array, Array], Array]
+
+_FIXED = ("beta", "beta_tilde")
+_LEARNED = ("learned", "learned_range")
+
+
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """The learned reverse process p(x_s | x_t), as a network gives it.
+
+    Parameters
+    ----------
+    net : callable
+        ``net(x_t, t)`` with x_t of shape (B, ...) and an integer array t of shape (B,); it gets ``t - 1 + first_t``.
+    predicts : str
+        What it returns: "eps", "x0", "mu", "v" or "score" (see `conversions`).
+    variance : str or float64 array (T + 1,)
+        Of p(x_s | x_t): "beta" (beta_{t|s}) or "beta_tilde" (the posterior's), both with beta_tilde_2 in place of their entry
+        at t = 1 as [Ho] do (beta_1 when T = 1); "learned", where the network emits 2C channels on axis 1, the second half
+        log-variance; "learned_range", where that half v in [-1, 1] interpolates between the two, log var =
+        (1 + v)/2 log beta + (1 - v)/2 log beta_tilde [iDDPM eq. 15]; or a table indexed by t for moves s = t - 1.
+        A longer move into s = 0 has beta_{t|0}, or the point x_0 for "beta_tilde"; `respaced` gives the shorter chain's own.
+    clip_x0 : bool
+        Clip x_0 to [-1, 1]; everything else is derived from the clipped x_0.
+    first_t : int
+        The number by which the network knows the paper's t = 1.
+    """
+
+    net: Net
+    predicts: str = "eps"
+    variance: Any = "beta"
+    clip_x0: bool = True
+    first_t: int = 1
+
+    def __post_init__(self) -> None:
+        if not callable(self.net):
+            raise TypeError(f"net: a callable net(x_t, t) is needed, not {type(self.net).__name__}")
+        _array.one_of("predicts", self.predicts, conversions.KINDS)
+        if isinstance(self.variance, str):
+            _array.one_of("variance", self.variance, _FIXED + _LEARNED)
+        else:
+            object.__setattr__(self, "variance", _checked_table(self.variance))
+        if not isinstance(self.clip_x0, bool):
+            raise TypeError(f"clip_x0: a bool is needed, not {type(self.clip_x0).__name__}")
+        _array.as_int("first_t", self.first_t, -(2**31), 2**31)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the network emits its variance."""
+        return isinstance(self.variance, str) and self.variance in _LEARNED
+
+    def x0(self, d: Diffusion, x_t: Array, t: Steps) -> Array:
+        """The prediction of x_0, clipped where `clip_x0` says so; `x_t` (B, ...), `t` in 1..T."""
+        return self.read_x0(d, self.call(d, x_t, t)[0], x_t, t)
+
+    def eps(self, d: Diffusion, x_t: Array, t: Steps) -> Array:
+        """The prediction of eps, consistent with the clipped x_0."""
+        value, _ = self.call(d, x_t, t)
+        if not self.clip_x0:
+            return d.convert(value, x_t, t, self.predicts, "eps")
+        return d.convert(self.read_x0(d, value, x_t, t), x_t, t, "x0", "eps")
+
+    def p(self, d: Diffusion, x_t: Array, t: Steps, s: Steps | None = None) -> Gaussian:
+        """p(x_s | x_t) for 0 <= s < t, by default s = t - 1."""
+        value, raw = self.call(d, x_t, t)
+        return self.read_p(d, value, raw, x_t, t, s)
+
+    def respaced(self, timesteps: Iterable[int]) -> Denoiser:
+        """The denoiser of the chain ``d.respaced(timesteps)``: its network is told the steps of d that it was trained on."""
+        if not isinstance(self.variance, str):
+            raise ValueError("variance: a table belongs to single steps; it can't be respaced")
+        return replace(self, net=_Respaced(self.net, tuple(timesteps), self.first_t))
+
+    # The three stages of the above, for losses, bounds and samplers.
+
+    def call(self, d: Diffusion, x_t: Array, t: Steps) -> tuple[Array, Array | None]:
+        """What the network returns: the prediction, and its raw variance output where `learned`. Refuses a wrong output."""
+        xp = _array.data(x_t=x_t)
+        t = _array.steps("t", t, x_t, xp, 1, d.T)
+        net_t = _array.integers(t, self.first_t - 1, x_t, xp)
+        guided = getattr(self.net, "guided", None)  # a classifier shifts the score, so it needs to know the chain
+        out = self.net(x_t, net_t) if guided is None else guided(x_t, net_t, d, t, self.predicts)
+        self._check_output(out, x_t, t, xp)
+        if not self.learned:
+            return out, None
+        channels = x_t.shape[1]
+        return out[:, :channels, ...], out[:, channels:, ...]
+
+    def read_x0(self, d: Diffusion, value: Array, x_t: Array, t: Steps) -> Array:
+        """x_0 from a prediction."""
+        x0 = d.convert(value, x_t, t, self.predicts, "x0")
+        return _array.data(x0=x0).clip(x0, -1.0, 1.0) if self.clip_x0 else x0
+
+    def read_p(self, d: Diffusion, value: Array, raw: Array | None, x_t: Array, t: Steps, s: Steps | None = None) -> Gaussian:
+        """p(x_s | x_t) from a prediction and the raw variance output."""
+        xp = _array.data(x_t=x_t, value=value)
+        move = d.move(t, s, x_t, xp)
+        mean = move.w_x0 * self.read_x0(d, value, x_t, t) + move.w_xt * x_t
+        return Gaussian(mean, self._log_var(d, move, raw, _array.steps("t", t, x_t, xp, 1, d.T), s, x_t, xp))
+
+    def read_log_var(self, d: Diffusion, raw: Array | None, x_t: Array, t: Steps, s: Steps | None = None) -> Any:
+        """log of p's variance: a float where t and s are ints and it is fixed, else an array that broadcasts to x_t."""
+        xp = _array.data(x_t=x_t)
+        return self._log_var(d, d.move(t, s, x_t, xp), raw, _array.steps("t", t, x_t, xp, 1, d.T), s, x_t, xp)
+
+    def _log_var(self, d: Diffusion, move: Move, raw: Array | None, t: Steps, s: Steps | None, x: Array, xp: Any) -> Any:
+        if not isinstance(self.variance, str):
+            return self._given_log_var(d, t, s, x, xp)
+        if self.variance == "learned":
+            return raw
+        first = math.log(d.weights.beta_tilde[2] if d.T > 1 else d.beta[1])
+        if self.variance == "beta":
+            return _at_first_step(t, first, move.log_beta, x, xp)
+        low = _at_first_step(t, first, move.log_beta_tilde, x, xp)
+        if self.variance == "beta_tilde":
+            return low
+        # A longer move into s = 0 has no lower end to interpolate from: there both are beta.
+        if isinstance(low, float):
+            low = move.log_beta if low == -math.inf else low
+        else:
+            low = xp.where(low == -math.inf, move.log_beta, low)
+        return low + (1 + raw) / 2 * (move.log_beta - low)
+
+    def _given_log_var(self, d: Diffusion, t: Steps, s: Steps | None, x: Array, xp: Any) -> Any:
+        if len(self.variance) != d.T + 1:
+            raise ValueError(f"variance: a table of length T + 1 = {d.T + 1} is needed, not {len(self.variance)}")
+        with np.errstate(divide="ignore"):
+            log_var = _array.gather(np.log(self.variance), t, x, xp)
+        if s is None:
+            return log_var
+        single = s == t - 1
+        if isinstance(s, int | np.ndarray) and isinstance(t, int | np.ndarray):
+            if not np.all(single):
+                raise ValueError("variance: a table holds for single steps s = t - 1 only; respace the chain for longer moves")
+            return log_var
+        return xp.where(xp.reshape(single, (-1,) + (1,) * (x.ndim - 1)), log_var, _array.like(math.nan, x, xp))
+
+    def _check_output(self, out: Any, x_t: Array, t: Steps, xp: Any) -> None:
+        shape = list(x_t.shape)
+        if self.learned:
+            if len(shape) < 2:
+                raise ValueError("x_t: a learned variance needs channels on axis 1")
+            shape[1] *= 2
+        if type(out) is not type(x_t):
+            from array_api_compat import array_namespace, is_array_api_obj
+
+            if not is_array_api_obj(out) or array_namespace(out) is not xp:
+                raise ValueError(f"net: returned {type(out).__name__} at {_where(t)}, {type(x_t).__name__} is needed")
+        if tuple(out.shape) != tuple(shape):
+            raise ValueError(f"net: returned shape {tuple(out.shape)} at {_where(t)}, {tuple(shape)} is needed")
+        if out.dtype != x_t.dtype:
+            raise ValueError(f"net: returned {out.dtype} at {_where(t)}, {x_t.dtype} is needed")
+
+    # A value: equal and hashable by content.
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Denoiser):
+            return NotImplemented
+        return self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+    @property
+    def _content(self) -> tuple[Any, ...]:
+        variance = self.variance if isinstance(self.variance, str) else self.variance.tobytes()
+        return self.net, self.predicts, variance, self.clip_x0, self.first_t
+
+
+@dataclass(frozen=True)
+class _Respaced:
+    """A network that is told the steps of the long chain."""
+
+    net: Net
+    timesteps: tuple[int, ...]
+    first_t: int
+
+    def __post_init__(self) -> None:
+        plans.checked(self.timesteps, 2**62)
+
+    def __call__(self, x_t: Array, t: Array) -> Array:
+        return self.net(x_t, self._told(x_t, t))
+
+    @property
+    def guided(self) -> Callable[..., Array]:
+        inner = self.net.guided  # type: ignore[attr-defined]  # AttributeError where the network is not guided
+        return lambda x_t, t, *chain: inner(x_t, self._told(x_t, t), *chain)
+
+    def _told(self, x_t: Array, t: Array) -> Array:
+        xp = _array.data(x_t=x_t)
+        steps = _array.like(np.array(self.timesteps[::-1]), x_t, xp, dtype=t.dtype)
+        return xp.take(steps, t + (1 - self.first_t), axis=0) + (self.first_t - 1)
+
+
+def _at_first_step(t: Steps, first: float, log_var: Any, x: Array, xp: Any) -> Any:
+    """`log_var` with `first` in its place where t = 1."""
+    if isinstance(t, int):
+        return first if t == 1 else log_var
+    is_first = t == 1
+    if isinstance(t, np.ndarray):
+        is_first = _array.like(is_first, x, xp, dtype=xp.bool)
+    return xp.where(xp.reshape(is_first, (-1,) + (1,) * (x.ndim - 1)), _array.like(first, x, xp), log_var)
+
+
+def _checked_table(variance: Any) -> Any:
+    table: Any = np.array(variance)
+    if table.dtype.kind != "f" or table.ndim != 1 or len(table) < 2:
+        raise TypeError("variance: a name or a float array of length T + 1 is needed")
+    table = table.astype(np.float64)
+    if not np.all(table[1:] >= 0) or not np.all(np.isfinite(table[1:])):
+        raise ValueError("variance: the table's entries 1..T must be finite and not negative")
+    table[0] = math.nan  # no step starts at 0
+    table.flags.writeable = False
+    return table
+
+
+def _where(t: Steps) -> str:
+    if isinstance(t, np.ndarray) and t.size:
+        return f"t = {t.min()}..{t.max()}"
+    return f"t = {t}" if isinstance(t, int) else "the steps given"

@@ -1,0 +1,308 @@
+"""The known process: tables, q, the posterior, conversions between what networks predict, and plans.
+
+A `Diffusion` is fixed by its betas. It keeps the logarithm of alpha_bar in double-double arithmetic and derives every table
+and weight from it, rounded once, so that nothing is lost where alpha_bar is next to 1 or far below the smallest float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tinyddpm import _array, _double, _moves, conversions, plans, schedules
+from tinyddpm._array import Array, Steps
+from tinyddpm._double import Double
+from tinyddpm._moves import Move, Weights
+from tinyddpm.gaussian import Gaussian
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from tinyddpm.denoiser import Denoiser
+    from tinyddpm.samplers import Options, Step
+
+__all__ = ["Diffusion"]
+
+Table = NDArray[np.float64]
+
+
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class Diffusion:
+    """The forward process q with the given betas [Ho sec. 2], and all that follows from them in closed form.
+
+    Parameters
+    ----------
+    beta : array (T,), optional
+        beta_1..beta_T, each in (0, 1); beta_T = 1 is allowed. Default: ``schedules.linear()``.
+
+    Notes
+    -----
+    Tables are read-only float64 arrays of length T + 1, indexed by the paper's t; entry 0 is the clean end. Tables and
+    weights are within 4 units in the last place of the exact value for the float64 betas, also where alpha_bar underflows.
+    Data arguments have shape (B, ...); `t` and `s` are ints or integer arrays (B,). Objects are immutable, picklable, and
+    equal and hashable by content.
+    """
+
+    beta: Table
+    """beta_t; entry 0 is 0."""
+    _log: Double
+    """log alpha_bar_t."""
+
+    def __init__(self, beta: ArrayLike | None = None) -> None:
+        table = np.append(0.0, schedules.checked(schedules.linear() if beta is None else beta))
+        self._set(table, _double.cumsum(_double.log(_double.two_sum(1.0, -table))))
+
+    def _set(self, beta: Table, log: Double) -> None:
+        object.__setattr__(self, "beta", _frozen(beta))
+        object.__setattr__(self, "_log", Double(_frozen(log.hi), _frozen(log.lo)))
+
+    # Tables.
+
+    @property
+    def T(self) -> int:
+        """The number of steps."""
+        return len(self.beta) - 1
+
+    @cached_property
+    def alpha(self) -> Table:
+        """alpha_t = 1 - beta_t; entry 0 is 1."""
+        step = _moves.minus(self._at(np.arange(1, self.T + 1)), self._at(np.arange(self.T)))
+        return _frozen(np.append(1.0, _double.exp(step).hi))
+
+    @cached_property
+    def alpha_bar(self) -> Table:
+        """alpha_1 alpha_2 ... alpha_t; entry 0 is 1."""
+        return _frozen(_double.exp(self._log).hi)
+
+    @cached_property
+    def one_minus_alpha_bar(self) -> Table:
+        """1 - alpha_bar_t, without its cancellation; entry 0 is 0."""
+        return _frozen(_moves.one_minus_exp(self._log).hi)
+
+    @property
+    def beta_tilde(self) -> Table:
+        """The posterior's variance, (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t [Ho eq. 7]; entry 0 is NaN, 1 is 0."""
+        return self.weights.beta_tilde  # type: ignore[no-any-return]
+
+    @cached_property
+    def log_snr(self) -> Table:
+        """log(alpha_bar_t / (1 - alpha_bar_t)); entry 0 is +inf."""
+        # Where the two logarithms cancel, near alpha_bar = 1/2, the ratio is 1 + (2 alpha_bar - 1) / (1 - alpha_bar), and
+        # 2 alpha_bar - 1 = expm1(log alpha_bar + log 2).
+        left = _moves.one_minus_exp(self._log)
+        left = Double(left.hi[1:], left.lo[1:])
+        log = self._at(np.arange(1, self.T + 1))
+        apart = _moves.minus(log, _double.log(left)).hi
+        near = np.abs(apart) < 0.5
+        surplus = _double.expm1(_double.add(_double.where(near, log, _LOG_HALF), _double.neg(_LOG_HALF))).hi
+        return _frozen(np.append(np.inf, np.where(near, np.log1p(surplus / left.hi), apart)))
+
+    @cached_property
+    def sqrt_alpha_bar(self) -> Table:
+        """sqrt(alpha_bar_t), also where alpha_bar_t itself underflows."""
+        return _frozen(_double.exp(_moves.half(self._log)).hi)
+
+    @cached_property
+    def sqrt_one_minus_alpha_bar(self) -> Table:
+        """sqrt(1 - alpha_bar_t)."""
+        return _frozen(np.sqrt(self.one_minus_alpha_bar))
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The weights of every move (t, t - 1) as tables; entry 0 is NaN."""
+        moves = _moves.weights(self._at(np.arange(1, self.T + 1)), self._at(np.arange(self.T)))
+        w = Weights(*(_frozen(np.append(np.nan, c)) for c in moves))
+        return w._replace(beta=_frozen(np.append(np.nan, self.beta[1:])))
+
+    # q.
+
+    def q(self, x0: Array, t: Steps) -> Gaussian:
+        """q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I) [Ho eq. 4], for t in 0..T."""
+        xp = _array.data(x0=x0)
+        t = _array.steps("t", t, x0, xp, 0, self.T)
+        mean = _array.gather(self.sqrt_alpha_bar, t, x0, xp) * x0
+        return Gaussian(mean, _array.gather(self._log_one_minus_alpha_bar, t, x0, xp))
+
+    def q_sample(self, x0: Array, t: Steps, eps: Array) -> Array:
+        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps [Ho eq. 4], for t in 0..T."""
+        xp = _array.data(x0=x0, eps=eps)
+        _array.same_shape("eps", eps, "x0", x0)
+        t = _array.steps("t", t, x0, xp, 0, self.T)
+        signal, noise = (_array.gather(c, t, x0, xp) for c in (self.sqrt_alpha_bar, self.sqrt_one_minus_alpha_bar))
+        return signal * x0 + noise * _array.cast(eps, x0, xp)
+
+    def q_between(self, x_s: Array, s: Steps, t: Steps) -> Gaussian:
+        """q(x_t | x_s) = N(sqrt(alpha_{t|s}) x_s, beta_{t|s} I) for 0 <= s < t <= T [Ho eq. 2, composed].
+
+        alpha_{t|s} is the product of alpha over s+1..t, and beta_{t|s} = 1 - alpha_{t|s}.
+        """
+        xp = _array.data(x_s=x_s)
+        move = self.move(t, s, x_s, xp)
+        return Gaussian(move.w_xs * x_s, move.log_beta)
+
+    def posterior(self, x_t: Array, x0: Array, t: Steps, s: Steps | None = None) -> Gaussian:
+        """q(x_s | x_t, x_0) for 0 <= s < t, by default s = t - 1 [Ho eq. 6 and 7]; at s = 0 it is the point x_0."""
+        xp = _array.data(x_t=x_t, x0=x0)
+        _array.same_shape("x0", x0, "x_t", x_t)
+        move = self.move(t, s, x_t, xp)
+        return Gaussian(move.w_x0 * _array.cast(x0, x_t, xp) + move.w_xt * x_t, move.log_beta_tilde)
+
+    def posterior_weights(self, t: Steps, s: Steps | None = None) -> tuple[Any, Any, Any]:
+        """(w_x0, w_xt, var) of q(x_s | x_t, x_0) = N(w_x0 x_0 + w_xt x_t, var I); floats, or float64 arrays for arrays."""
+        w = self._weights(t, s)
+        return w.w_x0, w.w_xt, w.beta_tilde
+
+    def between_weights(self, t: Steps, s: Steps | None = None) -> tuple[Any, Any]:
+        """(w, var) of q(x_t | x_s) = N(w x_s, var I); floats, or float64 arrays for arrays."""
+        w = self._weights(t, s)
+        return w.w_xs, w.beta
+
+    def convert(self, value: Array, x_t: Array, t: Steps, source: str, target: str) -> Array:
+        """`value`, a prediction of kind `source` at (x_t, t), as the equivalent one of kind `target`, for t in 1..T.
+
+        Kinds: "eps", "x0", "mu" (the posterior's mean at s = t - 1), "v" and "score"; see `conversions`. Where there is no
+        equivalent (x0 from eps at alpha_bar = 0): `ValueError`, or NaN for a `t` on a device.
+        """
+        xp = _array.data(value=value, x_t=x_t)
+        _array.same_shape("value", value, "x_t", x_t)
+        t = _array.steps("t", t, value, xp, 1, self.T)
+        a, b = self.conversion(source, target)
+        if isinstance(t, int | np.ndarray):
+            if np.any(missing := np.isnan(a[t])):
+                wrong = np.extract(missing, t)[0]
+                raise ValueError(f"t: {target} does not follow from {source} at t = {wrong}, where alpha_bar is "
+                                 f"{self.alpha_bar[wrong]}")  # fmt: skip
+            if source == target:
+                return value
+        result = _array.gather(a, t, value, xp) * value
+        return result if b is None else result + _array.gather(b, t, value, xp) * _array.cast(x_t, value, xp)
+
+    def conversion(self, source: str, target: str) -> tuple[Table, Table | None]:
+        """Tables (a, b) of ``target = a * source + b * x_t``, NaN where there is none; b is None where x_t has no part."""
+        known = self._known_conversions
+        if (source, target) not in known:
+            known[source, target] = conversions.tables(self, source, target)
+        return known[source, target]
+
+    # Plans and samples.
+
+    def timesteps(self, steps: int, spacing: str = "even") -> tuple[int, ...]:
+        """A plan of `steps` moves: `steps` + 1 strictly decreasing ints from T to 0, for 1 <= steps <= T.
+
+        Spacings: "even" (gaps differ by at most 1), "quadratic" (denser near the data), "log_snr" (gaps in log-SNR as even as
+        whole steps allow).
+        """
+        steps = _array.as_int("steps", steps, 1, self.T)
+        return _array.lookup("spacing", spacing, plans.SPACINGS)(self, steps)  # type: ignore[no-any-return]
+
+    def respaced(self, timesteps: Iterable[int]) -> Diffusion:
+        """The chain over `timesteps` (strictly decreasing, ending at 0) with the same marginals: its step k is the k-th from
+        the end. Networks see the short chain's steps; `Denoiser.respaced` adapts one that counts ours."""
+        t = np.array(plans.checked(timesteps, self.T)[::-1])
+        beta = _moves.weights(self._at(t[1:]), self._at(t[:-1])).beta
+        return _restored(np.append(0.0, beta), *self._at(t))
+
+    def sample_t(self, n: int, seed: int) -> NDArray[np.int64]:
+        """n steps drawn uniformly from 1..T, shape (n,): a pure function of the seed (0 <= seed < 2**64)."""
+        n = _array.as_int("n", n, 0, 2**62)
+        rng = np.random.Generator(np.random.Philox(key=_array.as_int("seed", seed, 0, 2**64 - 1)))
+        with _array.allocating("n", n):
+            return rng.integers(1, self.T, size=n, endpoint=True)
+
+    def sample(self, denoiser: Denoiser, shape: Sequence[int], **options: Unpack[Options]) -> Array:
+        """Samples of shape `shape` = (n, ...); see `samplers.Options`."""
+        from tinyddpm import samplers  # which stands above this module
+
+        return samplers.sample(self, denoiser, shape, **options)
+
+    def trajectory(
+        self, denoiser: Denoiser, shape: Sequence[int], *, every: int = 1, **options: Unpack[Options]
+    ) -> Iterator[Step]:
+        """The same as a generator of `Step(t, x, x0)`: the start, every `every`-th state after it, and t = 0."""
+        from tinyddpm import samplers
+
+        return samplers.trajectory(self, denoiser, shape, every=every, **options)
+
+    # The coefficients of a move (t, s).
+
+    def move(self, t: Steps, s: Steps | None, x: Array, xp: Any) -> Move:
+        """The coefficients of (t, s) as they combine with x, an array of the namespace xp; s = None is t - 1."""
+        t = _array.steps("t", t, x, xp, 1, self.T)
+        if s is None:
+            return Move(*(_array.gather(table, t, x, xp) for table in self._log_weights))
+        s = _array.steps("s", s, x, xp, 0, self.T - 1)
+        if not all(isinstance(u, int | np.ndarray) for u in (t, s)):
+            return _moves.on_device(self._log, t, s, x, xp)
+        move = Move.of(self._weights(t, s))
+        if isinstance(t, int) and isinstance(s, int):
+            return Move(*map(float, move))
+        return Move(*(_array.gather(table, np.arange(x.shape[0]), x, xp) for table in move))
+
+    def _weights(self, t: Steps, s: Steps | None) -> Weights:
+        t = _array.host_steps("t", t, 1, self.T)
+        s = t - 1 if s is None else _array.host_steps("s", s, 0, self.T - 1)
+        if np.any(late := np.greater_equal(s, t)):
+            pair = [int(np.extract(late, np.broadcast_to(u, np.shape(late)))[0]) for u in (s, t)]
+            raise ValueError(f"s: {pair[0]} is not below t = {pair[1]}")
+        if np.all(np.subtract(t, s) == 1):
+            w = Weights(*(table[t] for table in self.weights))
+        else:
+            w = _moves.weights(*(self._at(u) for u in np.broadcast_arrays(t, s)))
+        return Weights(*map(float, w)) if np.ndim(w.beta) == 0 else w
+
+    def _at(self, t: Any) -> Double:
+        return Double(self._log.hi[t], self._log.lo[t])
+
+    @cached_property
+    def _log_weights(self) -> Move:
+        return Move.of(self.weights)
+
+    @cached_property
+    def _log_one_minus_alpha_bar(self) -> Table:
+        with np.errstate(divide="ignore"):
+            return np.log(self.one_minus_alpha_bar)
+
+    @cached_property
+    def _known_conversions(self) -> dict[tuple[str, str], tuple[Table, Table | None]]:
+        return {}
+
+    # A value: equal and hashable by content.
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Diffusion):
+            return NotImplemented
+        return self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+    @property
+    def _content(self) -> tuple[bytes, bytes]:
+        return self._log.hi.tobytes(), self._log.lo.tobytes()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self.beta, *self._log)
+
+    def __repr__(self) -> str:
+        return f"Diffusion(T={self.T}, beta={self.beta[1]:.4g}..{self.beta[-1]:.4g}, alpha_bar_T={self.alpha_bar[-1]:.4g})"
+
+
+def _restored(beta: Table, hi: Table, lo: Table) -> Diffusion:
+    """The chain with these tables, as pickled or respaced."""
+    d = object.__new__(Diffusion)
+    d._set(beta, Double(hi, lo))
+    return d
+
+
+def _frozen(table: Table) -> Table:
+    table = np.ascontiguousarray(table, dtype=np.float64)
+    table.flags.writeable = False
+    return table
+
+
+_LOG_HALF = _double.log(_double.double(0.5))

@@ -1,0 +1,23 @@
+"""Training a `tinyddpm.nn.UNet`: `train` a `TrainConfig`, `load_run` what came of it, `load` images."""
+
+from tinyddpm.training.checkpoint import CheckpointError, Run, load_run
+from tinyddpm.training.config import DEMO, TrainConfig
+from tinyddpm.training.data import Images, load
+from tinyddpm.training.images import image_grid, save_png, to_levels, to_uint8
+from tinyddpm.training.train import Interrupted, train
+
+__all__ = [
+    "DEMO",
+    "CheckpointError",
+    "Images",
+    "Interrupted",
+    "Run",
+    "TrainConfig",
+    "image_grid",
+    "load",
+    "load_run",
+    "save_png",
+    "to_levels",
+    "to_uint8",
+    "train",
+]

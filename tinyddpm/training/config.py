@@ -1,0 +1,173 @@
+"""What a training run is: one frozen record, checked as a whole before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tinyddpm import schedules
+from tinyddpm._array import as_int, lookup, one_of, real
+from tinyddpm.conversions import KINDS
+from tinyddpm.denoiser import Denoiser
+from tinyddpm.diffusion import Diffusion
+
+if TYPE_CHECKING:
+    from tinyddpm.nn import UNet
+    from tinyddpm.training.data import Images
+
+__all__ = ["DEMO", "OBJECTIVES", "TrainConfig"]
+
+OBJECTIVES = ("simple", "vlb", "hybrid")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run. The defaults train a small network; `ho2020` gives the paper's CIFAR-10 settings.
+
+    Raises `TypeError`, `ValueError` or `LookupError` naming the field that is wrong.
+    """
+
+    data: str = "digits"
+    """A source that `training.load` knows."""
+    out: str = "run"
+    """The run folder."""
+    steps: int = 1000
+    """Optimiser steps in all."""
+    batch_size: int = 128
+    """Images a step, over all processes together."""
+    held_out: float = 0.1
+    """Share of the images that training never sees."""
+    seed: int = 0
+    """Decides weights, data order, steps t, noise and dropout."""
+
+    optimizer: str = "adam"
+    """"adam" or "adamw"."""
+    lr: float = 2e-4
+    warmup: int = 0
+    """Steps over which the learning rate rises linearly to `lr`."""
+    cooldown: int = 0
+    """Last steps over which it falls linearly to zero."""
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    """Largest global norm of the gradient."""
+    ema: float = 0.9999
+    """Decay of the averaged weights; after k steps at most (1 + k) / (10 + k)."""
+
+    T: int = 1000
+    schedule: str = "linear"
+    """A name in `schedules.NAMES`; beta_1 = 0.1 / T and beta_T = 20 / T (at most 0.999) where it takes them."""
+    predicts: str = "eps"
+    objective: str = "simple"
+    variance: str = "beta"
+
+    channels: int = 64
+    mults: tuple[int, ...] | None = None
+    """By default (1, 2, 2, 2), or (1, 2, 2) for images below 32 pixels or that halve twice only."""
+    res_blocks: int = 2
+    attention: tuple[int, ...] | None = None
+    """By default the first level below the top with at most 16 pixels to a side."""
+    dropout: float = 0.1
+    precision: str = "float32"
+    """"float32", or "bf16" for the network's forward pass."""
+
+    checkpoint_every: int = 1000
+    sample_every: int = 0
+    """Steps between sample grids; 0: none."""
+    samples: int = 64
+    """Images in a grid."""
+    resume: bool = False
+    """Go on from the last checkpoint in `out`, where there is one."""
+    device: str | None = None
+    """By default the first CUDA device, else the CPU."""
+
+    def __post_init__(self) -> None:
+        for name in ("data", "out"):
+            value = getattr(self, name)
+            if isinstance(value, os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
+            elif not isinstance(value, str) or not value:
+                raise TypeError(f"{name}: a path is needed, not {value!r}")
+        for name in ("steps", "batch_size", "checkpoint_every", "T", "samples"):
+            as_int(name, getattr(self, name), 1, 2**31)
+        for name in ("warmup", "cooldown", "sample_every"):
+            as_int(name, getattr(self, name), 0, 2**31)
+        as_int("seed", self.seed, 0, 2**64 - 1)
+        for name, low, high in (
+            ("held_out", 0.0, 0.999), ("lr", 0.0, 10.0), ("weight_decay", 0.0, 10.0), ("ema", 0.0, 1.0)
+        ):  # fmt: skip
+            real(name, getattr(self, name), low, high)
+        real("grad_clip", self.grad_clip, 0, open_ends=True)
+        one_of("optimizer", self.optimizer, ("adam", "adamw"))
+        one_of("precision", self.precision, ("float32", "bf16"))
+        one_of("predicts", self.predicts, KINDS)
+        one_of("objective", self.objective, OBJECTIVES)
+        one_of("variance", self.variance, ("beta", "beta_tilde", "learned", "learned_range"))
+        lookup("schedule", self.schedule, schedules.NAMES)
+        for name in ("mults", "attention"):
+            if (value := getattr(self, name)) is not None:
+                if isinstance(value, str) or not hasattr(value, "__iter__"):
+                    raise TypeError(f"{name}: a sequence of ints is needed, not {value!r}")
+                object.__setattr__(self, name, tuple(value))
+        if not isinstance(self.resume, bool):
+            raise TypeError(f"resume: a bool is needed, not {type(self.resume).__name__}")
+        if self.learned and self.objective == "simple":
+            raise ValueError(f"objective: 'simple' does not train a variance={self.variance!r}; 'hybrid' does")
+        self.diffusion()
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The config with these fields; an unknown one is a `LookupError`."""
+        known = tuple(field.name for field in dataclasses.fields(cls))
+        for name in values:
+            one_of("config", name, known)
+        return cls(**values)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the network emits the variance too."""
+        return self.variance in ("learned", "learned_range")
+
+    def diffusion(self) -> Diffusion:
+        """The process that the run trains for."""
+        schedule = schedules.NAMES[self.schedule]
+        given = {"T": self.T, "beta_1": min(0.1 / self.T, 0.5), "beta_T": min(20 / self.T, 0.999)}
+        parameters = inspect.signature(schedule).parameters.values()
+        for parameter in parameters:
+            if parameter.default is parameter.empty and parameter.name not in given:
+                raise ValueError(f"schedule: {self.schedule!r} needs {parameter.name}, which a run does not set")
+        return Diffusion(schedule(**{p.name: given[p.name] for p in parameters if p.name in given}))
+
+    def denoiser(self, net: Any) -> Denoiser:
+        """How the run's network is read: it counts steps from 0, as the paper's does."""
+        return Denoiser(net, predicts=self.predicts, variance=self.variance, first_t=0)
+
+    def unet(self, images: Images) -> UNet:
+        """A new network for such images."""
+        from tinyddpm.nn import UNet
+
+        channels, height, width = images.shape
+        halvings = min((side & -side).bit_length() - 1 for side in (height, width))
+        mults = self.mults
+        if mults is None:
+            if halvings < 2:
+                raise ValueError(f"image_size: {height}x{width} cannot be halved twice; mults=(1,) does without")
+            mults = (1, 2, 2, 2) if halvings > 2 and min(height, width) >= 32 else (1, 2, 2)
+        attention = self.attention
+        if attention is None:
+            attention = tuple([height >> i for i in range(1, len(mults)) if max(height, width) >> i <= 16][:1])
+        return UNet(
+            height if height == width else (height, width),
+            in_channels=channels,
+            out_channels=2 * channels if self.learned else None,
+            channels=self.channels,
+            mults=mults,
+            res_blocks=self.res_blocks,
+            attention=attention,
+            dropout=self.dropout,
+        )
+
+
+DEMO = TrainConfig()

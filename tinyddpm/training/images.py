@@ -1,0 +1,56 @@
+"""Between the network's [-1, 1] and pictures: rounding to levels, grids, PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyddpm._array import as_int
+from tinyddpm._files import replacing
+
+__all__ = ["image_grid", "save_png", "to_levels", "to_uint8"]
+
+
+def to_levels(x: NDArray[Any], levels: int) -> NDArray[np.int64]:
+    """The nearest of the integers 0..levels-1 to each value of [-1, 1]; what lies outside counts as the end."""
+    top = as_int("levels", levels, 2, 2**16) - 1
+    return np.rint((np.clip(np.asarray(x, np.float64), -1, 1) + 1) * (top / 2)).astype(np.int64)
+
+
+def to_uint8(x: NDArray[Any]) -> NDArray[np.uint8]:
+    """Pixels 0..255 of values in [-1, 1], rounded to the nearest."""
+    return to_levels(x, 256).astype(np.uint8)
+
+
+def image_grid(
+    images: NDArray[np.uint8], columns: int = 8, scale: int = 1, gap: int = 2, fill: int = 255
+) -> NDArray[np.uint8]:
+    """Images (N, C, H, W), C = 1 or 3, in rows of `columns`: a picture (height, width, C).
+
+    Pixels are enlarged by the whole factor `scale`; equal gaps of `gap` pixels lie between the images and around them.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.dtype != np.uint8 or not len(images):
+        raise ValueError(f"images: uint8 of shape (N, C, H, W) is needed, not {images.dtype} of {images.shape}")
+    columns, scale = as_int("columns", columns, 1, 10_000), as_int("scale", scale, 1, 1_000)
+    gap = as_int("gap", gap, 0, 10_000)
+    tiles = images.repeat(scale, axis=2).repeat(scale, axis=3)
+    count, channels, height, width = tiles.shape
+    rows = -(-count // columns)
+    grid = np.full((gap + rows * (height + gap), gap + columns * (width + gap), channels), fill, np.uint8)
+    for i, tile in enumerate(tiles):
+        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        grid[top : top + height, left : left + width] = tile.transpose(1, 2, 0)
+    return grid
+
+
+def save_png(picture: NDArray[np.uint8], file: Path) -> None:
+    """Write a picture (height, width, 1 or 3), replacing `file` in one step."""
+    from PIL import Image
+
+    image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
+    with replacing(file) as stream:
+        image.save(stream, format="PNG")
