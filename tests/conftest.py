@@ -67,8 +67,7 @@ def _library(name: str) -> Library:
     if name == "torch":
         pytest.importorskip("torch")
     if name == "jax":
-        jax = pytest.importorskip("jax")
-        jax.config.update("jax_enable_x64", True)
+        pytest.importorskip("jax").config.update("jax_enable_x64", True)
     return Library(backends.get(name))
 
 
@@ -87,4 +86,13 @@ def native(request: pytest.FixtureRequest) -> Library:
 @pytest.fixture(params=["torch", "jax"])
 def differentiable(request: pytest.FixtureRequest) -> Library:
     """The backends with gradients, in turn."""
+    return _library(request.param)
+
+
+@pytest.fixture(params=["torch", "cupy", "jax"])
+def cuda(request: pytest.FixtureRequest) -> Library:
+    """Every built-in backend with a CUDA device, in turn."""
+    status = backends.available()[request.param]
+    if not any(device.startswith("cuda") for device in status.devices):
+        pytest.skip(f"no CUDA device for {request.param}: {status}")
     return _library(request.param)

@@ -1,10 +1,11 @@
-"""The truth in 60-digit arithmetic: formulas as they are printed, evaluated without any of the library's rearrangements."""
+"""The truth in 60-digit arithmetic: the printed formulas, evaluated without any of the library's rearrangements."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import mpmath
@@ -95,7 +96,7 @@ def zero_terminal_snr(beta: Any) -> list[Exact]:
     first, last = root[0], root[-1]
     root = [(r - last) * first / (first - last) for r in root]
     alpha_bar = [mp.mpf(1)] + [r**2 for r in root]
-    return [1 - b / a for a, b in zip(alpha_bar, alpha_bar[1:], strict=False)]
+    return [1 - b / a for a, b in pairwise(alpha_bar)]
 
 
 class Tables:

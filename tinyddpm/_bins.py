@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyddpm import _array
 from tinyddpm._array import Array
 
 __all__ = ["METHODS", "Bin", "bin_of"]
@@ -31,8 +30,8 @@ def bin_of(x: Array, mean: Array, log_std: Array, levels: int, xp: Any) -> Bin:
     """The bin of the level nearest to x; x, mean and log_std in one dtype."""
     n = levels - 1
     level = xp.clip(xp.round((x + 1) * (n / 2)), 0, n)
-    # (2 level - n) / n - mean in units of 1 / n, without the rounding of either product: `coarse` times n is exact, and so
-    # is every sum that it enters. Next to an edge a narrow std magnifies whatever would be lost.
+    # (2 level - n) / n - mean in units of 1 / n, without the rounding of either product: `coarse` times n is exact, and
+    # so is every sum that it enters. Next to an edge a narrow std magnifies whatever would be lost.
     digits = round(-math.log2(xp.finfo(x.dtype).eps)) + 1
     scale = 2.0 ** (digits - 2 - n.bit_length())
     coarse = xp.round(mean * scale) / scale
@@ -62,7 +61,8 @@ def _exact(b: Bin, xp: Any) -> Array:
     narrow = ~b.open & (b.half_width <= _NARROW) & (xp.abs(tilt) <= _NARROW)
     log_ndtr = backends.of(middle).log_ndtr
     above, below = log_ndtr(b.high * b.half_width), log_ndtr(b.low * b.half_width)
-    wide = above + xp.where(b.open, zero, xp.log1p(-xp.exp(xp.where(b.open | narrow, -one, below - above))))
+    single = b.open | narrow | (above == -math.inf)
+    wide = above + xp.where(b.open, zero, xp.log1p(-xp.exp(xp.where(single, -one, below - above))))
     # Narrow ones: the density at the middle times the integral of exp(-tilt y - (half_width y)**2 / 2) over -1 < y < 1,
     # by Gauss and Legendre's rule; every term is positive.
     tilt, width = xp.where(narrow, tilt, zero), xp.where(narrow, b.half_width, zero)

@@ -13,8 +13,12 @@ __all__ = ["replacing"]
 
 @contextmanager
 def replacing(file: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A stream whose content becomes `file` in one step when the block ends, and vanishes when it fails."""
+    """A stream whose content becomes `file` in one step when the block ends, and vanishes when it fails.
+
+    The folder is made where it is missing.
+    """
     file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(f".{file.name}.{os.getpid()}.new")
     try:
         with open(fresh, "wb") as stream:

@@ -8,7 +8,7 @@ be held against the truth.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tinyddpm import _array
 from tinyddpm._array import Array, Steps
+from tinyddpm._value import Value
 
 if TYPE_CHECKING:
     from tinyddpm.diffusion import Diffusion
@@ -28,8 +29,8 @@ _STREAM = 3  # of the noise that data are made of
 
 
 @dataclass(frozen=True, eq=False)
-class _Data:
-    """What both families do, on K components; values are equal and hashable by content."""
+class _Data(Value):
+    """What both families do, on K components."""
 
     @property
     def _components(self) -> tuple[Table, Table, Table]:
@@ -62,7 +63,8 @@ class _Data:
         with _array.allocating("n", n):
             uniform = np.exp(-np.sum(draw(1, (2,)) ** 2, axis=-1) / 2)  # half a sum of two squares is exponential
             k = np.searchsorted(np.cumsum(weights)[:-1], uniform, side="right")
-            return means[k] + np.sqrt(var)[k] * draw(0, means.shape[1:])
+            x0: Table = means[k] + np.sqrt(var)[k] * draw(0, means.shape[1:])
+        return x0
 
     def log_prob(self, x: Array) -> Array:
         """Log-density in nats, joint over dimensions: x (B, *shape) -> (B,). `ValueError` where a variance is 0."""
@@ -98,23 +100,6 @@ class _Data:
         terms = offset**2 / var + xp.log(var)
         terms = xp.sum(xp.reshape(terms, (*terms.shape[:2], math.prod(x.shape[1:]))), axis=-1)
         return _array.like(np.log(self._components[0])[:, None], x, xp) - terms / 2
-
-    def __eq__(self, other: object) -> bool:
-        return self._content == other._content if isinstance(other, _Data) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._content)
-
-    @property
-    def _content(self) -> tuple[Any, ...]:
-        return type(self), *((x.shape, x.tobytes()) for x in self._tables)
-
-    @property
-    def _tables(self) -> tuple[Table, ...]:
-        return tuple(getattr(self, f.name) for f in fields(self))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._tables  # by the constructor: pickle drops an array's read-only flag
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +184,8 @@ def _table(name: str, values: ArrayLike, shape: tuple[int, ...] | None = None) -
         table = np.array(values, dtype=np.float64)
         table = table if shape is None else np.array(np.broadcast_to(table, shape))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: numbers{'' if shape is None else f' that broadcast to {shape}'} are needed") from error
+        rule = "" if shape is None else f" that broadcast to {shape}"
+        raise ValueError(f"{name}: numbers{rule} are needed") from error
     if not np.all(np.isfinite(table)):
         raise ValueError(f"{name}: every number must be finite")
     table.flags.writeable = False

@@ -2,13 +2,14 @@
 
 Everything is elementwise and in nats, in the library, dtype and on the device of the first array argument; float16 and
 bfloat16 are computed in float32. Variances enter by their logarithm; a log-variance of -inf is a point, and there each
-function takes its limit: the density is inf at the point and 0 elsewhere, KL is 0 between equal points and inf where only
-one side is a point or the points differ.
+function takes its limit: the density is inf at the point and 0 elsewhere; KL is 0 between equal points, and inf where
+only one side is a point or the points differ.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,8 @@ class Gaussian:
         xp, (x_, mean, log_var) = _prepared(x=x, mean=self.mean, log_var=self.log_var)
         point, log_var = _split(log_var, xp)
         deviation = x_ - mean
-        density = -0.5 * ((deviation * xp.exp(-0.5 * log_var)) ** 2 + log_var + math.log(2 * math.pi))
+        with _quiet():
+            density = -0.5 * ((deviation * xp.exp(-0.5 * log_var)) ** 2 + log_var + math.log(2 * math.pi))
         limit = xp.where(deviation == 0, _array.like(math.inf, mean, xp), _array.like(-math.inf, mean, xp))
         return _array.cast(xp.where(point, limit, density), x, xp)
 
@@ -101,7 +103,8 @@ def kl(mean1: Array, log_var1: Array | float, mean2: Array, log_var2: Array | fl
     xp, (m1, log1, m2, log2) = _prepared(mean1=mean1, log_var1=log_var1, mean2=mean2, log_var2=log_var2)
     (point1, log1), (point2, log2) = _split(log1, xp), _split(log2, xp)
     gap = m1 - m2
-    regular = 0.5 * (_excess(log1 - log2, xp) + (gap * xp.exp(-0.5 * log2)) ** 2)
+    with _quiet():
+        regular = 0.5 * (_excess(log1 - log2, xp) + (gap * xp.exp(-0.5 * log2)) ** 2)
     limit = xp.where(point1 & point2 & (gap == 0), xp.zeros_like(gap), _array.like(math.inf, gap, xp))
     return _array.cast(xp.where(point1 | point2, limit, regular), mean1, xp)
 
@@ -110,7 +113,8 @@ def kl_full(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> Array:
     """KL(N(mean1, cov1) || N(mean2, cov2)) of d-dimensional Gaussians.
 
     Means have shape (..., d), covariances (..., d, d); batches broadcast, and the result has their shape. `ValueError`
-    where a covariance the host can read is not symmetric (to the square root of the precision) or not positive definite.
+    where a covariance that the host can read is not positive definite, or not symmetric to the square root of the
+    precision.
     """
     xp = _array.data(mean1=mean1, cov1=cov1, mean2=mean2, cov2=cov2)
     dtype = _working(xp, mean1, cov1, mean2, cov2)
@@ -138,8 +142,8 @@ def discretized_log_likelihood(
     Parameters
     ----------
     x : array (B, ...)
-        Data; each value counts as its nearest level. `ValueError` for more than half a bin outside [-1, 1], where the host
-        can read x.
+        Data; each value counts as its nearest level. `ValueError` for more than half a bin outside [-1, 1], where the
+        host can read x.
     mean : array (B, ...)
     log_std : float or array
         Log of the standard deviation; an array broadcasts to `mean`.
@@ -158,7 +162,13 @@ def discretized_log_likelihood(
     b = _bins.bin_of(x_, mean, log_std, levels, xp)
     outside, edge = _array.like(-math.inf, x_, xp), _array.like(-math.log(2), x_, xp)
     limit = xp.where(b.high > 0, xp.zeros_like(x_), xp.where(b.high == 0, edge, outside))
-    return _array.cast(xp.where(point, limit, log_mass(b, xp)), x, xp)
+    with _quiet():
+        return _array.cast(xp.where(point, limit, log_mass(b, xp)), x, xp)
+
+
+def _quiet() -> AbstractContextManager[Any]:
+    """NumPy alone warns where a result leaves the float range, and so is rightly infinite."""
+    return np.errstate(over="ignore", invalid="ignore")
 
 
 def _excess(d: Array, xp: Any) -> Array:
@@ -173,12 +183,9 @@ def _excess(d: Array, xp: Any) -> Array:
 
 def _scale(name: str, value: Any, mean: Array) -> Any:
     """A log-variance or log-std: a float, or an array of the mean's library that broadcasts to it."""
-    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
-        value = float(value)
-        if not value < math.inf:
-            raise ValueError(f"{name}: {value} is no logarithm of a positive number")
-        return value
-    _array.data(mean=mean, **{name: value[None] if getattr(value, "ndim", None) == 0 else value})
+    if isinstance(value, np.generic) or not hasattr(value, "ndim"):
+        return -math.inf if value == -math.inf else _array.real(name, value)
+    _array.data(mean=mean, **{name: value if value.ndim else value[None]})
     if not _broadcasts(tuple(value.shape), tuple(mean.shape)):
         raise ValueError(f"{name}: shape {tuple(value.shape)} does not broadcast to the mean's {tuple(mean.shape)}")
     return value
@@ -241,5 +248,8 @@ def _content(x: Any) -> Any:
         return x
     from tinyddpm import backends
 
-    host = backends.of(x).to_numpy(x)
+    try:
+        host = backends.of(x).to_numpy(x)
+    except LookupError:
+        host = np.asarray(x)
     return type(x).__module__.partition(".")[0], str(x.dtype), host.shape, host.tobytes()

@@ -1,8 +1,8 @@
 """Training losses, each ``(d, denoiser, x0, t, eps) -> (B,)``, and samplers of the step t.
 
-x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps is formed here, the network is called once, and its output is read unclipped.
-Every kind of prediction is linear in every other one at fixed x_t, so each error is a number times the error of what the network
-predicts; that number is computed in float64 on the host.
+x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps is formed here, the network is called once, and its output is read
+unclipped. At fixed x_t every kind of prediction is linear in every other one, so each error is a number times the error of what
+the network predicts; that number is computed in float64 on the host.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def weighted(
     """A squared error weighted by a function of SNR = alpha_bar_t / (1 - alpha_bar_t), the same whatever is predicted.
 
     "uniform" is `simple`; "snr" is SNR times the error of x_0, which is the error of eps; "min_snr" is min(SNR, gamma) times the
-    error of x_0 [Hang et al. 2023], gamma = 5; "p2" is (1 + SNR)^-gamma times the error of eps [Choi et al. 2022, k = 1], gamma = 1.
+    error of x_0 [Hang et al. 2023], gamma = 5; "p2" is (1 + SNR)^-gamma times the error of eps [Choi et al. 2022 with k = 1],
+    gamma = 1.
     """
     weight = _array.lookup("weighting", weighting, _WEIGHTINGS)
     default = {"min_snr": 5.0, "p2": 1.0}.get(weighting)
@@ -141,17 +142,17 @@ def _called(d: Diffusion, denoiser: Denoiser, x0: Array, t: Steps, eps: Array) -
 def _bound(d: Diffusion, denoiser: Denoiser, call: _Call) -> Array:
     """L_{t-1} in nats per dimension, read from a network's unclipped output."""
     x0, x_t, t, xp = call.x0, call.x_t, call.t, call.xp
-    first = t == 1
     log_var = denoiser.read_log_var(d, call.raw, x_t, t)
-    if not np.any(first) if isinstance(t, int | np.ndarray) else False:
+    first: Any = t == 1
+    known = isinstance(t, int | np.ndarray)  # then nothing is computed that no row needs
+    if known and not np.any(first):
         return _mean(_divergence(d, denoiser, call, log_var), xp)
     mean = d.convert(call.value, x_t, t, denoiser.predicts, "mu")
-    decoder = -gaussian.discretized_log_likelihood(xp.clip(x0, -1.0, 1.0), mean, log_var / 2)
-    if isinstance(t, int | np.ndarray):
-        if np.all(first):
-            return _mean(decoder, xp)
-        first = _array.like(first, x0, xp, dtype=xp.bool)
-    return xp.where(first, _mean(decoder, xp), _mean(_divergence(d, denoiser, call, log_var), xp))
+    decoder = _mean(-gaussian.discretized_log_likelihood(xp.clip(x0, -1.0, 1.0), mean, log_var / 2), xp)
+    if known and np.all(first):
+        return decoder
+    first = _array.like(first, x0, xp, dtype=xp.bool) if known else first
+    return xp.where(first, decoder, _mean(_divergence(d, denoiser, call, log_var), xp))
 
 
 def _divergence(d: Diffusion, denoiser: Denoiser, call: _Call, log_var: Any) -> Array:

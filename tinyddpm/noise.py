@@ -94,7 +94,10 @@ def _rows(index: Any) -> np.ndarray[Any, Any]:
     if isinstance(index, str) or not isinstance(index, Iterable):
         raise TypeError(f"index: a sequence of ints is needed, not {type(index).__name__}")
     if hasattr(index, "shape"):
-        array = np.asarray(index)
+        try:
+            array = np.asarray(index)
+        except (TypeError, ValueError, RuntimeError):  # on a device, say
+            raise TypeError(f"index: a range, a list or a NumPy array is needed, not {type(index).__name__}") from None
         if array.dtype.kind not in "iu":
             raise TypeError(f"index: an integer array is needed, not {array.dtype}")
         if array.ndim != 1:
@@ -111,8 +114,7 @@ def _draw(
     """The draw on the host, in float32 or float64, as many samples at a time as fill a block."""
     n = math.prod(shape)
     try:
-        out = np.empty((len(index), n), dtype)
-        out.shape = (len(index), *shape)
+        out = np.empty((len(index), *shape), dtype)
     except (MemoryError, ValueError, OverflowError):
         raise ValueError(f"shape: {len(index)} samples of shape {shape} can't be allocated") from None
     if out.size:

@@ -1,7 +1,7 @@
 """Pictures of a process, a run and a bound: each function returns a Matplotlib `Figure`, and `save` writes one.
 
-Figures are made without pyplot, so nothing is shown and no global state changes. Curves differ in colour (Okabe and Ito's
-palette, which colour-blind readers can tell apart) and in dash, so that they survive a black-and-white printer.
+Figures are made without pyplot, so nothing is shown and no global state changes. Curves differ in colour (Okabe and
+Ito's palette, which colour-blind readers can tell apart) and in dash, so that they survive a black-and-white printer.
 """
 
 from __future__ import annotations
@@ -26,11 +26,22 @@ if TYPE_CHECKING:
     from tinyddpm.likelihood import VLB
     from tinyddpm.samplers import Step
 
-__all__ = ["FORMATS", "bound", "forward", "loss", "rate_distortion", "save", "schedules", "strip", "trajectory"]
+__all__ = [
+    "FORMATS",
+    "bound",
+    "columns",
+    "forward",
+    "loss",
+    "rate_distortion",
+    "save",
+    "schedules",
+    "strip",
+    "trajectory",
+]
 
 FORMATS = (".png", ".pdf", ".svg")
 _STYLES = (
-    ("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", (0, (1, 1))), ("#000000", (0, (5, 1, 1, 1, 1, 1)))
+    ("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"), ("#000000", (0, (5, 1, 1, 1, 1, 1))),
 )  # fmt: skip
 
 
@@ -54,13 +65,18 @@ def forward(d: Diffusion, x0: Array, t: Sequence[int] | None = None, *, seed: in
     By default nine steps from 0 to T, denser near the data. Each image keeps its noise eps along the row.
     """
     x0 = _images("x0", x0)
-    t = _columns(d, 9) if t is None else tuple(t)
+    t = columns(d) if t is None else tuple(t)
     eps = noise.normal(seed, range(len(x0)), 0, x0.shape[1:], stream=3, dtype=str(x0.dtype))
     return strip([d.q_sample(x0, u, eps) for u in t], [f"$t = {u}$" for u in t])
 
 
+def columns(d: Diffusion, count: int = 9) -> tuple[int, ...]:
+    """`count` steps from 0 to T, or as many as there are: denser near the data, where pictures change most."""
+    return d.timesteps(min(d.T, _array.as_int("count", count, 2, 1000) - 1), "quadratic")[::-1]
+
+
 def trajectory(steps: Sequence[Step]) -> Figure:
-    """The states of a few samples on their way, as NumPy arrays (N, C, H, W): a row for each sample, a column for each step."""
+    """The states of a few samples on their way, NumPy arrays (N, C, H, W): a row for each sample, a column a step."""
     return strip([step.x for step in steps], [f"$t = {step.t}$" for step in steps])
 
 
@@ -98,8 +114,8 @@ def loss(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def bound(vlb: VLB) -> Figure:
-    """Where the bits go: the bound's term for each t, in bits per dimension, mean and standard error over the images."""
-    per_dim = _bits_per_dim(vlb)
+    """Where the bits go: the bound's term for each t, in bits per dimension: mean and standard error over images."""
+    per_dim = 1 / (vlb.dims * math.log(2))  # of nats summed over dimensions
     terms = np.concatenate([vlb.decoder[:, None], vlb.kl], axis=1) * per_dim
     mean, error = terms.mean(0), _error(terms)
     t = np.arange(1, len(mean) + 1)
@@ -152,11 +168,6 @@ def _style(k: int) -> dict[str, Any]:
     return {"color": colour, "linestyle": dash, "linewidth": 1.6}
 
 
-def _columns(d: Diffusion, count: int) -> tuple[int, ...]:
-    """About `count` steps from 0 to T, denser near the data."""
-    return d.timesteps(min(d.T, count - 1), "quadratic")[::-1]
-
-
 def _images(name: str, x: ArrayLike) -> NDArray[Any]:
     x = np.asarray(x)
     if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.size:
@@ -167,8 +178,3 @@ def _images(name: str, x: ArrayLike) -> NDArray[Any]:
 def _error(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The standard error of the mean over axis 0."""
     return values.std(0, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.zeros(values.shape[1:])
-
-
-def _bits_per_dim(vlb: VLB) -> float:
-    """What turns nats summed over dimensions into bits per dimension."""
-    return float(vlb.bits_per_dim[0] / vlb.total[0])

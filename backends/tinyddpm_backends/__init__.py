@@ -10,7 +10,7 @@ import numpy as np
 
 from tinyddpm.backends import BackendUnavailable
 
-__all__ = ["host_array", "known", "load"]
+__all__ = ["counters", "host_array", "known", "load"]
 
 
 def load(module: str, remedy: str) -> Any:
@@ -36,3 +36,9 @@ def host_array(array: object) -> np.ndarray[Any, Any]:
     if own.dtype.kind not in "biuf":
         raise TypeError(f"array: a NumPy array of numbers is needed, not {type(array).__name__} of {own.dtype}")
     return np.array(own, dtype=own.dtype.newbyteorder("="), order="C", copy=True)
+
+
+def counters(index: np.ndarray[Any, Any], blocks: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The low and high words (uint64) of each sample's first Philox counter; NumPy's steps once before its first block."""
+    first = [int(i) * blocks + 1 for i in index]
+    return np.array([i % 2**64 for i in first], np.uint64), np.array([i >> 64 for i in first], np.uint64)

@@ -2,17 +2,118 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from tinyddpm.backends import Backend, BackendUnavailable
 
-from . import host_array, known, load
+from . import counters, host_array, known, load
 
-__all__ = ["BACKEND"]
+__all__ = ["BACKEND", "LOG_NDTR", "NOISE"]
 
 _DTYPES = ("float16", "float32", "float64")
+
+# As a square that is exact and a small rest, x*x keeps the digits of tiny results on the right.
+LOG_NDTR = """
+if (x > 0.0) {
+    double near = round(fmin(x, 40.0) * 16.0) / 16.0, rest = fmin(x, 40.0) - near;
+    double density = exp(near * near * -0.5) * exp(rest * (fmin(x, 40.0) + near) * -0.5);
+    y = log1p(density * erfcx(fmin(x, 40.0) * 0.70710678118654752) * -0.5);
+} else {
+    y = isinf(x) ? x : log(erfcx(x * -0.70710678118654752) * 0.5) - x * x * 0.5;
+}
+"""
+
+# A thread makes 8 pairs of normals of one sample: those of one Philox block of radii and of the angles half a sample
+# further on, which lie astride two blocks where a sample has an odd number of them.
+NOISE = r"""
+typedef unsigned long long word;
+
+__device__ void philox(word a, word b, word c, word key0, word key1, unsigned int *out)
+{
+    word d = 0;
+    for (int turn = 0; turn < 10; ++turn) {
+        word high0 = __umul64hi(a, 0xD2E7470EE14C6C93ULL), low0 = a * 0xD2E7470EE14C6C93ULL;
+        word high1 = __umul64hi(c, 0xCA5A826395121157ULL), low1 = c * 0xCA5A826395121157ULL;
+        a = high1 ^ b ^ key0;
+        b = low1;
+        c = high0 ^ d ^ key1;
+        d = low0;
+        key0 += 0x9E3779B97F4A7C15ULL;
+        key1 += 0xBB67AE8584CAA73BULL;
+    }
+    const word words[4] = {a, b, c, d};
+    for (int i = 0; i < 4; ++i) {
+        out[2 * i] = (unsigned int)words[i];
+        out[2 * i + 1] = (unsigned int)(words[i] >> 32);
+    }
+}
+
+__device__ void box_muller(unsigned int b, unsigned int c, float *x, float *y)
+{
+    float r = sqrtf(logf(((float)b + 0.5f) * 2.3283064365386963e-10f) * -2.0f), s, t;
+    sincosf((float)(int)c * 1.4629180792671596e-09f, &s, &t);
+    *x = r * t;
+    *y = r * s;
+}
+
+__device__ void box_muller(unsigned int b, unsigned int c, double *x, double *y)
+{
+    double r = sqrt(log(((double)b + 0.5) * 2.3283064365386963e-10) * -2.0), s, t;
+    sincos((double)(int)c * 1.4629180792671596e-09, &s, &t);
+    *x = r * t;
+    *y = r * s;
+}
+
+template <typename real>
+__device__ void normal(real *out, const word *low, const word *high, word seed, word stream, word step, word blocks,
+                       word n, word count)
+{
+    word threads = (blocks + 1) / 2, thread = (word)blockIdx.x * blockDim.x + threadIdx.x;
+    word sample = thread / threads, part = thread % threads, half = 4 * blocks;
+    if (sample >= count)
+        return;
+    word first = low[sample], carried = high[sample];
+    unsigned int radii[8], angles[8];
+    philox(first + part, carried + (first + part < first), step, seed, stream, radii);
+    word held = ~0ULL;
+    #pragma unroll
+    for (int side = 0; side < 2; ++side) {
+        word four = 2 * part + side, block = (blocks + four) / 2;
+        bool odd = (blocks + four) % 2;
+        if (four >= blocks)
+            return;
+        if (block != held)
+            philox(first + block, carried + (first + block < first), step, seed, stream, angles);
+        held = block;
+        #pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            word place = 4 * four + i;
+            real x, y;
+            box_muller(radii[4 * side + i], odd ? angles[4 + i] : angles[i], &x, &y);
+            if (place < n)
+                out[sample * n + place] = x;
+            if (half + place < n)
+                out[sample * n + half + place] = y;
+        }
+    }
+}
+
+extern "C" __global__ void normal_float32(float *out, const word *low, const word *high, word seed, word stream,
+                                          word step, word blocks, word n, word count)
+{
+    normal(out, low, high, seed, stream, step, blocks, n, count);
+}
+
+extern "C" __global__ void normal_float64(double *out, const word *low, const word *high, word seed, word stream,
+                                          word step, word blocks, word n, word count)
+{
+    normal(out, low, high, seed, stream, step, blocks, n, count);
+}
+"""
 
 
 def _cupy() -> Any:
@@ -21,7 +122,9 @@ def _cupy() -> Any:
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:  # no driver, no library, no permission
-        raise BackendUnavailable(f"cupy finds no CUDA device ({error}); it needs an NVIDIA GPU and its driver") from error
+        raise BackendUnavailable(
+            f"cupy finds no CUDA device ({error}); it needs an NVIDIA GPU and its driver"
+        ) from error
     if count == 0:
         raise BackendUnavailable("cupy finds no CUDA device; it needs an NVIDIA GPU and its driver")
     return cupy
@@ -64,8 +167,36 @@ def _to_numpy(x: Any) -> np.ndarray[Any, Any]:
     return np.asarray(_cupy().asnumpy(x))
 
 
+@lru_cache(maxsize=1)
+def _log_ndtr_kernel() -> Any:
+    return _cupy().ElementwiseKernel("float64 x", "float64 y", LOG_NDTR, "tinyddpm_log_ndtr")
+
+
 def _log_ndtr(x: Any) -> Any:
-    raise NotImplementedError
+    """log Phi(x), computed in float64."""
+    with x.device:
+        return _log_ndtr_kernel()(x.astype(np.float64)).astype(x.dtype)
+
+
+@lru_cache(maxsize=1)
+def _noise_kernels() -> Any:
+    return _cupy().RawModule(code=NOISE)
+
+
+def _normal(seed: int, index: Any, step: int, shape: tuple[int, ...], *, stream: int, device: Any, dtype: str) -> Any:
+    """The noise kernel: Philox4x64-10 and Box-Muller in one pass, laid out as `tinyddpm.noise` says."""
+    cupy, place = _cupy(), _index(device)
+    known("dtype", dtype, _DTYPES)
+    n, count = math.prod(shape), len(index)
+    blocks, real = -(-n // 8), "float64" if dtype == "float64" else "float32"
+    with cupy.cuda.Device(place):
+        out = cupy.empty((count, *shape), real)
+        if out.size:
+            low, high = map(cupy.asarray, counters(index, blocks))
+            threads = count * ((blocks + 1) // 2)
+            words = map(np.uint64, (seed, stream, step, blocks, n, count))
+            _noise_kernels().get_function(f"normal_{real}")((-(-threads // 128),), (128,), (out, low, high, *words))
+        return out.astype(dtype, copy=False)
 
 
 BACKEND = Backend(
@@ -77,4 +208,5 @@ BACKEND = Backend(
     log_ndtr=_log_ndtr,
     devices=_devices,
     version=lambda: str(_cupy().__version__),
+    normal=_normal,
 )

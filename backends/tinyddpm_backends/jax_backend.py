@@ -10,11 +10,12 @@ import numpy as np
 
 from tinyddpm.backends import Backend, BackendUnavailable
 
-from . import host_array, known, load
+from . import counters, host_array, known, load
 
 __all__ = ["BACKEND"]
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
+_LOW = np.uint64(2**32 - 1)
 
 
 def _jax() -> Any:
@@ -25,7 +26,6 @@ def _namespace() -> Any:
     return _jax().numpy
 
 
-@lru_cache(maxsize=1)
 def _found() -> dict[str, Any]:
     """Name -> device: "cpu" for the host, "cuda:0" (or "tpu:0", ...) for others; "cuda" is the first of its kind."""
     jax = _jax()
@@ -34,7 +34,9 @@ def _found() -> dict[str, Any]:
         if jax.default_backend() != "cpu":
             devices += jax.devices("cpu")
     except RuntimeError as error:
-        raise BackendUnavailable(f"jax finds no device ({error}); check JAX_PLATFORMS and the jaxlib plug-in") from error
+        raise BackendUnavailable(
+            f"jax finds no device ({error}); check JAX_PLATFORMS and the jaxlib plug-in"
+        ) from error
     platform = {"gpu": "cuda"}
     return {
         "cpu" if d.platform == "cpu" and d.id == 0 else f"{platform.get(d.platform, d.platform)}:{d.id}": d
@@ -53,18 +55,26 @@ def _device(device: Any) -> Any:
     return found[name]
 
 
+def _held(dtype: Any) -> Any:
+    """What JAX makes of a dtype: 64 bits need its x64 mode."""
+    return _jax().dtypes.canonicalize_dtype(dtype)
+
+
+def _refuse(dtype: Any) -> ValueError:
+    return ValueError(
+        f'dtype: JAX holds no {dtype} here; pass a narrower one or call jax.config.update("jax_enable_x64", True) first'
+    )
+
+
 def _from_numpy(array: Any, *, dtype: str | None = None, device: Any = None) -> Any:
     jax, place = _jax(), _device(device)
     host = host_array(array)
     if dtype is not None:
         host = host.astype(jax.numpy.dtype(known("dtype", dtype, _DTYPES)), copy=False)
-    narrow = jax.dtypes.canonicalize_dtype(host.dtype)
-    if narrow != host.dtype and not (host.dtype.kind in "iu" and np.array_equal(host, host.astype(narrow))):
-        raise ValueError(
-            f"dtype: JAX holds no {host.dtype} here; pass a narrower dtype or call "
-            'jax.config.update("jax_enable_x64", True) at the start'
-        )
-    return jax.device_put(host.astype(narrow, copy=False), place)
+    held = host.astype(_held(host.dtype), copy=False)
+    if held.dtype != host.dtype and (host.dtype.kind == "f" or not np.array_equal(held, host)):
+        raise _refuse(host.dtype)
+    return jax.device_put(held, place)
 
 
 def _to_numpy(x: Any) -> np.ndarray[Any, Any]:
@@ -93,8 +103,8 @@ def _function() -> Any:
 
     def hazard(x: Any) -> Any:
         """phi(x) / Phi(x), the derivative of log Phi: by a continued fraction on the left, where both underflow."""
-        inner = jnp.clip(x, -4, 40)
-        return jnp.where(x < -4, _mills(-jnp.minimum(x, -4)), density(inner) / (erfc(inner * -math.sqrt(0.5)) / 2))
+        left, inner = jnp.where(x < -4, x, -4), jnp.where(x < -4, -4, jnp.where(x > 40, 40, x))
+        return jnp.where(x < -4, _mills(-left), density(inner) / (erfc(inner * -math.sqrt(0.5)) / 2))
 
     @jax.custom_jvp  # type: ignore[untyped-decorator]
     def log_ndtr(x: Any) -> Any:
@@ -119,6 +129,85 @@ def _log_ndtr(x: Any) -> Any:
     return _function()(x)
 
 
+def _normal(seed: int, index: Any, step: int, shape: tuple[int, ...], *, stream: int, device: Any, dtype: str) -> Any:
+    """The noise kernel: on an accelerator; the host's own draw is faster on a CPU."""
+    place = _device(device) or _jax().devices()[0]
+    return NotImplemented if place.platform == "cpu" else _draw(seed, index, step, shape, stream, place, dtype)
+
+
+def _draw(seed: int, index: Any, step: int, shape: tuple[int, ...], stream: int, place: Any, dtype: str) -> Any:
+    """Philox4x64-10 and Box-Muller in one compiled function, laid out as `tinyddpm.noise` says."""
+    if dtype == "float64" and _held(dtype) != dtype:
+        raise _refuse(dtype)
+    words = np.array([seed, stream, step], np.uint64), *counters(index, -(-math.prod(shape) // 8))
+    pairs = [np.stack((word & _LOW, word >> np.uint64(32))).astype(np.uint32) for word in words]
+    return _kernel()(*_jax().device_put(pairs, place), shape=shape, dtype=dtype)
+
+
+def _add(x: Any, y: Any) -> tuple[Any, Any]:
+    """x + y of two uint64, each a (low, high) pair of uint32: all that JAX has without its x64 mode."""
+    low = x[0] + y[0]
+    return low, x[1] + y[1] + (low < x[0]).astype(np.uint32)
+
+
+def _multiply32(x: Any, y: int) -> tuple[Any, Any]:
+    """The (low, high) words of the 64-bit product of a uint32 and a constant, from 16-bit halves."""
+    half, low = np.uint32(16), np.uint32(0xFFFF)
+    y0, y1 = np.uint32(y & 0xFFFF), np.uint32(y >> 16)
+    x0, x1 = x & low, x >> half
+    middle = x1 * y0 + (x0 * y0 >> half)
+    return x * np.uint32(y), x1 * y1 + (middle >> half) + (x0 * y1 + (middle & low) >> half)
+
+
+def _multiply(x: Any, y: int) -> tuple[Any, Any]:
+    """The low and high uint64 of the 128-bit product of a uint64 and a constant, as (low, high) pairs."""
+    zero = x[0] & np.uint32(0)
+    p00, p10 = _multiply32(x[0], y & 0xFFFFFFFF), _multiply32(x[1], y & 0xFFFFFFFF)
+    p01, p11 = _multiply32(x[0], y >> 32), _multiply32(x[1], y >> 32)
+    middle = _add(_add((p00[1], zero), (p01[0], zero)), (p10[0], zero))
+    return (p00[0], middle[0]), _add(_add(_add(p11, (p01[1], zero)), (p10[1], zero)), (middle[1], zero))
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> Any:
+    jax = _jax()
+    jnp = jax.numpy
+
+    def constant(word: int) -> tuple[Any, Any]:
+        return np.uint32(word & 0xFFFFFFFF), np.uint32(word >> 32)
+
+    def turn(_: Any, state: Any) -> Any:
+        (a, b, c, d), key0, key1 = state
+        (low0, high0), (low1, high1) = _multiply(a, 0xD2E7470EE14C6C93), _multiply(c, 0xCA5A826395121157)
+        a = tuple(x ^ y ^ k for x, y, k in zip(high1, b, key0, strict=True))
+        c = tuple(x ^ y ^ k for x, y, k in zip(high0, d, key1, strict=True))
+        return (a, low1, c, low0), _add(key0, constant(0x9E3779B97F4A7C15)), _add(key1, constant(0xBB67AE8584CAA73B))
+
+    def philox(scalars: Any, low: Any, high: Any, blocks: int) -> Any:
+        """Each sample's 8 * blocks random uint32."""
+        seed, stream, step = ((scalars[0, i], scalars[1, i]) for i in range(3))
+        first = low[0][:, None], low[1][:, None]
+        a = _add(first, (jnp.arange(blocks, dtype=np.uint32), np.uint32(0)))
+        wrapped = (a[1] < first[1]) | ((a[1] == first[1]) & (a[0] < first[0]))
+        zero = jnp.zeros_like(a[0])
+        b = _add((high[0][:, None] + zero, high[1][:, None] + zero), (wrapped.astype(np.uint32), zero))
+        state = (a, b, (step[0] + zero, step[1] + zero), (zero, zero)), seed, stream
+        words, _, _ = jax.lax.fori_loop(0, 10, turn, state)
+        return jnp.stack([part for word in words for part in word], -1).reshape(low.shape[1], -1)
+
+    def normal(scalars: Any, low: Any, high: Any, *, shape: tuple[int, ...], dtype: str) -> Any:
+        n, count = math.prod(shape), low.shape[1]
+        real = jnp.float64 if dtype == "float64" else jnp.float32
+        pairs = philox(scalars, low, high, -(-n // 8)).reshape(count, 2, -1)
+        u = (pairs[:, 0].astype(real) + 0.5) * 2**-32
+        angle = jax.lax.bitcast_convert_type(pairs[:, 1], np.int32).astype(real) * (2 * math.pi * 2**-32)
+        r = jnp.sqrt(jnp.log(u) * -2)
+        z = jnp.concatenate((r * jnp.cos(angle), r * jnp.sin(angle)), 1)[:, :n]
+        return z.reshape(count, *shape).astype(dtype)
+
+    return jax.jit(normal, static_argnames=("shape", "dtype"))
+
+
 BACKEND = Backend(
     name="jax",
     roots=("jax", "jaxlib"),
@@ -128,4 +217,5 @@ BACKEND = Backend(
     log_ndtr=_log_ndtr,
     devices=lambda: tuple(_found()),
     version=lambda: str(_jax().__version__),
+    normal=_normal,
 )

@@ -43,7 +43,7 @@ def _log_ndtr(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         near = np.round(right * 16) / 16  # right**2 as near**2, which is exact, and a small rest
         density = np.exp(-near * near / 2) * np.exp(-(right - near) * (right + near) / 2)
         upper = np.log1p(density * erfcx(right * math.sqrt(0.5)) / -2)
-        value = np.where(wide > 1, upper, log_ndtr(wide))
+        value: np.ndarray[Any, Any] = np.where(wide > 1, upper, log_ndtr(wide))
         return value.astype(x.dtype, copy=False)
 
 

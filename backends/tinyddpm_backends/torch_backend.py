@@ -10,11 +10,12 @@ import numpy as np
 
 from tinyddpm.backends import Backend, BackendUnavailable
 
-from . import host_array, known, load
+from . import counters, host_array, known, load
 
 __all__ = ["BACKEND"]
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
+_LOW, _SIGN = 2**32 - 1, -(2**63)
 
 
 def _torch() -> Any:
@@ -81,10 +82,15 @@ def _function() -> Any:
     class LogNdtr(torch.autograd.Function):  # type: ignore[name-defined, misc]
         """log Phi with a gradient that holds in the tail, where Torch's own is 0/0."""
 
+        generate_vmap_rule = True
+
         @staticmethod
-        def forward(ctx: Any, x: Any) -> Any:
-            ctx.save_for_backward(x)
+        def forward(x: Any) -> Any:
             return _value(x)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.save_for_backward(*inputs)
 
         @staticmethod
         def backward(ctx: Any, grad: Any) -> Any:
@@ -99,6 +105,55 @@ def _log_ndtr(x: Any) -> Any:
     return _function().apply(x.float()).to(x.dtype) if half else _function().apply(x)
 
 
+def _normal(seed: int, index: Any, step: int, shape: tuple[int, ...], *, stream: int, device: Any, dtype: str) -> Any:
+    """The noise kernel: on a CUDA device; the host's own draw is faster on a CPU."""
+    place = _device(device)
+    return NotImplemented if place == "cpu" else _draw(seed, index, step, shape, stream, place, dtype)
+
+
+def _draw(seed: int, index: Any, step: int, shape: tuple[int, ...], stream: int, place: str, dtype: str) -> Any:
+    """Philox4x64-10 and Box-Muller in Torch operations, laid out as `tinyddpm.noise` says."""
+    torch, n = _torch(), math.prod(shape)
+    real = torch.float64 if dtype == "float64" else torch.float32
+    words = _philox(seed, index, step, -(-n // 8), stream, place)
+    pairs = words.view(torch.int32).reshape(len(index), 2, -1)
+    u = ((pairs[:, 0].to(torch.int64) & _LOW).to(real) + 0.5) * 2**-32
+    angle = pairs[:, 1].to(real) * (2 * math.pi * 2**-32)
+    r = torch.sqrt(torch.log(u) * -2)
+    z = torch.cat((r * torch.cos(angle), r * torch.sin(angle)), 1)[:, :n]
+    return z.reshape(len(index), *shape).to(getattr(torch, dtype)).contiguous()
+
+
+def _philox(seed: int, index: Any, step: int, blocks: int, stream: int, place: str) -> Any:
+    """Each sample's 4 * blocks Philox words, of shape (len(index), blocks, 4): uint64, held as int64."""
+    torch = _torch()
+    low, high = (torch.from_numpy(word.view(np.int64)).to(place)[:, None] for word in counters(index, blocks))
+    a = low + torch.arange(blocks, dtype=torch.int64, device=place)
+    carry = (a ^ _SIGN) < (low ^ _SIGN)
+    b, c, d = high + carry.to(torch.int64), torch.full_like(a, _int64(step)), torch.zeros_like(a)
+    for turn in range(10):
+        key0, key1 = _int64(seed + turn * 0x9E3779B97F4A7C15), _int64(stream + turn * 0xBB67AE8584CAA73B)
+        a, b, c, d = (
+            _high(c, 0xCA5A826395121157) ^ b ^ key0,
+            c * _int64(0xCA5A826395121157),
+            _high(a, 0xD2E7470EE14C6C93) ^ d ^ key1,
+            a * _int64(0xD2E7470EE14C6C93),
+        )
+    return torch.stack((a, b, c, d), -1)
+
+
+def _high(x: Any, y: int) -> Any:
+    """The high word of the unsigned 128-bit product x * y, from 32-bit halves; int64 wraps, as needed."""
+    x0, x1, y0, y1 = x & _LOW, x >> 32 & _LOW, y & _LOW, y >> 32
+    middle = x1 * y0 + (x0 * y0 >> 32 & _LOW)
+    return x1 * y1 + (middle >> 32 & _LOW) + (x0 * y1 + (middle & _LOW) >> 32 & _LOW)
+
+
+def _int64(word: int) -> int:
+    """The int64 of the same bits as `word` modulo 2**64."""
+    return (word + 2**63) % 2**64 - 2**63
+
+
 BACKEND = Backend(
     name="torch",
     roots=("torch",),
@@ -108,5 +163,6 @@ BACKEND = Backend(
     log_ndtr=_log_ndtr,
     devices=_devices,
     version=lambda: str(_torch().__version__),
+    normal=_normal,
     no_grad=lambda: _torch().no_grad(),
 )

@@ -19,7 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["new_folder", "read_file", "read_json", "read_tensors", "write_bytes", "write_json", "write_tensors"]
+__all__ = [
+    "new_folder",
+    "read_file",
+    "read_json",
+    "read_names",
+    "read_tensors",
+    "write_bytes",
+    "write_json",
+    "write_tensors",
+]
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -86,6 +95,19 @@ def read_tensors(
     return tensors, metadata
 
 
+def read_names(file: Path) -> list[str]:
+    """The names of the tensors in a safetensors file; nothing else of it is checked."""
+    try:
+        with open(file, "rb") as stream:
+            head = bytearray(stream.read(8))
+            head += stream.read(min(int.from_bytes(head, "little"), _HEADER_LIMIT))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: there is no such file") from None
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from None
+    return [name for name in _header(file, head)[0] if name != "__metadata__"]
+
+
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
     """Write a safetensors file and return its SHA-256."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -127,7 +149,8 @@ def new_folder(folder: Path, replaces: frozenset[str] = frozenset()) -> Iterator
     if os.path.lexists(folder):
         if folder.is_symlink() or not folder.is_dir():
             raise ValueError(f"{folder}: is there already, and no folder")
-        if other := {entry.name for entry in folder.iterdir()} - replaces:
+        inside = {entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if not entry.is_dir()}
+        if other := inside - replaces:
             raise ValueError(f"{folder}: holds other files, {min(other)} for one; another folder is needed")
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.new-{os.getpid()}")

@@ -73,11 +73,11 @@ def load_run(dir: str | os.PathLike[str], device: str | None = None) -> Run:
 
 
 def find(dir: str | os.PathLike[str]) -> Path | None:
-    """The checkpoint folder that `dir` is or leads to."""
-    for folder in (Path(dir) / LAST, Path(dir)):
-        if (folder / STATE).is_file():
-            return folder.resolve()
-    return None
+    """The checkpoint folder that `dir` is or leads to; None where there is none."""
+    folder = Path(dir)
+    if os.path.lexists(folder / LAST):
+        return (folder / LAST).resolve()  # what is missing there is damage, not a fresh start
+    return folder.resolve() if (folder / STATE).exists() else None
 
 
 def save(out: Path, step: int, net: UNet, ema: UNet, optimizer: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -146,8 +146,10 @@ class Log:
         with naming(self._name):
             os.fsync(self._stream.fileno())
 
-    def close(self) -> None:
-        """Close the file."""
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._stream.close()
 
 

@@ -157,14 +157,14 @@ def _archive(file: Path) -> Images:
     from zipfile import BadZipFile
 
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
             names = stored.files
             name = next((n for n in ("images", "x") if n in names), names[0] if len(names) == 1 else None)
             if name is None:
                 raise ValueError(f"its arrays are {', '.join(names) or 'none'}; one must be called images")
             pixels = stored[name]
             labels = next((stored[n] for n in ("labels", "y") if n in names and n != name), None)
-    except (ValueError, OSError, EOFError, BadZipFile, zlib.error, SyntaxError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, OSError, EOFError, KeyError, SyntaxError, BadZipFile, zlib.error) as error:
         raise ValueError(f"data: {file}: {error}") from None
     images = Images(_channels_first(file, pixels))
     return images if labels is None else replace(images, labels=_labels(file, labels, len(pixels)))

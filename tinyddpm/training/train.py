@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -46,28 +46,37 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
         pictures, _ = data.load(config.data).split(config.held_out)
         if not len(pictures):
             raise ValueError(f"held_out: {config.held_out} leaves no image of {config.data} to train on")
-        trainer = Trainer(config, pictures, world)
-        if world.rank:
-            _loop(trainer, None, False)
-        else:
-            with checkpoint.locked(Path(config.out)):
-                _loop(trainer, Path(config.out), progress)
-    return Path(config.out) / checkpoint.LAST
+        trainer, out = Trainer(config, pictures, world), Path(config.out)
+        with ExitStack() as stack:
+            if world.rank == 0:
+                stack.enter_context(checkpoint.locked(out))
+            _resume(trainer)
+            log = stack.enter_context(_opened(trainer, out)) if world.rank == 0 else None
+            _loop(trainer, log, progress and world.rank == 0)
+    return out / checkpoint.LAST
 
 
-def _loop(trainer: Trainer, out: Path | None, progress: bool) -> None:
-    """All steps from where the run stands; `out` is None where this process does not write."""
-    config, world = trainer.config, trainer.world
-    last = checkpoint.find(config.out)
-    if last is not None:
+def _resume(trainer: Trainer) -> None:
+    """Go on from the last checkpoint in the run folder, where there is one."""
+    config = trainer.config
+    if (last := checkpoint.find(config.out)) is not None:
         if not config.resume:
             raise ValueError(f"out: {config.out} holds a run already; resume it, or choose another folder")
         trainer.restore(last)
-    log = None
-    if out is not None:
-        with naming(f"out {out}"):
-            _describe(trainer, out)
-        log = Log(out / "log.jsonl", trainer.start)
+
+
+def _opened(trainer: Trainer, out: Path) -> Log:
+    """Describe the run in ``config.json``, and open its log."""
+    count = sum(p.numel() for p in trainer.parameters)
+    about = {**trainer.about(), "parameters": count, "processes": trainer.world.size}
+    with naming(f"out {out}"), replacing(out / "config.json") as stream:
+        stream.write(json.dumps(about, indent=2).encode())
+    return Log(out / "log.jsonl", trainer.start)
+
+
+def _loop(trainer: Trainer, log: Log | None, progress: bool) -> None:
+    """All steps from where the run stands; `log` is None where another process writes."""
+    config, world = trainer.config, trainer.world
     every = 1 if world.device.type == "cpu" else 25  # reading the loss makes a GPU wait
     steps, waiting, since = range(trainer.start + 1, config.steps + 1), [], time.perf_counter()
     with _signals() as received:
@@ -79,16 +88,22 @@ def _loop(trainer: Trainer, out: Path | None, progress: bool) -> None:
             since = _report(trainer, log, waiting, step, since)
             waiting = []
             stop = world.any(max(received, default=0))
-            if out is not None and log is not None:
-                if due or stop:
-                    log.sync()
-                    checkpoint.save(out, step, trainer.net, trainer.ema, trainer.moments(), trainer.about())
-                if config.sample_every and step % config.sample_every == 0:
-                    with naming(f"samples {out / 'samples'}"):
-                        (out / "samples").mkdir(exist_ok=True)
-                        images.save_png(trainer.samples(), out / "samples" / f"step-{step:08d}.png")
+            if log is not None:
+                _write(trainer, log, step, bool(due or stop))
             if stop and step < config.steps:
                 raise Interrupted(stop, step)
+
+
+def _write(trainer: Trainer, log: Log, step: int, due: bool) -> None:
+    """The checkpoint of a step where it is due, and the sample grid where its time has come."""
+    out, every = Path(trainer.config.out), trainer.config.sample_every
+    if due:
+        log.sync()
+        checkpoint.save(out, step, trainer.net, trainer.ema, trainer.moments(), trainer.about())
+    if every and step % every == 0:
+        with naming(f"samples {out / 'samples'}"):
+            (out / "samples").mkdir(exist_ok=True)
+            images.save_png(trainer.samples(), out / "samples" / f"step-{step:08d}.png")
 
 
 def _report(trainer: Trainer, log: Log | None, waiting: list[Tensor], step: int, since: float) -> float:
@@ -104,14 +119,6 @@ def _report(trainer: Trainer, log: Log | None, waiting: list[Tensor], step: int,
             record = {"step": own, "loss": loss, "grad_norm": norm, "lr": trainer.lr(own)}
             log.write({**record, "seconds": round(seconds, 6), "images_per_s": round(rate, 3)})
     return now
-
-
-def _describe(trainer: Trainer, out: Path) -> None:
-    """``config.json``: what the run is."""
-    count = sum(p.numel() for p in trainer.parameters)
-    about = {**trainer.about(), "parameters": count, "processes": trainer.world.size}
-    with replacing(out / "config.json") as stream:
-        stream.write(json.dumps(about, indent=2).encode())
 
 
 @contextmanager

@@ -1,0 +1,391 @@
+"""The registry finds backends, and each built-in one moves arrays, knows the normal CDF and says why it can't."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import math
+import subprocess
+import sys
+import types
+from dataclasses import FrozenInstanceError, replace
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import mpmath
+import numpy as np
+import pytest
+import tinyddpm_backends
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyddpm import backends
+from tinyddpm.backends import BackendUnavailable
+
+BUILT_IN = ("numpy", "torch", "cupy", "jax")
+
+# -------------------------------------------------------------------------------------------------------- the registry
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The registry, put back afterwards."""
+    monkeypatch.setattr(backends, "_registered", dict(backends._registered))
+    return backends
+
+
+def _announce(monkeypatch: pytest.MonkeyPatch, **plugins: Any) -> None:
+    """Let an installed distribution announce these objects as its plug-ins."""
+    module = types.ModuleType("someones_plugin")
+    vars(module).update(plugins)
+    monkeypatch.setitem(sys.modules, "someones_plugin", module)
+    entries = [EntryPoint(name, f"someones_plugin:{name}", "tinyddpm.backends") for name in plugins]
+    entries.append(EntryPoint("missing", "no_such_module_anywhere:BACKEND", "tinyddpm.backends"))
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: entries)
+
+
+def test_the_built_in_ones_are_found_under_their_names() -> None:
+    assert backends.names()[:4] == BUILT_IN
+    for name in BUILT_IN:
+        assert backends.get(name).name == name
+        assert backends.get(name) is backends.get(name)
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(LookupError, match=r"backend: 'tensorflow' is unknown; known are numpy, torch, cupy, jax"):
+        backends.get("tensorflow")
+    with pytest.raises(TypeError, match="backend"):
+        backends.get(np)  # type: ignore[arg-type]
+
+
+def test_an_array_belongs_to_its_librarys_backend(library: Any) -> None:
+    assert backends.of(library.array(np.ones(3))).name == library.name
+
+
+@pytest.mark.parametrize("stranger", [[1.0], 1.0, None, "x"])
+def test_what_is_no_array_belongs_to_none(stranger: Any) -> None:
+    with pytest.raises(LookupError, match="array: no backend"):
+        backends.of(stranger)
+
+
+def test_a_third_party_registers_under_a_free_name(registry: Any) -> None:
+    mine = replace(backends.get("numpy"), name="mine")
+    registry.register(mine)
+    assert registry.get("mine") is mine
+    assert "mine" in registry.names()
+    assert registry.available()["mine"].devices == ("cpu",)
+    for taken in ("mine", "torch"):
+        with pytest.raises(ValueError, match=f"backend: the name '{taken}' is taken"):
+            registry.register(replace(mine, name=taken))
+    with pytest.raises(TypeError, match="backend"):
+        registry.register("mine")
+    with pytest.raises(FrozenInstanceError):
+        mine.name = "other"  # type: ignore[misc]
+
+
+def test_a_plug_in_is_loaded_by_get_or_available_only(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+
+    def factory() -> backends.Backend:
+        loaded.append(1)
+        return replace(backends.get("numpy"), name="factory", roots=("nobody",))
+
+    instance = replace(backends.get("numpy"), name="instance", roots=("nobody",))
+    _announce(monkeypatch, factory=factory, instance=instance)
+    assert {"factory", "instance"} <= set(registry.names())
+    assert registry.of(np.ones(2)).name == "numpy"
+    assert not loaded
+    assert registry.get("instance") is instance
+    assert registry.get("factory") is registry.get("factory")
+    assert loaded == [1]
+    assert registry.available()["factory"]
+    with pytest.raises(ValueError, match="taken"):
+        registry.register(instance)
+
+
+def test_a_broken_plug_in_harms_its_own_name_only(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises() -> Any:
+        raise KeyError("the third party's mistake")
+
+    _announce(monkeypatch, raises=raises, wrong=lambda: 3, fine=replace(backends.get("numpy"), name="fine"))
+    for name, reason in (("raises", "third party's mistake"), ("wrong", "int"), ("missing", "no_such_module_anywhere")):
+        with pytest.raises(BackendUnavailable, match=f"{name}: .*{reason}"):
+            registry.get(name)
+        assert not registry.available()[name]
+        assert reason in str(registry.available()[name])
+    assert registry.available()["fine"]
+    assert registry.available()["numpy"]
+    assert registry.of(np.ones(2)).name == "numpy"
+
+
+# --------------------------------------------------------------------------------------------- installed or not, devices
+
+
+def test_what_can_be_used_has_a_version_and_devices(native: Any) -> None:
+    status = backends.available()[native.name]
+    assert status
+    assert status.version == importlib.import_module(native.name).__version__
+    assert "cpu" in status.devices
+    for device in status.devices:
+        moved = native.backend.from_numpy(np.arange(3.0), device=device)
+        assert (native.host(moved) == [0, 1, 2]).all()
+
+
+@pytest.mark.parametrize("name", ["torch", "cupy", "jax"])
+def test_a_missing_library_is_told_with_the_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)  # as if not installed
+    backend = backends.get(name)
+    for use in (backend.version, backend.devices, backend.namespace, lambda: backend.from_numpy(np.ones(2))):
+        with pytest.raises(BackendUnavailable, match=rf'{name} .*pip install "tinyddpm\[{name}\]"'):
+            use()
+    assert backends.of(np.ones(2)).name == "numpy"
+
+
+def test_cupy_without_a_device_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver() -> int:
+        raise RuntimeError("cudaErrorInsufficientDriver")
+
+    for count, reason in ((no_driver, "cudaErrorInsufficientDriver"), (lambda: 0, "NVIDIA GPU")):
+        runtime = types.SimpleNamespace(getDeviceCount=count)
+        fake = types.SimpleNamespace(__version__="13.0", cuda=types.SimpleNamespace(runtime=runtime))
+        monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
+        backend = backends.get("cupy")
+        for use in (backend.version, backend.devices, backend.namespace, lambda b=backend: b.from_numpy(np.ones(2))):
+            with pytest.raises(BackendUnavailable, match=f"no CUDA device.*{reason}"):
+                use()
+
+
+@pytest.mark.parametrize("device", ["cpu:3", "nonsense", "", "cuda:99", 3])
+def test_a_device_that_is_not_here_is_named(native: Any, device: Any) -> None:
+    with pytest.raises(BackendUnavailable, match=f"device: {str(device)!r}|device: {device!r}"):
+        native.backend.from_numpy(np.ones(2), device=device)
+
+
+def test_a_librarys_own_device_object_is_accepted(differentiable: Any) -> None:
+    x = differentiable.backend.from_numpy(np.ones(2))
+    again = differentiable.backend.from_numpy(np.ones(2), device=x.device)
+    assert again.device == x.device
+
+
+def test_imports_load_no_library() -> None:
+    code = (
+        "import sys, tinyddpm.backends as b\n"
+        "heavy = {'scipy', 'torch', 'cupy', 'jax', 'array_api_compat', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+        "import numpy; [b.get(name) for name in ('numpy', 'torch', 'cupy', 'jax')]; b.of(numpy.ones(2))\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "[]"]
+
+
+# --------------------------------------------------------------------------------------------------- moves of arrays
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_move_there_and_back_changes_nothing(native: Any, dtype: str) -> None:
+    host = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(dtype)
+    there = native.backend.from_numpy(host)
+    assert backends.of(there).name == native.name
+    assert dtype in str(there.dtype)
+    back = native.host(there)
+    assert back.dtype == host.dtype
+    assert (back == host).all()
+    assert dtype in str(native.backend.from_numpy(host.astype(np.float64), dtype=dtype).dtype)
+
+
+@pytest.mark.parametrize("kind", ["int64", "int32", "uint8", "bool"])
+def test_whole_numbers_move_too(native: Any, kind: str) -> None:
+    host = np.array([0, 1, 1, 0]).astype(kind)
+    assert native.host(native.backend.from_numpy(host)).dtype == host.dtype
+
+
+AWKWARD = {
+    "negative strides": lambda a: a[::-1, ::-2],
+    "transposed": lambda a: a.T,
+    "0-d": lambda a: a[0, 0, ...],
+    "empty": lambda a: a[:0],
+    "big-endian": lambda a: a.astype(">f8"),
+    "a row of zeros' stride": lambda a: np.broadcast_to(a[0], (3, 4)),
+}
+
+
+@pytest.mark.parametrize("case", AWKWARD)
+def test_any_layout_moves(native: Any, case: str) -> None:
+    host = AWKWARD[case](np.arange(24.0).reshape(6, 4))
+    there = native.host(native.backend.from_numpy(host))
+    assert there.shape == host.shape
+    assert (there == host).all()
+
+
+def test_no_move_shares_memory_with_the_caller(native: Any) -> None:
+    host = np.arange(4096.0)
+    there = native.backend.from_numpy(host)
+    host[:] = -1
+    back = native.host(there)
+    assert (back == np.arange(4096.0)).all()
+    back[:] = -2  # writable, and ours
+    assert (native.host(there) == np.arange(4096.0)).all()
+    frozen = np.arange(3.0)
+    frozen.flags.writeable = False
+    there = native.backend.from_numpy(frozen)
+    if native.name != "jax":
+        there += 1
+    assert (frozen == [0, 1, 2]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float8", "complex64", "f4", ""])
+def test_an_unknown_dtype_is_named(native: Any, dtype: str) -> None:
+    with pytest.raises(LookupError, match=f"dtype: '{dtype}' is unknown here; known are .*float32"):
+        native.backend.from_numpy(np.ones(2), dtype=dtype)
+
+
+@pytest.mark.parametrize("junk", [np.array(["a"]), np.array([None]), np.array([1j])])
+def test_what_has_no_numbers_is_refused(native: Any, junk: Any) -> None:
+    with pytest.raises(TypeError, match="array: "):
+        native.backend.from_numpy(junk)
+
+
+def test_jax_without_x64_refuses_double_precision() -> None:
+    jax = pytest.importorskip("jax")
+    backend = backends.get("jax")
+    jax.config.update("jax_enable_x64", False)
+    try:
+        for options in ({}, {"dtype": "float64"}):
+            with pytest.raises(ValueError, match=r"dtype: JAX holds no float64 here.*jax_enable_x64"):
+                backend.from_numpy(np.ones(2), **options)
+        with pytest.raises(ValueError, match="dtype: JAX holds no int64"):
+            backend.from_numpy(np.array([2**40]))
+        assert str(backend.from_numpy(np.ones(2), dtype="float32").dtype) == "float32"
+        assert backend.to_numpy(backend.from_numpy(np.arange(3))).tolist() == [0, 1, 2]
+    finally:
+        jax.config.update("jax_enable_x64", True)
+
+
+# ---------------------------------------------------------------------------------------------- log of the normal CDF
+
+
+def _log_ndtr(x: float) -> mpmath.mpf:
+    with mpmath.workdps(50):
+        half = mpmath.erfc(abs(mpmath.mpf(x)) / mpmath.sqrt(2)) / 2
+        return mpmath.log(half) if x < 0 else mpmath.log1p(-half)
+
+
+def _hazard(x: float) -> mpmath.mpf:
+    with mpmath.workdps(50):
+        x = mpmath.mpf(x)
+        return mpmath.npdf(x) / (mpmath.erfc(-x / mpmath.sqrt(2)) / 2)
+
+
+def _worst(values: np.ndarray, exact: list[mpmath.mpf]) -> float:
+    """The largest relative error."""
+    pairs = zip(values.astype(np.float64), exact, strict=True)
+    return max(float(abs((mpmath.mpf(float(value)) - e) / e)) for value, e in pairs)
+
+
+GRID = np.concatenate((-np.logspace(1, 8, 80), np.linspace(-10, 12, 441) + 0.0123, np.linspace(12, 37, 51)))
+# Near 0.4 XLA's own log and log1p are some ulp off; in single precision the libraries' erfc and exp are.
+VALUE_BOUND = {"float64": 1e-14, "float32": 2e-6}
+SLOPE_BOUND = {"float64": 1e-14, "float32": 2e-6}
+
+
+def _grid(dtype: str) -> np.ndarray:
+    x = GRID.astype(dtype)
+    return x if dtype == "float64" else x[x < 12.5]  # beyond, results are below float32's normal numbers
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_log_ndtr_is_the_log_of_the_normal_cdf(native: Any, dtype: str) -> None:
+    x = _grid(dtype)
+    value = native.host(native.backend.log_ndtr(native.array(x)))
+    assert value.dtype == dtype
+    assert _worst(value, [_log_ndtr(float(xi)) for xi in x]) < VALUE_BOUND[dtype]
+
+
+def _slope(name: str, x: np.ndarray) -> np.ndarray:
+    backend = backends.get(name)
+    if name == "torch":
+        leaf = backend.from_numpy(x).requires_grad_()
+        backend.log_ndtr(leaf).sum().backward()
+        return backend.to_numpy(leaf.grad)
+    jax = importlib.import_module("jax")
+    return np.asarray(jax.grad(lambda v: backend.log_ndtr(v).sum())(backend.from_numpy(x)))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_gradient_of_log_ndtr_holds_in_both_tails(differentiable: Any, dtype: str) -> None:
+    x = _grid(dtype)
+    slope = _slope(differentiable.name, x)
+    assert slope.dtype == dtype
+    assert _worst(slope, [_hazard(float(xi)) for xi in x]) < SLOPE_BOUND[dtype]
+
+
+def test_far_out_the_gradient_is_minus_x(differentiable: Any) -> None:
+    x = -np.array([1e8, 1e12, 1e100, 1e150])  # relative to -x the rest, 1/x**2, is below rounding
+    assert np.abs(_slope(differentiable.name, x) / -x - 1).max() < 1e-15
+    assert _slope(differentiable.name, np.array([1e3, 1e100, np.inf])).tolist() == [0, 0, 0]
+
+
+def test_the_second_derivative_of_log_ndtr(differentiable: Any) -> None:
+    x = np.linspace(-6, 6, 25)
+    backend = differentiable.backend
+    if differentiable.name == "torch":
+        torch = importlib.import_module("torch")
+        second = torch.func.vmap(torch.func.grad(torch.func.grad(backend.log_ndtr)))(backend.from_numpy(x)).numpy()
+    else:
+        jax = importlib.import_module("jax")
+        second = np.asarray(jax.vmap(jax.grad(jax.grad(backend.log_ndtr)))(backend.from_numpy(x)))
+    exact = [float(-_hazard(float(xi)) * (mpmath.mpf(float(xi)) + _hazard(float(xi)))) for xi in x]
+    assert np.abs(second - exact).max() < 1e-12  # differences of terms as large as x**2
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_log_ndtr_of_what_is_not_finite(native: Any, dtype: str) -> None:
+    x = native.array(np.array([-np.inf, np.inf, np.nan, 0.0]), dtype)
+    value = native.host(native.backend.log_ndtr(x))
+    assert value.dtype == dtype
+    assert value[0] == -np.inf
+    assert value[1] == 0
+    assert np.isnan(value[2])
+    assert value[3] == np.asarray(math.log(0.5), dtype)
+    extreme = native.array(np.array([np.finfo(dtype).max, np.finfo(dtype).min]))
+    assert native.host(native.backend.log_ndtr(extreme)).tolist() == [0, -np.inf]
+
+
+def test_log_ndtr_of_bfloat16_is_the_float32_one_rounded(differentiable: Any) -> None:
+    backend = differentiable.backend
+    x = backend.from_numpy(np.linspace(-50, 5, 23), dtype="bfloat16")
+    wide = backend.from_numpy(backend.to_numpy(x), dtype="float32")
+    expected = backend.from_numpy(backend.to_numpy(backend.log_ndtr(wide)), dtype="bfloat16")
+    assert (backend.to_numpy(backend.log_ndtr(x)) == backend.to_numpy(expected)).all()
+
+
+@given(x=st.floats(-1e100, 1e100))
+def test_log_ndtr_and_its_mirror_image_sum_to_one(x: float) -> None:
+    log_ndtr = backends.get("numpy").log_ndtr
+    lower, upper = log_ndtr(np.array([x, -x]))
+    assert abs(math.exp(lower) + math.exp(upper) - 1) < 1e-15
+
+
+@pytest.mark.gpu
+def test_a_device_knows_the_normal_cdf(cuda: Any) -> None:
+    x = _grid("float64")
+    value = cuda.host(cuda.backend.log_ndtr(cuda.backend.from_numpy(x, device="cuda")))
+    assert _worst(value, [_log_ndtr(float(xi)) for xi in x]) < 1e-14
+
+
+def test_gradients_are_off_while_samples_are_drawn() -> None:
+    torch = pytest.importorskip("torch")
+    no_grad = backends.get("torch").no_grad
+    assert no_grad is not None
+    with no_grad():
+        assert not torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+
+
+def test_the_package_says_what_it_holds() -> None:
+    for name in BUILT_IN:
+        module = importlib.import_module(f"tinyddpm_backends.{name}_backend")
+        assert module.__doc__
+        assert "BACKEND" in module.__all__
+    assert tinyddpm_backends.__doc__

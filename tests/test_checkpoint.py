@@ -1,0 +1,247 @@
+"""Checkpoints: whole or not there, checked when read, and never lost to a failed write."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+
+from tinyddpm.nn import UNet, weights  # noqa: E402
+from tinyddpm.training import CheckpointError, TrainConfig, load_run, train  # noqa: E402
+from tinyddpm.training.checkpoint import Log, find, locked, read_state  # noqa: E402
+
+FILES = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "unet.json"}
+
+
+def tiny(out: Path, **options: Any) -> TrainConfig:
+    settings = {
+        "steps": 3,
+        "batch_size": 4,
+        "channels": 4,
+        "mults": (1,),
+        "res_blocks": 1,
+        "T": 20,
+        "checkpoint_every": 2,
+    }
+    return TrainConfig.from_dict({"out": str(out), "device": "cpu", **settings, **options})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("made") / "run"
+    train(tiny(out), progress=False)
+    return out
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run of three steps with checkpoints at 2 and 3."""
+    shutil.copytree(made, tmp_path / "run", symlinks=True)
+    return tmp_path / "run"
+
+
+def reseal(folder: Path) -> None:
+    """Make every recorded hash match, as one who forges a checkpoint would."""
+    state = json.loads((folder / "state.json").read_text())
+    state["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in state["files"]}
+    del state["sha256"]
+    state["sha256"] = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    (folder / "state.json").write_text(json.dumps(state))
+    about = json.loads((folder / "unet.json").read_text())
+    (folder / "unet.json").write_text(json.dumps(about | {"sha256": state["files"]["ema.safetensors"]}))
+
+
+def test_layout(run: Path) -> None:
+    assert os.readlink(run / "last") == "checkpoints/step-00000003"
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"step-00000002", "step-00000003"}
+    assert {p.name for p in (run / "last").iterdir()} == FILES
+    assert {p.name for p in run.iterdir()} == {"checkpoints", "last", "log.jsonl", "config.json", ".lock"}
+    state = read_state(run / "last")
+    assert (state["step"], state["shape"], state["levels"]) == (3, [1, 8, 8], 17)
+    assert state["random"] == {"kind": "counter", "seed": 0}
+    assert json.loads((run / "config.json").read_text())["versions"]["torch"] == torch.__version__
+
+
+def test_older_checkpoints_are_removed_but_one(tmp_path: Path) -> None:
+    train(tiny(tmp_path, steps=5, checkpoint_every=1), progress=False)
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"step-00000004", "step-00000005"}
+
+
+def test_load_takes_the_averaged_weights(run: Path) -> None:
+    library = pytest.importorskip("safetensors.torch")
+    ema = library.load_file(run / "last" / "ema.safetensors")
+    model = library.load_file(run / "last" / "model.safetensors")
+    for name, p in UNet.load(run / "last").named_parameters():
+        assert torch.equal(p, ema[name])
+    assert any(not torch.equal(ema[name], model[name]) for name in ema)
+
+
+def test_load_run_from_the_run_its_link_and_its_folder(run: Path) -> None:
+    for path in (run, run / "last", run / "checkpoints" / "step-00000003", str(run)):
+        loaded = load_run(path)
+        assert (loaded.step, loaded.shape, loaded.levels) == (3, (1, 8, 8), 17)
+        assert loaded.denoiser.net is loaded.net
+        assert loaded.denoiser.first_t == 0
+        assert loaded.diffusion.T == 20
+        assert not any(p.requires_grad for p in loaded.net.parameters())
+    sample = loaded.diffusion.sample(loaded.denoiser, (2, 1, 8, 8), backend="torch", steps=4)
+    assert bool(torch.isfinite(sample).all())
+    shutil.move(run / "checkpoints" / "step-00000003", run.parent / "alone")
+    assert load_run(run.parent / "alone").step == 3
+
+
+def test_what_is_no_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path, message in ((tmp_path / "empty", "no run"), (tmp_path / "nowhere", "no such folder")):
+        with pytest.raises(FileNotFoundError, match=rf"^model: .*{path.name}.*{message}"):
+            load_run(path)
+    (run / "last").unlink()
+    assert find(run) is None
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("forge", [False, True])
+def test_damage_is_named_on_resume(run: Path, name: str, forge: bool) -> None:
+    file = (run / "last" / name).resolve()
+    whole = file.read_bytes()
+    log = (run / "log.jsonl").read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole[:-1] if "tensors" in name else whole[:-3], whole + b"x"):
+        file.write_bytes(damaged)
+        if forge and "json" not in name:
+            reseal(file.parent)
+        with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+            resumed_or_loaded(run, name)
+    if not forge:
+        file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 16]) + whole[-8:])
+        with pytest.raises(ValueError, match=r"json|safetensors"):
+            resumed_or_loaded(run, name)
+        file.unlink()
+        with pytest.raises((ValueError, FileNotFoundError), match=r"json|safetensors|out"):
+            resumed_or_loaded(run, name)
+    assert (run / "log.jsonl").read_bytes() == log
+
+
+def resumed_or_loaded(run: Path, name: str) -> None:
+    if name == "unet.json":  # a resumed run knows its network from its config
+        load_run(run)
+    else:
+        train(tiny(run, resume=True, steps=4), progress=False)
+
+
+def test_optimizer_of_another_network_is_refused(run: Path, tmp_path: Path) -> None:
+    train(tiny(tmp_path / "other", channels=8), progress=False)
+    shutil.copy(tmp_path / "other" / "last" / "optimizer.safetensors", run / "last" / "optimizer.safetensors")
+    reseal(run / "last")
+    with pytest.raises(ValueError, match=r"optimizer\.safetensors: tensor 'exp_avg\.\S+' has shape"):
+        train(tiny(run, resume=True, steps=4), progress=False)
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"unet.json"}))
+def test_links_inside_a_checkpoint_are_refused(run: Path, tmp_path: Path, name: str) -> None:
+    file = run / "last" / name
+    shutil.move(file.resolve(), tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=rf"{name}.*link"):
+        train(tiny(run, resume=True, steps=4), progress=False)
+
+
+@pytest.mark.parametrize("fails_at", range(8))
+def test_a_full_disk_leaves_the_last_checkpoint_whole(
+    run: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    """The n-th fsync of the checkpoint of step 4 fails: five files, their folder, its parent, the link's folder."""
+    calls, sync = [0], os.fsync
+    counting = [False]
+
+    def full(handle: int) -> None:
+        calls[0] += counting[0]
+        if counting[0] and calls[0] > fails_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    wait = Log.sync
+
+    def start_counting(log: Log) -> None:
+        wait(log)
+        counting[0] = True
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(Log, "sync", start_counting)
+    with pytest.raises(CheckpointError, match=r"checkpoint .*step-00000004: .*No space left on device") as caught:
+        train(tiny(run, resume=True, steps=4), progress=False)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert load_run(run).step in (3, 4)  # the link is switched before its folder is synced
+    assert {p.name for p in (run / "last").iterdir()} == FILES
+    assert not [p for p in (run / "checkpoints").iterdir() if p.name.startswith(".")]
+    train(tiny(run, resume=True, steps=4), progress=False)
+    assert load_run(run).step == 4
+
+
+def test_a_read_only_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"out .*file"):
+        train(tiny(tmp_path / "file" / "run"), progress=False)
+
+
+def test_two_runs_in_one_folder(tmp_path: Path) -> None:
+    with locked(tmp_path / "run"), pytest.raises(ValueError, match=r"^out: another run"):
+        train(tiny(tmp_path / "run"), progress=False)
+    train(tiny(tmp_path / "run"), progress=False)
+    with pytest.raises(ValueError, match=r"^out: .* holds a run already"):
+        train(tiny(tmp_path / "run"), progress=False)
+
+
+def test_what_a_killed_write_left_is_swept_and_harmless(run: Path) -> None:
+    """A half-written temporary folder, a finished one that `last` does not lead to, a link not yet moved."""
+    (run / "checkpoints" / ".step-00000004.new-1").mkdir()
+    (run / "checkpoints" / ".step-00000004.new-1" / "model.safetensors").write_text("half")
+    shutil.copytree(run / "checkpoints" / "step-00000003", run / "checkpoints" / "step-00000004")
+    (run / ".last.new").symlink_to("checkpoints/step-00000004")
+    assert load_run(run).step == 3
+    train(tiny(run, resume=True, steps=4), progress=False)
+    assert load_run(run).step == 4
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"step-00000003", "step-00000004"}
+    assert not os.path.lexists(run / ".last.new")
+
+
+def test_log_drops_what_comes_again_and_half_lines(tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl"
+    lines = [json.dumps({"step": k, "loss": k / 7}) + "\n" for k in range(1, 6)]
+    file.write_text("".join(lines) + '{"step": 6, "lo')
+    with Log(file, 4) as log:
+        log.write({"step": 5, "loss": 0.5})
+        log.sync()
+    assert file.read_text() == "".join(lines[:4]) + '{"step": 5, "loss": 0.5}\n'
+
+
+def test_new_folder_replaces_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "a"
+    with weights.new_folder(target) as folder:
+        (folder / "x").write_text("1")
+        assert not target.exists()
+    with pytest.raises(IsADirectoryError), weights.new_folder(target, frozenset("x")) as folder:
+        folder.write_text("fails")
+    assert (target / "x").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_state_of_another_kind_is_refused(run: Path) -> None:
+    file = run / "last" / "state.json"
+    state = json.loads(file.read_text())
+    for key, value in (("step", "3"), ("config", None), ("levels", True), ("config", {"lerning_rate": 1})):
+        file.write_text(json.dumps(state | {key: value}))
+        reseal(run / "last")
+        with pytest.raises((ValueError, LookupError), match=f"{key}|lerning_rate"):
+            load_run(run)
+    assert dataclasses.asdict(TrainConfig.from_dict(state["config"])).keys() == state["config"].keys()

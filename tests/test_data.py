@@ -1,0 +1,300 @@
+"""Images from every source, and pictures back: rounding, grids, and errors that name the file."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("torch")
+Image = pytest.importorskip("PIL.Image")
+
+from tinyddpm.training import Images, image_grid, load, save_png, to_levels, to_uint8  # noqa: E402
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.RandomState(0).randint(0, 256, shape, dtype=np.uint8)
+
+
+def folder(path: Path, pictures: dict[str, np.ndarray]) -> Path:
+    for name, picture in pictures.items():
+        file = path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(file)
+    return path
+
+
+# ---- scaling and splitting
+
+
+@given(st.integers(2, 65_536).flatmap(lambda levels: st.tuples(st.just(levels), st.integers(0, levels - 1))))
+def test_scaling_spans_minus_one_to_one_and_rounds_back(case: tuple[int, int]) -> None:
+    levels, k = case
+    images = Images(np.array([0, k, levels - 1], np.int64).reshape(3, 1, 1, 1), levels)
+    x = images.scaled()
+    assert x.dtype == np.float32
+    assert x[0, 0, 0, 0] == -1
+    assert x[2, 0, 0, 0] == 1
+    assert x[1, 0, 0, 0] == np.float32(2 * k / (levels - 1) - 1)
+    assert to_levels(x, levels).ravel().tolist() == [0, k, levels - 1]
+
+
+@given(st.floats(-3, 3))
+def test_uint8_is_the_nearest_level_not_the_one_below(value: float) -> None:
+    pixel = int(to_uint8(np.array([value]))[0])
+    wanted = 127.5 * (min(max(value, -1), 1) + 1)
+    assert abs(pixel - wanted) <= 0.5 + 1e-9
+
+
+@given(st.integers(0, 300), st.floats(0, 0.9))
+def test_split_is_a_partition_that_growth_does_not_change(n: int, share: float) -> None:
+    images = Images(np.arange(n).reshape(n, 1, 1, 1), 2**16, np.arange(n))
+    train, out = images.split(share)
+    assert sorted([*train.pixels.ravel(), *out.pixels.ravel()]) == list(range(n))
+    assert abs(len(out) - share * n) <= 3  # the golden ratio spreads this evenly
+    fewer = images.rows(slice(n // 2)).split(share)[1]
+    assert fewer.pixels.ravel().tolist() == [i for i in out.pixels.ravel() if i < n // 2]
+    assert out.labels is not None
+    assert out.labels.tolist() == out.pixels.ravel().tolist()
+
+
+def test_digits_are_scikit_learns_and_every_digit_is_held_out() -> None:
+    digits = load("digits")
+    assert (len(digits), digits.shape, digits.levels) == (1797, (1, 8, 8), 17)
+    assert digits.pixels.max() == 16
+    train, out = digits.split()
+    assert len(train) + len(out) == 1797
+    assert 175 <= len(out) <= 185
+    assert out.labels is not None
+    assert np.bincount(out.labels, minlength=10).min() >= 10
+
+
+# ---- folders
+
+
+def test_a_folder_is_read_in_the_order_of_names_with_its_folders_as_labels(tmp_path: Path) -> None:
+    red, green, blue = noise(3, 4, 6, 3)
+    images = load(folder(tmp_path, {"b/1.png": blue, "a/2.png": green, "a/1.png": red}))
+    assert images.shape == (3, 4, 6)
+    np.testing.assert_array_equal(images.pixels, np.stack([red, green, blue]).transpose(0, 3, 1, 2))
+    assert images.labels is not None
+    assert images.labels.tolist() == [0, 0, 1]
+
+
+def test_grey_alone_has_one_channel_and_joins_colour_as_three(tmp_path: Path) -> None:
+    grey, colour = noise(4, 4), noise(4, 4, 3)
+    assert load(folder(tmp_path / "grey", {"a.png": grey})).pixels.tolist() == [[grey.tolist()]]
+    mixed = load(folder(tmp_path / "mixed", {"a.png": grey, "b.png": colour})).pixels
+    np.testing.assert_array_equal(mixed[0], np.stack([grey] * 3))
+    np.testing.assert_array_equal(mixed[1], colour.transpose(2, 0, 1))
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    picture = noise(4, 6, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top row is the scene's right side
+    Image.fromarray(picture).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(load(tmp_path).pixels[0].transpose(1, 2, 0), np.rot90(picture, -1))
+
+
+def test_palettes_and_transparency_become_colours_on_black(tmp_path: Path) -> None:
+    colours = np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8)
+    Image.fromarray(colours).quantize(2).save(tmp_path / "a.png")
+    clear = np.array([[[255, 0, 0, 255], [9, 9, 9, 0]]], np.uint8)
+    Image.fromarray(clear, "RGBA").save(tmp_path / "b.png")
+    Image.fromarray(colours).convert("CMYK").save(tmp_path / "c.tiff")
+    pixels = load(tmp_path).pixels.transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(pixels[0], colours)
+    np.testing.assert_array_equal(pixels[1], [[[255, 0, 0], [0, 0, 0]]])
+    np.testing.assert_array_equal(pixels[2], colours)
+
+
+def test_mixed_sizes_name_the_file_and_both_sizes(tmp_path: Path) -> None:
+    folder(tmp_path, {"a.png": noise(4, 6, 3), "b.png": noise(4, 8, 3)})
+    with pytest.raises(ValueError, match=r"^data: .*b\.png: is 8x4, but a\.png is 6x4"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b"not an image", lambda c: b""])
+def test_a_corrupt_image_is_named(tmp_path: Path, damage: Any) -> None:
+    folder(tmp_path, {"a.png": noise(16, 16, 3), "b.png": noise(16, 16, 3)})
+    (tmp_path / "b.png").write_bytes(damage((tmp_path / "b.png").read_bytes()))
+    with pytest.raises(ValueError, match=r"^data: .*b\.png: "):
+        load(tmp_path)
+
+
+def test_sixteen_bit_images_are_refused_by_name(tmp_path: Path) -> None:
+    Image.fromarray(noise(4, 4).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"deep\.png.*8 bits"):
+        load(tmp_path)
+
+
+def test_a_decompression_bomb_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder(tmp_path, {"bomb.png": noise(16, 16, 3)})
+    for limit in (200, 20):  # above it Pillow warns, above twice it raises
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ValueError, match=r"bomb\.png"):
+            load(tmp_path)
+
+
+def test_an_empty_folder_and_a_missing_path(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match=r"^data: .*holds no image"):
+        load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^data: .*nowhere"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(TypeError, match=r"^data: "):
+        load(3)  # type: ignore[arg-type]
+
+
+# ---- arrays
+
+
+@pytest.mark.parametrize("shape", [(5, 8, 6), (5, 8, 6, 1), (5, 8, 6, 3), (5, 3, 8, 6), (5, 1, 8, 6)])
+def test_arrays_of_every_layout(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    pixels = noise(*shape)
+    np.save(tmp_path / "a.npy", pixels)
+    np.savez(tmp_path / "b.npz", images=pixels.astype(np.int64), labels=np.arange(5))
+    np.savez_compressed(tmp_path / "c.npz", whatever=pixels)
+    first, second, third = (load(tmp_path / name) for name in ("a.npy", "b.npz", "c.npz"))
+    channels = 3 if 3 in shape else 1
+    assert first.shape == (channels, 8, 6)
+    last = len(shape) == 4 and shape[3] == channels
+    expected = (pixels.transpose(0, 3, 1, 2) if last else pixels).reshape(5, channels, 8, 6)
+    for images in (first, second, third):
+        np.testing.assert_array_equal(images.pixels, expected)
+    assert first.labels is None
+    assert second.labels is not None
+    assert second.labels.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((3, 4, 4)),
+        np.full((3, 4, 4), 256),
+        np.full((3, 4, 4), -1),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((3, 8, 8, 8), np.uint8),
+        np.zeros((0, 8, 8), np.uint8),
+        np.array([{}, 1], object),
+    ],
+)
+def test_wrong_arrays_name_the_file(tmp_path: Path, array: Any) -> None:
+    np.save(tmp_path / "a.npy", array)
+    np.savez(tmp_path / "a.npz", array)
+    for name in ("a.npy", "a.npz"):
+        with pytest.raises(ValueError, match=rf"^data: .*{name}: "):
+            load(tmp_path / name)
+
+
+def test_object_arrays_are_not_unpickled(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "hacked"),)
+
+    np.save(tmp_path / "a.npy", np.array([Evil()], object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"a\.npy"):
+        load(tmp_path / "a.npy")
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.idx", "a.idx.gz"])
+def test_cut_files_are_named(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    if "idx" in name:
+        write_idx(file, noise(40, 4, 4))
+    elif name == "a.npy":
+        np.save(file, noise(40, 4, 4))
+    else:
+        np.savez(file, noise(40, 4, 4))
+    whole = file.read_bytes()
+    for end in (0, 1, 3, 9, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match=rf"^data: .*{name}: "):
+            load(file)
+
+
+@pytest.mark.parametrize(
+    ("labels", "name"), [(np.arange(4), "labels"), (np.arange(5) - 1, "labels"), (np.ones(5), "labels")]
+)
+def test_wrong_labels_are_refused(tmp_path: Path, labels: Any, name: str) -> None:
+    np.savez(tmp_path / "a.npz", images=noise(5, 4, 4), labels=labels)
+    with pytest.raises(ValueError, match=name):
+        load(tmp_path / "a.npz")
+
+
+def test_an_archive_of_many_arrays_must_name_its_images(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", one=noise(5, 4, 4), two=noise(5, 4, 4))
+    with pytest.raises(ValueError, match=r"one, two"):
+        load(tmp_path / "a.npz")
+
+
+# ---- idx
+
+
+def write_idx(file: Path, pixels: np.ndarray) -> None:
+    content = b"\0\0\x08" + bytes([pixels.ndim]) + struct.pack(f">{pixels.ndim}I", *pixels.shape) + pixels.tobytes()
+    file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "train-images-idx3-ubyte.gz", "zipped-without-suffix.gz"])
+def test_idx_files(tmp_path: Path, name: str) -> None:
+    pixels = noise(7, 5, 4)
+    write_idx(tmp_path / name, pixels)
+    images = load(tmp_path / name)
+    np.testing.assert_array_equal(images.pixels[:, 0], pixels)
+    assert images.levels == 256
+
+
+def test_idx_with_a_lying_header(tmp_path: Path) -> None:
+    file = tmp_path / "a.idx"
+    write_idx(file, noise(7, 5, 4))
+    content = file.read_bytes()
+    for wrong in (struct.pack(">III", 8, 5, 4), struct.pack(">III", 6, 5, 4), b"\xff" * 12, b"\0" * 12):
+        file.write_bytes(content[:4] + wrong + content[16:])
+        with pytest.raises(ValueError, match=r"^data: .*a\.idx: "):
+            load(file)
+
+
+# ---- grids
+
+
+@given(
+    n=st.integers(1, 12), columns=st.integers(1, 5), scale=st.integers(1, 4), gap=st.integers(0, 3),
+    channels=st.sampled_from([1, 3]),
+)  # fmt: skip
+def test_grid_has_whole_pixels_and_equal_gaps(n: int, columns: int, scale: int, gap: int, channels: int) -> None:
+    images = noise(n, channels, 3, 2)
+    grid = image_grid(images, columns, scale, gap, fill=7)
+    rows = -(-n // columns)
+    assert grid.shape == (rows * (3 * scale + gap) + gap, columns * (2 * scale + gap) + gap, channels)
+    covered = np.zeros(grid.shape[:2], bool)
+    for k in range(n):
+        i, j = divmod(k, columns)
+        area = np.s_[gap + i * (3 * scale + gap) :, gap + j * (2 * scale + gap) :]
+        tile = grid[area][: 3 * scale, : 2 * scale]
+        np.testing.assert_array_equal(tile, np.kron(images[k].transpose(1, 2, 0), np.ones((scale, scale, 1), np.uint8)))
+        covered[area][: 3 * scale, : 2 * scale] = True
+    assert (grid[~covered] == 7).all()
+
+
+def test_png_round_trip_and_bad_grids(tmp_path: Path) -> None:
+    for channels in (1, 3):
+        grid = image_grid(noise(4, channels, 5, 5))
+        save_png(grid, tmp_path / "a.png")
+        with Image.open(tmp_path / "a.png") as stored:
+            np.testing.assert_array_equal(np.asarray(stored).reshape(grid.shape), grid)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    for wrong in (noise(4, 5, 5), noise(1, 1, 2, 2).astype(float), noise(0, 1, 2, 2)):
+        with pytest.raises(ValueError, match=r"^images:"):
+            image_grid(wrong)
+    with pytest.raises(ValueError, match=r"^columns:"):
+        image_grid(noise(1, 1, 2, 2), columns=0)

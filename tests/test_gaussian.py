@@ -1,0 +1,468 @@
+"""Gaussians: KL, densities, and the discretized decoder, against 60-digit arithmetic and their laws."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import oracles
+import pytest
+from conftest import Library
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import exact, mp
+
+from tinyddpm import Gaussian, gaussian
+
+# float64 results go through a handful of roundings of 1.1e-16 each.
+ROUNDING = 2e-15
+
+
+def relative(value: float, truth: Any) -> float:
+    """The relative error; 0 where both are below the normal range, which XLA flushes to zero."""
+    tiny = mp.mpf(2) ** -1022
+    if abs(truth) < tiny:
+        return 0.0 if abs(value) < tiny else math.inf
+    return float(abs(mp.mpf(float(value)) - truth) / abs(truth))
+
+
+# KL.
+
+means = st.floats(-1e3, 1e3)
+log_vars = st.floats(-60, 60)
+rows = st.lists(st.tuples(means, log_vars, means, log_vars), min_size=1, max_size=6)
+
+
+def columns(rows: list[tuple[float, ...]]) -> list[np.ndarray]:
+    return [np.array(c) for c in zip(*rows, strict=True)]
+
+
+@given(rows)
+def test_kl_matches_its_formula(rows: list[tuple[float, ...]]) -> None:
+    for value, row in zip(gaussian.kl(*columns(rows)), rows, strict=True):
+        # exp magnifies the rounding of log_var1 - log_var2 and of log_var2 by their size.
+        assert relative(value, oracles.kl(*row)) < 200 * ROUNDING
+
+
+@given(means, log_vars, st.floats(-16, 0), st.sampled_from([-1, 1]))
+def test_kl_of_nearly_equal_variances_does_not_cancel(mean: float, log_var: float, exponent: float, sign: int) -> None:
+    other = log_var + sign * 10**exponent
+    value = gaussian.kl(np.array([mean]), log_var, np.array([mean]), other)[0]
+    d = exact(log_var) - exact(other)
+    assert relative(value, (mp.expm1(d) - d) / 2) < 200 * ROUNDING
+    assert (value > 0) == (log_var != other)
+
+
+def test_kl_as_printed_cancels() -> None:
+    d = 1e-7
+    truth = (mp.expm1(exact(d)) - exact(d)) / 2
+    assert relative(0.5 * (np.exp(d) - 1 - d), truth) > 1e-3
+    assert relative(gaussian.kl(np.zeros(1), d, np.zeros(1), 0.0)[0], truth) < ROUNDING
+
+
+@given(rows, st.floats(-5, 5), st.floats(0.01, 100))
+def test_kl_is_invariant_under_an_affine_map(rows: list[tuple[float, ...]], shift: float, scale: float) -> None:
+    m1, v1, m2, v2 = columns(rows)
+    change = 2 * math.log(scale)
+    moved = gaussian.kl(scale * m1 + shift, v1 + change, scale * m2 + shift, v2 + change)
+    # The map itself rounds: each mean by about 1e-13 of the 1e3 it may be, at a resolution of one standard deviation.
+    noise = 1e-10 * (1 + np.exp(-v2 / 2)) * (1 + np.abs(m1 - m2) * np.exp(-v2 / 2)) + 1e-12 * np.exp(np.abs(v1 - v2))
+    assert (np.abs(moved - gaussian.kl(m1, v1, m2, v2)) <= noise).all()
+
+
+def test_kl_runs_on_every_library(library: Library) -> None:
+    m1, m2, v1, v2 = np.random.default_rng(0).normal(size=(4, 3, 5))
+    truth = gaussian.kl(m1, v1, m2, v2)
+    value = gaussian.kl(*(library.array(a) for a in (m1, v1, m2, v2)))
+    np.testing.assert_allclose(library.host(value), truth, rtol=1e-13)
+    column = library.array(v2[:, :1])
+    broadcast = gaussian.kl(library.array(m1), 0.3, library.array(m2), column)
+    np.testing.assert_allclose(
+        library.host(broadcast), gaussian.kl(m1, 0.3 + 0 * v1, m2, v2[:, :1] + 0 * v2), rtol=1e-13
+    )
+
+
+def test_kl_of_points(library: Library) -> None:
+    mean, other = library.array([0.0, 1.0]), library.array([0.0, 2.0])
+
+    def values(v1: Any, v2: Any) -> list[float]:
+        return library.host(gaussian.kl(mean, v1, other, v2)).tolist()  # type: ignore[no-any-return]
+
+    assert values(-math.inf, 0.0) == values(0.0, -math.inf) == [math.inf, math.inf]
+    assert values(-math.inf, -math.inf) == [0, math.inf]
+    assert values(library.array([-math.inf, 0.0]), library.array([-math.inf, 0.0])) == [0, 0.5]
+
+
+def test_kl_gradient_is_finite_and_right(differentiable: Library) -> None:
+    m1, m2 = np.array([0.5, 0.0, 3.0, 0.0]), np.array([0.5, 1e-9, -1.0, 0.0])
+    v1, v2 = np.array([0.3, -1.0, 20.0, -40.0]), np.array([0.3, -1.0 + 1e-9, -20.0, 3.0])
+    gradient = gradients(differentiable, lambda *a: gaussian.kl(*a), m1, v1, m2, v2)
+    gap = (m1 - m2) * np.exp(-v2)
+    ratio = np.expm1(v1 - v2)
+    expected = (gap, ratio / 2, -gap, -(ratio + (m1 - m2) * gap) / 2)
+    for g, e in zip(gradient, expected, strict=True):
+        np.testing.assert_allclose(g, e, rtol=1e-12)
+
+
+# KL of full covariances.
+
+
+def covariances(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    a = rng.normal(size=(*shape, shape[-1]))
+    return a @ np.swapaxes(a, -1, -2) + 0.1 * np.eye(shape[-1])
+
+
+@given(st.integers(0, 10**6), st.integers(1, 5))
+@settings(max_examples=30)
+def test_kl_full_matches_its_formula(seed: int, d: int) -> None:
+    rng = np.random.default_rng(seed)
+    (m1, m2), (c1, c2) = rng.normal(size=(2, d)), covariances(rng, 2, d)
+    assert relative(gaussian.kl_full(m1, c1, m2, c2), oracles.kl_full(m1, c1, m2, c2)) < 1e-12  # condition about 100
+
+
+@given(st.integers(0, 10**6), st.integers(2, 5))
+@settings(max_examples=30)
+def test_kl_full_laws(seed: int, d: int) -> None:
+    rng = np.random.default_rng(seed)
+    (m1, m2), (c1, c2), a = (
+        rng.normal(size=(2, 3, d)),
+        covariances(rng, 2, 3, d),
+        rng.normal(size=(d, d)) + 4 * np.eye(d),
+    )
+    value = gaussian.kl_full(m1, c1, m2, c2)
+    assert value.shape == (3,)
+    assert (value >= 0).all()
+    np.testing.assert_array_equal(gaussian.kl_full(m1, c1, m1, c1), 0)
+    mapped = [m @ a.T for m in (m1, m2)], [symmetric(a @ c @ a.T) for c in (c1, c2)]
+    moved = gaussian.kl_full(mapped[0][0], mapped[1][0], mapped[0][1], mapped[1][1])
+    np.testing.assert_allclose(moved, value, rtol=1e-7)
+    v1, v2 = rng.normal(size=(2, 3, d))
+    diagonal = [np.exp(v)[..., None] * np.eye(d) for v in (v1, v2)]
+    joint = gaussian.kl_full(m1, diagonal[0], m2, diagonal[1])
+    np.testing.assert_allclose(joint, gaussian.kl(m1, v1, m2, v2).sum(-1), rtol=1e-12)
+
+
+def symmetric(c: np.ndarray) -> np.ndarray:
+    return (c + np.swapaxes(c, -1, -2)) / 2
+
+
+def test_kl_full_of_nearly_equal_covariances_does_not_cancel() -> None:
+    c = np.array([[2.0, 0.5], [0.5, 1.0]])
+    other = c + np.array([[0.0, 1e-9], [1e-9, 0.0]])
+    with mp.workdps(80):
+        truth = oracles.kl_full(np.zeros(2), c, np.zeros(2), other)
+    # The factor of either covariance is rounded at 1e-16 of an entry, against a difference of 1e-9; the result is 1e-19.
+    assert relative(gaussian.kl_full(np.zeros(2), c, np.zeros(2), other), truth) < 1e-6
+
+
+def test_kl_full_runs_on_every_library(library: Library) -> None:
+    rng = np.random.default_rng(1)
+    (m1, m2), (c1, c2) = rng.normal(size=(2, 4, 3)), covariances(rng, 2, 4, 3)
+    value = gaussian.kl_full(*(library.array(a) for a in (m1, c1, m2, c2[0])))
+    np.testing.assert_allclose(library.host(value), gaussian.kl_full(m1, c1, m2, c2[0]), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("cov", "message"),
+    [
+        ([[1.0, 2.0], [2.0, 1.0]], "cov2: the covariance is not positive definite"),
+        ([[1.0, 0.5], [0.0, 1.0]], "cov2: the covariance is not symmetric"),
+        ([[1.0, math.nan], [math.nan, 1.0]], "cov2: "),
+        ([[1.0]], r"cov2: shape \(..., 2, 2\)"),
+    ],
+)
+def test_kl_full_refuses(library: Library, cov: Any, message: str) -> None:
+    mean, unit = library.array(np.zeros(2)), library.array(np.eye(2))
+    with pytest.raises(ValueError, match=message):
+        gaussian.kl_full(mean, unit, mean, library.array(np.array(cov)))
+
+
+# The discretized decoder.
+
+
+def levels_of(levels: int) -> np.ndarray:
+    return np.linspace(-1, 1, levels)
+
+
+@given(st.floats(-2, 2), st.floats(math.log(1e-8), math.log(1e8)), st.sampled_from([2, 3, 17, 256, 4096]))
+def test_bins_sum_to_one(mean: float, log_std: float, levels: int) -> None:
+    x = levels_of(levels)
+    log_mass = gaussian.discretized_log_likelihood(x, np.full_like(x, mean), log_std, levels)
+    assert (log_mass <= 0).all()
+    assert abs(math.fsum(np.exp(log_mass)) - 1) < 1e-13
+
+
+def test_the_finest_bins_sum_to_one() -> None:
+    x = levels_of(65536)
+    for mean, log_std in ((0.1, -18.4), (-0.3, -9.0), (1.5, 0.0), (0.7, 18.4)):
+        log_mass = gaussian.discretized_log_likelihood(x, np.full_like(x, mean), log_std, 65536)
+        assert abs(math.fsum(np.exp(log_mass)) - 1) < 1e-12
+
+
+@st.composite
+def placements(draw: st.DrawFn) -> tuple[int, int, float, float]:
+    """(level, levels, mean, log_std): near the bin, next to its edges, within data range, thousands of std away."""
+    levels = draw(st.sampled_from([2, 3, 16, 17, 256, 1000, 65536]))
+    level = draw(st.one_of(st.sampled_from([0, levels - 1]), st.integers(0, levels - 1)))
+    log_std = draw(st.one_of(st.floats(math.log(1e-8), math.log(1e8)), st.floats(-9, 1)))
+    centre, unit = 2 * level / (levels - 1) - 1, draw(st.floats(-1, 1))
+    distance = draw(st.sampled_from([3 * math.exp(log_std), 5000 * math.exp(log_std), 1.0, 1e-5]))
+    edge = draw(st.sampled_from([0.0, 0.0, 1.0, -1.0])) / (levels - 1)
+    return level, levels, centre + edge + unit * distance, log_std
+
+
+@given(st.lists(placements(), min_size=1, max_size=4))
+@settings(max_examples=60)
+def test_decoder_is_exact(cases: list[tuple[int, int, float, float]]) -> None:
+    for level, levels, mean, log_std in cases:
+        with mp.workdps(90):
+            truth = oracles.log_mass(level, levels, exact(mean), exact(log_std))
+        value = gaussian.discretized_log_likelihood(
+            levels_of(levels)[level : level + 1], np.array([mean]), np.array([log_std]), levels
+        )[0]
+        assert abs(float(exact(value) - truth)) <= 1e-14 * max(1.0, abs(float(truth)))
+
+
+def gradients(library: Library, f: Any, *arguments: np.ndarray) -> list[np.ndarray]:
+    """The gradient of sum(f) with respect to each argument."""
+    if library.name == "torch":
+        inputs = [library.array(a).requires_grad_() for a in arguments]
+        f(*inputs).sum().backward()
+        return [library.host(a.grad) for a in inputs]
+    import jax
+
+    found = jax.jit(jax.grad(lambda *a: f(*a).sum(), argnums=tuple(range(len(arguments)))))(
+        *map(library.array, arguments)
+    )
+    return [library.host(g) for g in found]
+
+
+def test_decoder_gradients_are_exact(differentiable: Library) -> None:
+    rng = np.random.default_rng(3)
+    for levels in (2, 17, 256, 65536):
+        level = np.concatenate([[0, levels - 1], rng.integers(levels, size=58)])
+        log_std = rng.uniform(math.log(1e-8), math.log(1e8), size=60)
+        log_std[::3] = rng.uniform(-6, 0, size=20)
+        std = np.exp(log_std)
+        mean = level * 2 / (levels - 1) - 1 + rng.choice([1, 100, 5000], size=60) * std * rng.normal(size=60)
+        x = differentiable.array(levels_of(levels)[level])
+        found = gradients(
+            differentiable, lambda m, s, x=x, n=levels: gaussian.discretized_log_likelihood(x, m, s, n), mean, log_std
+        )
+        for i in range(60):
+            with mp.workdps(90):
+                truth = oracles.log_mass_gradient(int(level[i]), levels, mean[i], log_std[i])
+            # Where the two ends of a bin nearly cancel, near its middle, a gradient keeps fewer digits: hence 1e-10.
+            assert max(relative(g[i], t) for g, t in zip(found, truth, strict=True)) < 1e-10
+
+
+def test_decoder_gradients_are_finite_everywhere(differentiable: Library) -> None:
+    mean, log_std = (a.ravel() for a in np.meshgrid(np.linspace(-3, 3, 61), np.linspace(-18.4, 18.4, 47)))
+    for x in (-1.0, 0.0, 1.0):
+        xs = differentiable.array(np.full_like(mean, x))
+        found = gradients(
+            differentiable, lambda m, s, x=xs: gaussian.discretized_log_likelihood(x, m, s, 255), mean, log_std
+        )
+        assert all(np.isfinite(g).all() for g in found)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_decoder_in_lower_precision(native: Library, dtype: str) -> None:
+    rng = np.random.default_rng(4)
+    x = levels_of(256)[rng.integers(256, size=500)]
+    log_std = rng.uniform(-4, 2, size=500).astype(dtype)
+    mean = (x + rng.normal(size=500) * np.exp(log_std.astype(float))).astype(dtype)
+    truth = gaussian.discretized_log_likelihood(x, mean.astype(float), log_std.astype(float))
+    value = gaussian.discretized_log_likelihood(*(native.array(a, dtype) for a in (x, mean, log_std)))
+    assert value.dtype == native.array(x, dtype).dtype
+    eps = float(np.finfo(dtype).eps)
+    # float32 arithmetic throughout: a few of its roundings, or one rounding of the result to float16.
+    np.testing.assert_allclose(native.host(value).astype(float), truth, rtol=2 * eps, atol=8e-7)
+
+
+def test_a_value_counts_as_its_nearest_level() -> None:
+    rng = np.random.default_rng(5)
+    level = rng.integers(17, size=200)
+    x = level / 8 - 1 + rng.uniform(-0.062, 0.062, size=200)
+    mean = rng.normal(size=200)
+    np.testing.assert_array_equal(
+        gaussian.discretized_log_likelihood(x, mean, -1.0, 17),
+        gaussian.discretized_log_likelihood(level / 8 - 1, mean, -1.0, 17),
+    )
+
+
+def test_decoder_of_a_point() -> None:
+    x = levels_of(3)  # the bins meet at -0.5 and 0.5
+    point = Gaussian(np.array([-0.7, 0.5, 0.6]), np.array([-math.inf, -math.inf, 0.0]))
+    np.testing.assert_array_equal(point.discretized_log_prob(x, 3)[:2], [0, -math.log(2)])
+    np.testing.assert_array_equal(
+        Gaussian(np.full(3, 0.2), -math.inf).discretized_log_prob(x, 3), [-np.inf, 0, -np.inf]
+    )
+
+
+def published(x: np.ndarray, mean: np.ndarray, log_std: float) -> np.ndarray:
+    """Ho et al.'s released decoder for 8-bit images, in its own words."""
+
+    def cdf(z: np.ndarray) -> np.ndarray:
+        return 0.5 * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (z + 0.044715 * np.power(z, 3))))
+
+    centred, inverse = x - mean, np.exp(-log_std)
+    plus, minus = cdf(inverse * (centred + 1.0 / 255.0)), cdf(inverse * (centred - 1.0 / 255.0))
+    log_plus, log_rest = np.log(np.maximum(plus, 1e-12)), np.log(np.maximum(1.0 - minus, 1e-12))
+    inner = np.log(np.maximum(plus - minus, 1e-12))
+    return np.where(x < -0.999, log_plus, np.where(x > 0.999, log_rest, inner))
+
+
+def test_ho2020_is_the_published_approximation(library: Library) -> None:
+    rng = np.random.default_rng(6)
+    x = levels_of(256)[np.concatenate([[0, 255], rng.integers(256, size=300)])]
+    mean = x + rng.normal(size=302) * 0.2
+    for log_std in (-4.0, -2.0, 0.0):
+        value = gaussian.discretized_log_likelihood(library.array(x), library.array(mean), log_std, method="ho2020")
+        # A difference of two numbers of size 1 loses up to 1e-16 / mass, above the floor of 1e-12.
+        truth = published(x, mean, log_std)
+        error = np.abs(library.host(value) - truth)
+        assert (error <= 1e-15 * np.exp(-truth) + 1e-13).all()
+
+
+def test_defect_tanh_decoder(differentiable: Library) -> None:
+    """The tanh for the normal CDF is 0.05 bits off at 3 std, 0.6 at 4, 2.2 at 5, and its floor stops the gradient."""
+    x, log_std, std = np.zeros(1), math.log(0.02), 0.02
+
+    def bits(method: str, distance: float) -> float:
+        mean = np.array([distance * std])
+        return gaussian.discretized_log_likelihood(x, mean, log_std, 255, method)[0] / math.log(2)
+
+    for distance, off in ((3, 0.05), (4, 0.6), (5, 2.2)):
+        truth = float(oracles.log_mass(127, 255, exact(distance * std), exact(log_std)) / mp.log(2))
+        assert bits("exact", distance) == pytest.approx(truth, abs=1e-13)
+        assert abs(bits("ho2020", distance) - truth) == pytest.approx(off, rel=0.3)
+
+    def slope(method: str) -> float:
+        x = differentiable.array(np.zeros(1))
+        f = lambda m: gaussian.discretized_log_likelihood(x, m, log_std, 255, method)  # noqa: E731
+        return gradients(differentiable, f, np.array([10 * std]))[0].item()
+
+    assert bits("ho2020", 10) * math.log(2) == pytest.approx(-27.631, abs=1e-3)
+    assert slope("ho2020") == 0
+    assert slope("exact") == pytest.approx(float(oracles.log_mass_gradient(127, 255, 10 * std, log_std)[0]), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": np.array([0.0, 1.2])}, ValueError, "x: 1.2 is outside"),
+        ({"x": np.array([0.0, math.nan])}, ValueError, "x: nan is outside"),
+        ({"x": np.array([0.0, 255.0])}, ValueError, "x: 255.0 is outside"),
+        ({"x": np.array([0, 1])}, TypeError, "x: a floating-point array"),
+        ({"mean": np.zeros(3)}, ValueError, "mean: shape"),
+        ({"log_std": np.zeros(3)}, ValueError, "log_std: shape"),
+        ({"log_std": np.zeros((2, 2))}, ValueError, "log_std: shape"),
+        ({"log_std": math.nan}, ValueError, "log_std: "),
+        ({"log_std": True}, TypeError, "log_std: "),
+        ({"log_std": "x"}, TypeError, "log_std: "),
+        ({"log_std": np.array([1, 2])}, TypeError, "log_std: "),
+        ({"levels": 1}, ValueError, "levels: 1"),
+        ({"levels": 65537}, ValueError, "levels: 65537"),
+        ({"levels": 256.0}, TypeError, "levels: "),
+        ({"method": "logistic"}, LookupError, "method: 'logistic' is unknown; known are exact, ho2020"),
+    ],
+)
+def test_decoder_refuses(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments: dict[str, Any] = {"x": np.zeros(2), "mean": np.zeros(2), "log_std": 0.0, **change}
+    with pytest.raises(error, match=message):
+        gaussian.discretized_log_likelihood(**arguments)
+
+
+# The class.
+
+
+def test_log_prob_is_a_density(library: Library) -> None:
+    from scipy.stats import norm
+
+    rng = np.random.default_rng(7)
+    mean, x, log_var = rng.normal(size=(3, 4, 5))
+    g = Gaussian(library.array(mean), library.array(log_var))
+    np.testing.assert_allclose(
+        library.host(g.log_prob(library.array(x))), norm.logpdf(x, mean, np.exp(log_var / 2)), rtol=1e-13
+    )
+    point = Gaussian(library.array(np.zeros(2)), -math.inf)
+    assert library.host(point.log_prob(library.array([0.0, 1.0]))).tolist() == [math.inf, -math.inf]
+
+
+def test_bins_are_integrals_of_the_density() -> None:
+    width = 1 / 8000
+    x = (np.arange(1000) - 499.5) * width  # the midpoints of 1000 cells of the bin around 0
+    mass = np.exp(Gaussian(np.full(1000, 0.3), -3.0).log_prob(x)).sum() * width
+    bin_mass = np.exp(Gaussian(np.array([0.3]), -3.0).discretized_log_prob(np.zeros(1), 17))[0]
+    assert mass == pytest.approx(bin_mass, rel=1e-6)  # the midpoint rule's own error
+
+
+@pytest.mark.parametrize("log_var", [-1.0, 0, np.float32(0.5), -math.inf])
+def test_a_float_log_variance_stays_one(library: Library, log_var: float) -> None:
+    g = Gaussian(library.array(np.ones((2, 3)), "float32"), log_var)
+    assert type(g.log_var) is float
+    for value, expected in ((g.var, math.exp(log_var)), (g.std, math.exp(log_var / 2))):
+        assert value.shape == ()
+        assert value.dtype == g.mean.dtype
+        assert float(value) == pytest.approx(expected, rel=1e-7)
+    drawn = g.sample(library.array(np.full((2, 3), 2.0), "float32"))
+    assert drawn.dtype == g.mean.dtype
+    np.testing.assert_allclose(library.host(drawn), 1 + 2 * math.exp(log_var / 2), rtol=1e-6)
+
+
+def test_an_array_log_variance_broadcasts(library: Library) -> None:
+    log_var = np.array([[0.0], [-2.0]])
+    g = Gaussian(library.array(np.zeros((2, 3))), library.array(log_var))
+    np.testing.assert_allclose(library.host(g.var), np.exp(log_var), rtol=1e-15)
+    drawn = library.host(g.sample(library.array(np.ones((2, 3)))))
+    np.testing.assert_allclose(drawn, np.exp(log_var / 2) + np.zeros((2, 3)), rtol=1e-15)
+
+
+def test_equal_and_hashable_by_content(library: Library) -> None:
+    def build(value: float = 1.0, log_var: Any = 0.5) -> Gaussian:
+        return Gaussian(library.array([0.0, value]), log_var)
+
+    assert build() == build()
+    assert len({build(), build(), build(2.0), build(log_var=0.25)}) == 3
+    assert build(log_var=library.array([0.5])) == build(log_var=library.array([0.5])) != build()
+    assert build() != "a Gaussian"
+
+
+def test_pickled(native: Library) -> None:
+    g = Gaussian(native.array([0.0, 1.0]), native.array([0.5]))
+    assert pickle.loads(pickle.dumps(g)) == g
+
+
+def test_frozen() -> None:
+    g = Gaussian(np.zeros(2), 0.0)
+    with pytest.raises(AttributeError):
+        g.mean = np.ones(2)  # type: ignore[misc]
+
+
+def test_mixed_libraries_are_refused() -> None:
+    torch = pytest.importorskip("torch")
+    g = Gaussian(np.zeros(2), 0.0)
+    for wrong in (
+        lambda: g.sample(torch.zeros(2)),
+        lambda: g.log_prob(torch.zeros(2)),
+        lambda: Gaussian(g.mean, torch.zeros(2)),
+    ):
+        with pytest.raises(TypeError, match="libraries don't mix"):
+            wrong()
+
+
+@pytest.mark.parametrize("log_var", [math.nan, math.inf])
+def test_no_variance(log_var: float) -> None:
+    with pytest.raises(ValueError, match="log_var: "):
+        Gaussian(np.zeros(2), log_var)
+
+
+def test_results_out_of_range_are_infinite_without_warnings() -> None:
+    far = np.array([1e200])
+    assert gaussian.discretized_log_likelihood(np.zeros(1), far, -18.0).tolist() == [-math.inf]
+    assert Gaussian(np.zeros(1), -100.0).log_prob(far).tolist() == [-math.inf]
+    assert gaussian.kl(far, 0.0, -far, 0.0).tolist() == [math.inf]
+    assert gaussian.kl(np.zeros(1), 1000.0, np.zeros(1), 0.0).tolist() == [math.inf]

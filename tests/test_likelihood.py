@@ -1,0 +1,433 @@
+"""The bound: each term by its definition, the sum against the true likelihood, and the older form of the same quantity."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import pickle
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from strategies import batch
+
+from tinyddpm import Denoiser, Diffusion, Gaussian, likelihood, schedules
+from tinyddpm.analytic import GaussianData, MixtureData
+from tinyddpm.conversions import KINDS
+from tinyddpm.noise import normal
+
+T = 20
+CHAIN = Diffusion(schedules.linear(T, 1e-3, 0.4))
+DATA = GaussianData(batch(2, 3, seed=1) / 8, 0.02)
+EXACT = DATA.net(CHAIN)
+X0 = np.clip(DATA.sample(5, seed=2), -1, 1)
+
+
+def as_kind(kind, **options):
+    return Denoiser(lambda x_t, t: CHAIN.convert(EXACT(x_t, t), x_t, t, "eps", kind), predicts=kind, **options)
+
+
+def learned(xp=np, variance="learned_range", raw=0.3, **options):
+    def net(x_t, t):
+        return xp.concat([EXACT(x_t, t), xp.full_like(x_t, raw)], axis=1)
+
+    return Denoiser(net, variance=variance, **options)
+
+
+def by_definition(denoiser, x0, t, seed=0):
+    """(the KL or L_0, error of x_0, error of eps) of step t on the likelihood's noise."""
+    eps = normal(seed, range(len(x0)), t, x0.shape[1:], stream=1, dtype="float64")
+    x_t = CHAIN.q_sample(x0, t, eps)
+    p = denoiser.p(CHAIN, x_t, t)
+    term = -p.discretized_log_prob(x0) if t == 1 else CHAIN.posterior(x_t, x0, t).kl(p)
+    errors = (x0 - denoiser.x0(CHAIN, x_t, t)) ** 2, (eps - denoiser.eps(CHAIN, x_t, t)) ** 2
+    return [a.reshape(len(x0), -1) for a in (term, *errors)]
+
+
+DENOISERS = {
+    **{f"{kind}-{clip}": as_kind(kind, clip_x0=clip) for kind in KINDS for clip in (True, False)},
+    "beta_tilde": Denoiser(EXACT, variance="beta_tilde"),
+    "table": Denoiser(EXACT, variance=np.linspace(0.01, 0.3, T + 1)),
+    "learned": learned(variance="learned", raw=-2.0),
+    "learned_range": learned(),
+    "learned_range-unclipped": learned(clip_x0=False),
+}
+
+
+@pytest.mark.parametrize("denoiser", DENOISERS.values(), ids=DENOISERS)
+def test_every_term_is_its_definition(denoiser):
+    """1e-9: eps at t = 1 is read from x_0 over sigma = 0.03 there, and from what rounds in mu."""
+    bound = likelihood.vlb(CHAIN, denoiser, X0)
+    for t in range(1, T + 1):
+        term, x0_error, eps_error = by_definition(denoiser, X0, t)
+        ours = bound.decoder if t == 1 else bound.kl[:, t - 2]
+        np.testing.assert_allclose(ours, term.sum(axis=1), rtol=1e-9)
+        np.testing.assert_allclose(bound.x0_mse[:, t - 1], x0_error.mean(axis=1), rtol=1e-9)
+        np.testing.assert_allclose(bound.eps_mse[:, t - 1], eps_error.mean(axis=1), rtol=1e-9)
+    prior = CHAIN.q(X0, T).kl(Gaussian(np.zeros_like(X0), 0.0)).reshape(5, -1).sum(axis=1)
+    np.testing.assert_allclose(bound.prior, prior, rtol=1e-12)
+    assert bound.kl.shape == (5, T - 1)
+    assert all(a.dtype == np.float64 for a in (bound.prior, bound.kl, bound.decoder, bound.x0_mse, bound.eps_mse))
+
+
+def test_for_gaussian_data_the_bound_is_the_likelihood():
+    """Then q(x_{t-1} | x_t) is Gaussian, and with the exact network and its variance p is q but for the prior: the mean of
+    the bound is that of -log q(x_0) per bin plus KL(q(x_T) || N(0, I)). 5 standard errors of the difference."""
+    data, levels = GaussianData(np.linspace(-0.2, 0.2, 4), np.array([0.01, 0.02, 0.03, 0.03])), 65536
+    x0 = data.sample(4000, seed=3)
+    variance = np.array([math.nan] + [
+        CHAIN.beta_tilde[t]
+        + CHAIN.weights.w_x0[t] ** 2 * data.var[0] * CHAIN.one_minus_alpha_bar[t] / data.marginal(CHAIN, t).var[0]
+        for t in range(1, T + 1)
+    ])  # fmt: skip
+    first = GaussianData(data.mean[:1], data.var[:1])  # a table holds one variance for all dimensions
+    bound = likelihood.vlb(
+        CHAIN, Denoiser(first.net(CHAIN), variance=variance, clip_x0=False), x0[:, :1], levels=levels
+    )
+    last = first.marginal(CHAIN, T)
+    prior = Gaussian(last.mean, np.log(last.var)).kl(Gaussian(np.zeros(1), 0.0)).sum()
+    truth = -first.log_prob(x0[:, :1]) - math.log(2 / (levels - 1))
+    gap = bound.total - truth - prior
+    assert abs(gap.mean()) < 5 * gap.std() / math.sqrt(len(gap))
+    assert gap.std() / math.sqrt(len(gap)) < 0.03  # so that it says something
+    wider = likelihood.vlb(
+        CHAIN, Denoiser(first.net(CHAIN), variance=variance * 1.5, clip_x0=False), x0[:, :1], levels=levels
+    )
+    assert (wider.total - bound.total).mean() > 0.3
+
+
+def test_errors_are_the_conditional_variances():
+    """E|x_0 - E[x_0 | x_t]|^2 = var (1 - alpha_bar) / (alpha_bar var + 1 - alpha_bar); 6 standard errors, for 20 steps."""
+    data = GaussianData(np.zeros(4), 0.02)
+    bound = likelihood.vlb(CHAIN, Denoiser(data.net(CHAIN), clip_x0=False), data.sample(2000, seed=4))
+    for t in range(1, T + 1):
+        truth = 0.02 * CHAIN.one_minus_alpha_bar[t] / data.marginal(CHAIN, t).var[0]
+        error = bound.x0_mse[:, t - 1]
+        assert error.mean() == pytest.approx(truth, abs=6 * error.std() / math.sqrt(2000))
+        np.testing.assert_allclose(bound.eps_mse[:, t - 1], math.exp(CHAIN.log_snr[t]) * error, rtol=1e-12)
+
+
+def expectation(f, *shape_of_noise):
+    """Over standard normals, exact for polynomials of degree 5 in each (Gauss and Hermite)."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(3)
+    grid = np.array(list(itertools.product(nodes, repeat=len(shape_of_noise))))
+    mass = np.prod(list(itertools.product(weights / weights.sum(), repeat=len(shape_of_noise))), axis=1)
+    return float(np.sum(mass * f(*(column for column in grid.T))))
+
+
+@pytest.mark.parametrize("x0", [-0.7, 0.3])
+def test_the_older_form_of_the_bound_has_the_same_value_and_more_variance(x0):
+    """Reconstruction, prior matching and consistency of x_t from both its sides, E[log q(x_t | x_{t-1}) - log p(x_t | x_{t+1})]
+    over paths of q: exact by quadrature, as every logarithm is a polynomial of degree 2. (Written as a KL from q(x_t | x_{t-1}),
+    which forgets that x_t and x_{t+1} go together, a consistency term would have another value.)"""
+    d = Diffusion(schedules.linear(5, 0.05, 0.6))
+    denoiser = Denoiser(GaussianData(0.1, 0.2).net(d), variance="beta_tilde", clip_x0=False)
+    start = lambda z: np.full_like(z, x0)  # noqa: E731
+    prior = Gaussian(np.zeros(1), 0.0)
+
+    def at(t, z):
+        return d.q(start(z), t).sample(z) if t else start(z)
+
+    def first(z):
+        return -denoiser.p(d, at(1, z), 1).log_prob(start(z))
+
+    def ours(t):
+        return lambda z: d.posterior(at(t, z), start(z), t).kl(denoiser.p(d, at(t, z), t))
+
+    def consistency(t):
+        def f(z0, z1, z2):
+            before = at(t - 1, z0)
+            x_t = d.q_between(before, t - 1, t).sample(z1)
+            after = d.q_between(x_t, t, t + 1).sample(z2)
+            return d.q_between(before, t - 1, t).log_prob(x_t) - denoiser.p(d, after, t + 1).log_prob(x_t)
+
+        return f
+
+    def as_printed(t):
+        def f(z0, z1, z2):
+            before = at(t - 1, z0)
+            after = d.q_between(d.q_between(before, t - 1, t).sample(z1), t, t + 1).sample(z2)
+            return d.q_between(before, t - 1, t).kl(denoiser.p(d, after, t + 1))
+
+        return f
+
+    def prior_matching(z):
+        q = d.q_between(at(d.T - 1, z), d.T - 1, d.T)
+        return q.kl(Gaussian(np.zeros_like(z), 0.0))
+
+    head = expectation(first, 1)
+    newer = head + d.q(np.array([x0]), d.T).kl(prior)[0] + sum(expectation(ours(t), 1) for t in range(2, d.T + 1))
+    rest = head + expectation(prior_matching, 1)
+    older = rest + sum(expectation(consistency(t), 1, 1, 1) for t in range(1, d.T))
+    assert older == pytest.approx(newer, rel=1e-12)
+    assert abs(rest + sum(expectation(as_printed(t), 1, 1, 1) for t in range(1, d.T)) - newer) > 0.1
+    for t in range(1, d.T):  # of one draw of each term, at steps t and t + 1
+        spread = [expectation(lambda *z, f=f: f(*z) ** 2, *n) - expectation(f, *n) ** 2
+                  for f, n in ((consistency(t), (1, 1, 1)), (ours(t + 1), (1,)))]  # fmt: skip
+        assert spread[0] > 2 * spread[1]
+    many = likelihood.vlb(d, denoiser, np.full(20_000, x0))
+    for t in range(2, d.T + 1):
+        drawn = many.kl[:, t - 2]
+        assert drawn.mean() == pytest.approx(expectation(ours(t), 1), abs=5 * drawn.std() / math.sqrt(20_000))
+
+
+# Every library, any batches, any chain.
+
+
+@pytest.mark.parametrize("variance", ["beta", "learned_range"])
+def test_the_bound_agrees_in_every_library(library, variance):
+    x0 = library.array(X0)
+    if variance == "beta":
+        denoiser = expected = Denoiser(EXACT)
+    else:
+        denoiser, expected = learned(library.xp), learned()
+    ours, truth = likelihood.vlb(CHAIN, denoiser, x0, seed=3), likelihood.vlb(CHAIN, expected, X0, seed=3)
+    for name in ("prior", "kl", "decoder", "x0_mse", "eps_mse"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(truth, name), rtol=2e-5)  # noise agrees within 2e-6
+    single = likelihood.vlb(CHAIN, denoiser, library.array(X0, "float32"), seed=3)
+    np.testing.assert_allclose(single.total, truth.total, rtol=1e-4)
+
+
+def test_half_precision_stays_within_a_percent(native):
+    """float16 rounds data by 5e-4, and eps at t = 1, where sigma is 0.03, by 2e-2."""
+    half = likelihood.vlb(CHAIN, Denoiser(EXACT), native.array(X0, "float16"))
+    np.testing.assert_allclose(half.total, likelihood.vlb(CHAIN, Denoiser(EXACT), X0).total, rtol=1e-2)
+
+
+@pytest.mark.parametrize("denoiser", [Denoiser(EXACT), learned()], ids=["fixed", "learned"])
+def test_the_bound_does_not_depend_on_how_the_data_are_cut(denoiser):
+    """Noise belongs to the sample's number, not to its row."""
+    whole = likelihood.vlb(CHAIN, denoiser, X0, seed=9)
+    order = [3, 0, 4]
+    part = likelihood.vlb(CHAIN, denoiser, X0[order], seed=9, index=order)
+    for name in ("prior", "kl", "decoder", "x0_mse", "eps_mse"):
+        np.testing.assert_allclose(getattr(part, name), getattr(whole, name)[order], rtol=1e-12)
+    by_row = likelihood.vlb(CHAIN, denoiser, X0[order], seed=9)  # the wrong way: the same data, other noise
+    assert np.abs(by_row.total - whole.total[order]).max() > 0.1
+    assert np.abs(likelihood.vlb(CHAIN, denoiser, X0, seed=8).total - whole.total).min() > 1e-3
+
+
+def test_a_respaced_chain_has_its_own_bound():
+    """With fewer steps the data cost more, and a table of the short chain's own variances serves."""
+    short = CHAIN.respaced(CHAIN.timesteps(5))
+    x0 = np.clip(DATA.sample(300, seed=5), -1, 1)
+    net = DATA.net(short)
+    variance = likelihood.optimal_variance(short, Denoiser(net), x0)
+    assert variance.shape == (6,)
+    best = likelihood.vlb(short, Denoiser(net, variance=variance), x0)
+    assert best.kl.shape == (300, 4)
+    adapted = Denoiser(EXACT).respaced(CHAIN.timesteps(5))
+    plain = likelihood.vlb(short, Denoiser(net), x0).total
+    np.testing.assert_allclose(likelihood.vlb(short, adapted, x0).total, plain, rtol=1e-9)
+    assert best.total.mean() < plain.mean()
+
+
+def test_the_network_is_called_once_a_step_on_the_rows_in_their_order(native):
+    calls = []
+
+    def net(x_t, t):
+        calls.append((tuple(x_t.shape), native.host(t).tolist(), getattr(x_t, "requires_grad", False)))
+        return x_t
+
+    leaf = native.array(X0)
+    likelihood.vlb(CHAIN, Denoiser(net, first_t=0), leaf)
+    assert calls == [((5, 2, 3), [t - 1] * 5, False) for t in range(T, 0, -1)]
+
+
+def test_no_gradient_is_recorded():
+    torch = pytest.importorskip("torch")
+    layer = torch.nn.Conv1d(2, 2, 1).double()
+    recorded = []
+
+    def net(x_t, t):
+        out = layer(x_t)
+        recorded.append(out.requires_grad)
+        return out
+
+    likelihood.vlb(CHAIN, Denoiser(net), torch.tensor(X0))
+    likelihood.optimal_variance(CHAIN, Denoiser(net), torch.tensor(X0))
+    assert not any(recorded)
+    assert layer(torch.tensor(X0)).requires_grad  # and the switch is back
+
+
+def test_one_step_is_a_prior_and_a_decoder():
+    d = Diffusion([0.5])
+    bound = likelihood.vlb(d, Denoiser(DATA.net(d)), X0)
+    assert bound.kl.shape == (5, 0)
+    np.testing.assert_allclose(bound.total, bound.prior + bound.decoder)
+    assert bound.curve().rate.shape == (1,)
+
+
+def test_zero_terminal_snr():
+    """Nothing is left of the data at T: the prior costs nothing, and v says what eps can't."""
+    d = Diffusion(schedules.zero_terminal_snr(schedules.linear(T, 1e-3, 0.4)))
+    v = Denoiser(lambda x_t, t: np.zeros_like(x_t), predicts="v")
+    for denoiser in (v, replace(v, clip_x0=False)):
+        bound = likelihood.vlb(d, denoiser, X0)
+        assert not bound.prior.any()
+        assert np.isfinite(bound.total).all()
+    for clip in (True, False):
+        with pytest.raises(ValueError, match=f"from eps at t = {T}"):
+            likelihood.vlb(d, Denoiser(lambda x_t, t: x_t, clip_x0=clip), X0)
+
+
+def test_decoders_and_levels_change_the_last_term_only():
+    exact, published = (likelihood.vlb(CHAIN, Denoiser(EXACT), X0, decoder=name) for name in ("exact", "ho2020"))
+    coarse = likelihood.vlb(CHAIN, Denoiser(EXACT), X0, levels=17)
+    for other in (published, coarse):
+        assert np.array_equal(other.kl, exact.kl)
+        assert (np.abs(other.decoder - exact.decoder) > 1e-6).any()
+    np.testing.assert_allclose(published.decoder, exact.decoder, atol=1)  # the approximation is off by tenths of a nat
+
+
+# What is made of the terms.
+
+
+def test_rate_distortion_bits_and_standard_errors():
+    bound = likelihood.vlb(CHAIN, Denoiser(EXACT), X0)
+    assert (bound.dims, bound.levels) == (6, 256)
+    nats = bound.prior + bound.decoder + bound.kl.sum(axis=1)
+    np.testing.assert_allclose(bound.total, nats, rtol=1e-15)
+    np.testing.assert_allclose(bound.bits_per_dim, nats / (6 * math.log(2)), rtol=1e-14)
+    np.testing.assert_allclose(bound.rate + bound.distortion, bound.bits_per_dim, rtol=1e-14)
+    np.testing.assert_allclose(bound.distortion, bound.decoder / (6 * math.log(2)), rtol=1e-14)
+    summary = bound.summary()
+    columns = {"total": nats, "prior": bound.prior, "kl": bound.kl.sum(axis=1), "decoder": bound.decoder,
+               "bits_per_dim": bound.bits_per_dim, "rate": bound.rate, "distortion": bound.distortion}  # fmt: skip
+    assert list(summary) == list(columns)
+    for name, x in columns.items():
+        spread = math.sqrt(sum((a - x.mean()) ** 2 for a in x) / 4) / math.sqrt(5)
+        assert summary[name] == pytest.approx((x.mean(), spread), rel=1e-12)
+    mean, error = likelihood.vlb(CHAIN, Denoiser(EXACT), X0[:1]).summary()["total"]
+    assert math.isfinite(mean)
+    assert math.isnan(error)
+
+
+def test_the_curve_sends_more_for_less_distortion():
+    data = MixtureData([0.5, 0.5], [-0.5 * np.ones(4), 0.5 * np.ones(4)], 0.01)
+    x0 = data.sample(200, seed=6)
+    bound = likelihood.vlb(CHAIN, Denoiser(data.net(CHAIN)), np.clip(x0, -1, 1), levels=17)
+    rate, rmse = bound.curve()
+    assert rate.shape == rmse.shape == (T,)
+    assert (np.diff(rate) >= 0).all()
+    assert rate[0] == pytest.approx((bound.prior / (4 * math.log(2))).mean(), rel=1e-12)
+    assert rate[1] == pytest.approx(((bound.prior + bound.kl[:, -1]) / (4 * math.log(2))).mean(), rel=1e-12)
+    assert rate[-1] == pytest.approx(bound.rate.mean(), rel=1e-12)
+    assert rmse[0] == pytest.approx(8 * math.sqrt(bound.x0_mse[:, -1].mean()), rel=1e-12)
+    assert rmse[-1] == pytest.approx(8 * math.sqrt(bound.x0_mse[:, 0].mean()), rel=1e-12)
+    assert rmse[-1] < rmse[0] / 3
+
+
+def test_a_bound_is_a_value():
+    bound, again = (likelihood.vlb(CHAIN, Denoiser(EXACT), X0) for _ in range(2))
+    assert bound == again == pickle.loads(pickle.dumps(bound))
+    assert hash(bound) == hash(again)
+    assert bound != likelihood.vlb(CHAIN, Denoiser(EXACT), X0, seed=1)
+    with pytest.raises(ValueError, match="read-only"):
+        pickle.loads(pickle.dumps(bound)).kl[0] = 0
+
+
+# The optimal variance.
+
+
+def test_the_optimal_variance_of_gaussian_data():
+    """beta_tilde + w_x0**2 Var(x_0 | x_t), which is known; 5 %: from 20 000 numbers, each good for about 1."""
+    data = GaussianData(np.zeros(4), 0.02)
+    variance = likelihood.optimal_variance(CHAIN, Denoiser(data.net(CHAIN)), data.sample(1000, seed=7), draws=5)
+    assert math.isnan(variance[0])
+    assert variance.dtype == np.float64
+    t = np.arange(1, T + 1)
+    conditional = 0.02 * CHAIN.one_minus_alpha_bar[t] / (CHAIN.alpha_bar[t] * 0.02 + CHAIN.one_minus_alpha_bar[t])
+    truth = CHAIN.beta_tilde[t] + CHAIN.weights.w_x0[t] ** 2 * conditional
+    np.testing.assert_allclose(variance[1:8], truth[:7], rtol=0.05)
+    # where little of the data is left, beta_tilde dominates and beta bounds it
+    np.testing.assert_allclose(variance[8:], truth[7:], rtol=0.3)
+
+
+def test_the_optimal_variance_of_a_constant_network(library):
+    """G_t = c**2 for eps_theta = c, so the published formula is exact; clipped to [0, 1] at both ends."""
+    x0 = library.array(X0)
+    lam2, t = CHAIN.beta_tilde, np.arange(1, T + 1)
+    for c in (0.0, 0.6, 1.5):
+        ours = likelihood.optimal_variance(CHAIN, Denoiser(lambda x_t, t, c=c: 0 * x_t + c), x0)
+        ab, left, before = CHAIN.alpha_bar[t], CHAIN.one_minus_alpha_bar[t], CHAIN.alpha_bar[t - 1]
+        factor = np.sqrt(before) - np.sqrt((1 - before - lam2[t]).clip(0) * ab / left)
+        expected = lam2[t] + factor**2 * np.clip(left / ab * (1 - c**2), 0, 1)
+        np.testing.assert_allclose(ours[1:], expected, rtol=1e-9)  # the published form cancels
+
+
+def test_draws_add_noise_of_their_own():
+    """One draw is the first of many, and each row's draws are its own."""
+    one, two = (likelihood.optimal_variance(CHAIN, Denoiser(EXACT), X0, draws=k) for k in (1, 2))
+    assert not np.array_equal(one[1:], two[1:])
+    order = [4, 3, 2, 1, 0]
+    again = likelihood.optimal_variance(CHAIN, Denoiser(EXACT), X0[order], draws=2, index=order)
+    np.testing.assert_allclose(again[1:], two[1:], rtol=1e-12)
+
+
+def test_the_optimal_variance_at_zero_snr_is_bounded():
+    d = Diffusion(schedules.zero_terminal_snr(schedules.linear(T, 1e-3, 0.4)))
+    zero = Denoiser(lambda x_t, t: np.zeros_like(x_t), predicts="v")
+    variance = likelihood.optimal_variance(d, zero, X0)
+    assert variance[T] == pytest.approx(d.beta_tilde[T] + d.weights.w_x0[T] ** 2, rel=1e-12)
+
+
+# Refusals, and progress.
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"x0": X0 * 127.5}, ValueError, "^x0: .* is far outside"),
+        ({"x0": np.full_like(X0, np.nan)}, ValueError, "^x0: nan"),
+        ({"x0": X0.astype(int)}, TypeError, "^x0: "),
+        ({"x0": X0[:0]}, ValueError, "^x0: "),
+        ({"x0": "data"}, TypeError, "^x0: "),
+        ({"levels": 1}, ValueError, "^levels: "),
+        ({"levels": 256.0}, TypeError, "^levels: "),
+        ({"decoder": "tanh"}, LookupError, "^decoder: 'tanh' is unknown; known are exact, ho2020"),
+        ({"index": [1, 2]}, ValueError, "^index: "),
+        ({"seed": -1}, ValueError, "^seed: "),
+    ],
+)
+def test_bad_input_is_refused_by_name(options, error, words):
+    with pytest.raises(error, match=words):
+        likelihood.vlb(CHAIN, Denoiser(EXACT), options.pop("x0", X0), **options)
+
+
+@pytest.mark.parametrize("call", [likelihood.vlb, likelihood.optimal_variance])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_network_that_fails_is_named_with_the_step(native, call, wrong):
+    def net(x_t, t):
+        return x_t * (wrong if int(t[0]) == 7 else 1.0)
+
+    with pytest.raises(ValueError, match=r"^net: .* at t = 7$"):
+        call(CHAIN, Denoiser(net, clip_x0=False), native.array(X0))
+
+
+def test_a_variance_that_fails_is_named_with_the_step():
+    def net(x_t, t):
+        return np.concatenate([x_t, np.full_like(x_t, math.nan if t[0] == 7 else 0.0)], axis=1)
+
+    with pytest.raises(ValueError, match=r"^net: .* at t = 7$"):
+        likelihood.vlb(CHAIN, Denoiser(net, variance="learned_range"), X0)
+
+
+def test_draws_must_be_positive():
+    with pytest.raises(ValueError, match=r"^draws: "):
+        likelihood.optimal_variance(CHAIN, Denoiser(EXACT), X0, draws=0)
+
+
+@pytest.mark.parametrize("tqdm", [True, False])
+def test_progress_goes_to_standard_error(capsys, monkeypatch, tqdm):
+    if tqdm:
+        pytest.importorskip("tqdm")
+    else:
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+    likelihood.vlb(CHAIN, Denoiser(EXACT), X0)
+    assert capsys.readouterr().err == ""
+    likelihood.vlb(CHAIN, Denoiser(EXACT), X0, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{T}/{T}" in err

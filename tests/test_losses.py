@@ -1,0 +1,374 @@
+"""Training losses: what each is zero for, what it weighs, what it leaves alone, and the samplers of t."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import batch, smooth_diffusions
+
+from tinyddpm import Denoiser, Diffusion, likelihood, losses, schedules
+from tinyddpm.analytic import GaussianData
+from tinyddpm.conversions import KINDS
+from tinyddpm.noise import normal
+
+T = 20
+CHAIN = Diffusion(schedules.linear(T, 1e-3, 0.3))
+DATA = GaussianData(batch(2, 3, seed=1) / 5, 0.04)
+EXACT = DATA.net(CHAIN)
+X0, EPS = np.clip(DATA.sample(5, seed=2), -1, 1), batch(5, 2, 3, seed=3)
+STEPS = np.array([1, 2, 7, T, 1])
+ALL = [losses.simple, losses.vlb, losses.hybrid, losses.weighted]
+KIND = pytest.mark.parametrize("kind", KINDS)
+
+
+def as_kind(kind, net=EXACT, chain=CHAIN):
+    """The same prediction, told as another kind."""
+    return Denoiser(lambda x_t, t: chain.convert(net(x_t, t), x_t, t, "eps", kind), predicts=kind, clip_x0=False)
+
+
+def learned(variance="learned_range", raw=0.3):
+    """A network that also emits its variance."""
+    return Denoiser(lambda x_t, t: np.concatenate([EXACT(x_t, t), np.full_like(x_t, raw)], axis=1), variance=variance)
+
+
+def per_row(f, t):
+    """f at int steps, one row at a time."""
+    return np.concatenate([f(slice(i, i + 1), int(t[i])) for i in range(len(t))])
+
+
+@KIND
+def test_simple_is_the_mean_square_of_the_predicted_quantity(library, kind):
+    """0 for the truth, c**2 for a network that is c off; 1e-12: the conversion's rounding over sigma**2 at t = 1."""
+    x0, eps, t = library.array(X0), library.array(EPS), library.array(STEPS)
+    x_t = CHAIN.q_sample(x0, t, eps)
+    truth = {
+        "x0": x0,
+        "eps": eps,
+        "mu": CHAIN.posterior(x_t, x0, t).mean,
+        "v": CHAIN.convert(x0, x_t, t, "x0", "v"),
+        "score": CHAIN.convert(x0, x_t, t, "x0", "score"),
+    }
+    for c in (0.0, 0.5):
+        loss = losses.simple(CHAIN, Denoiser(lambda x, t, c=c: truth[kind] + c, predicts=kind), x0, t, eps)
+        assert tuple(loss.shape) == (5,)
+        np.testing.assert_allclose(library.host(loss), c**2, rtol=1e-10, atol=1e-20)
+
+
+@KIND
+def test_weightings_do_not_depend_on_what_is_predicted(kind):
+    """Each weighs the same error of x_0; 1e-9: that error is divided by sqrt(SNR) from what eps rounds to."""
+    x_t = CHAIN.q_sample(X0, STEPS, EPS)
+    snr = (CHAIN.alpha_bar / np.maximum(CHAIN.one_minus_alpha_bar, 1e-300))[STEPS]
+    x0_error = np.mean((X0 - as_kind("eps").x0(CHAIN, x_t, STEPS)) ** 2, axis=(1, 2))
+    expected = {
+        ("snr", None): snr * x0_error,
+        ("min_snr", None): np.minimum(snr, 5) * x0_error,
+        ("min_snr", 1.5): np.minimum(snr, 1.5) * x0_error,
+        ("p2", None): snr * x0_error / (1 + snr),
+        ("p2", 0.5): snr * x0_error / np.sqrt(1 + snr),
+    }
+    for (weighting, gamma), loss in expected.items():
+        ours = losses.weighted(CHAIN, as_kind(kind), X0, STEPS, EPS, weighting=weighting, gamma=gamma)
+        np.testing.assert_allclose(ours, loss, rtol=1e-9)
+    uniform = losses.weighted(CHAIN, as_kind(kind), X0, STEPS, EPS, weighting="uniform")
+    assert np.array_equal(uniform, losses.simple(CHAIN, as_kind(kind), X0, STEPS, EPS))
+
+
+@pytest.mark.parametrize("variance", ["beta", "beta_tilde", "learned", "learned_range", "table"])
+def test_vlb_is_the_divergence_from_the_posterior(variance):
+    """KL(q(x_{t-1} | x_t, x_0) || p) by its definition for t > 1, the decoder at t = 1; the output is never clipped."""
+    table = np.linspace(0.001, 0.2, T + 1)
+    if variance.startswith("learned"):
+        denoiser = learned(variance, -2.0 if variance == "learned" else 0.3)
+    else:
+        denoiser = Denoiser(EXACT, variance=table if variance == "table" else variance)
+    unclipped = replace(denoiser, clip_x0=False)
+
+    def definition(row, t):
+        x_t = CHAIN.q_sample(X0[row], t, EPS[row])
+        p = unclipped.p(CHAIN, x_t, t)
+        term = -p.discretized_log_prob(X0[row]) if t == 1 else CHAIN.posterior(x_t, X0[row], t).kl(p)
+        return term.mean(axis=(1, 2))
+
+    loss = losses.vlb(CHAIN, denoiser, X0, STEPS, EPS)
+    np.testing.assert_allclose(loss, per_row(definition, STEPS), rtol=1e-10)
+    np.testing.assert_allclose(
+        loss, per_row(lambda row, t: losses.vlb(CHAIN, denoiser, X0[row], t, EPS[row]), STEPS), rtol=1e-12
+    )
+
+
+@KIND
+def test_with_a_fixed_variance_vlb_is_a_weight_times_simple(kind):
+    """beta**2 / (2 sigma**2 alpha (1 - alpha_bar)) of eps's error [Ho eq. 12], for sigma**2 = beta_tilde and any kind."""
+    for t in range(2, T + 1):
+        beta, alpha, left = CHAIN.beta[t], CHAIN.alpha[t], CHAIN.one_minus_alpha_bar[t]
+        weight = beta**2 / (2 * CHAIN.beta_tilde[t] * alpha * left)
+        ours = losses.vlb(CHAIN, replace(as_kind(kind), variance="beta_tilde"), X0, t, EPS)
+        np.testing.assert_allclose(ours, weight * losses.simple(CHAIN, as_kind("eps"), X0, t, EPS), rtol=1e-9)
+
+
+@pytest.mark.parametrize("denoiser", [Denoiser(EXACT), learned()], ids=["fixed", "learned"])
+def test_T_times_the_mean_of_vlb_is_the_bounds_sum(denoiser):
+    """On the noise that the likelihood draws, L_T + T * mean over t of vlb is its total."""
+    eps = {t: normal(6, range(5), t, (2, 3), stream=1, dtype="float64") for t in range(1, T + 1)}
+    terms = [losses.vlb(CHAIN, denoiser, X0, t, eps[t]) for t in range(1, T + 1)]
+    bound = likelihood.vlb(CHAIN, replace(denoiser, clip_x0=False), X0, seed=6)
+    np.testing.assert_allclose(bound.prior / 6 + T * np.mean(terms, axis=0), bound.total / 6, rtol=1e-12)
+
+
+def test_every_loss_agrees_in_every_library(library):
+    xp = library.xp
+
+    def net(x_t, t):
+        return xp.concat([EXACT(x_t, t), xp.full_like(x_t, 0.3)], axis=1)
+
+    for loss in ALL:
+        expected = loss(CHAIN, learned(), X0, STEPS, EPS)
+        for t in (STEPS, library.array(STEPS)):
+            ours = loss(CHAIN, Denoiser(net, variance="learned_range"), library.array(X0), t, library.array(EPS))
+            np.testing.assert_allclose(library.host(ours), expected, rtol=1e-9)  # log Phi: 1e-10
+    single = losses.vlb(CHAIN, Denoiser(EXACT), library.array(X0, "float32"), STEPS, library.array(EPS, "float32"))
+    assert single.dtype == xp.float32
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_a_row_does_not_depend_on_its_neighbours(loss):
+    """Nothing is averaged over the batch."""
+
+    def alone(row, t):
+        return loss(CHAIN, learned(), X0[row], np.array([t]), EPS[row])
+
+    np.testing.assert_allclose(loss(CHAIN, learned(), X0, STEPS, EPS), per_row(alone, STEPS), rtol=1e-12)
+
+
+# Gradients.
+
+
+def gradients(library, loss, t):
+    """Of the loss's sum with respect to the network's output, (mean half, variance half)."""
+    out = np.concatenate([EXACT(CHAIN.q_sample(X0, t, EPS), t), np.full_like(X0, 0.3)], axis=1)
+    x0, eps = library.array(X0), library.array(EPS)
+
+    def total(out):
+        return loss(CHAIN, Denoiser(lambda x, t: out, variance="learned_range"), x0, t, eps).sum()
+
+    if library.name == "jax":
+        import jax
+
+        grad = np.asarray(jax.grad(total)(library.array(out)))
+    else:
+        leaf = library.array(out).requires_grad_()
+        total(leaf).backward()
+        grad = leaf.grad.numpy()
+    return grad[:, :2], grad[:, 2:]
+
+
+def test_hybrid_trains_the_mean_by_simple_and_the_variance_by_the_whole_bound(differentiable):
+    """The mean is detached inside vlb, and vlb counts T times: with one term where the sum is meant, as well-known code
+    once had it, the variance would learn T times more slowly."""
+    simple, vlb, hybrid = (gradients(differentiable, f, STEPS) for f in (losses.simple, losses.vlb, losses.hybrid))
+    np.testing.assert_allclose(hybrid[0], simple[0], rtol=1e-12)
+    assert not simple[1].any()
+    np.testing.assert_allclose(hybrid[1], 0.001 * T * vlb[1], rtol=1e-12)
+    one_term = 0.001 * vlb[1]
+    np.testing.assert_allclose(hybrid[1] / one_term, T, rtol=1e-12)
+    assert np.abs(vlb[0]).min() > 0  # so detaching matters
+    doubled = gradients(differentiable, lambda *a: losses.hybrid(*a, weight=0.002), STEPS)
+    np.testing.assert_allclose(doubled[1], 2 * hybrid[1], rtol=1e-12)
+
+
+def test_hybrids_value_is_simple_and_the_weighted_bound():
+    ours = losses.hybrid(CHAIN, learned(), X0, STEPS, EPS, weight=0.01)
+    simple, vlb = (f(CHAIN, learned(), X0, STEPS, EPS) for f in (losses.simple, losses.vlb))
+    np.testing.assert_allclose(ours, simple + 0.01 * T * vlb, rtol=1e-12)
+
+
+def test_gradients_of_the_bound_are_those_of_finite_differences(differentiable):
+    """At t = 1 beside other steps too: no branch that is not taken leaks a NaN. 1e-5: a central difference of step 1e-5."""
+    mean, raw = gradients(differentiable, losses.vlb, STEPS)
+    out = np.concatenate([EXACT(CHAIN.q_sample(X0, STEPS, EPS), STEPS), np.full_like(X0, 0.3)], axis=1)
+
+    def total(out):
+        return losses.vlb(CHAIN, Denoiser(lambda x, t: out, variance="learned_range"), X0, STEPS, EPS).sum()
+
+    for row in range(5):
+        for channel in range(4):
+            step = np.zeros_like(out)
+            step[row, channel, 1] = 1e-5
+            difference = (total(out + step) - total(out - step)) / 2e-5
+            assert np.concatenate([mean, raw], axis=1)[row, channel, 1] == pytest.approx(difference, rel=1e-5, abs=1e-8)
+
+
+def test_losses_and_gradients_under_jit():
+    """A traced t is read by nobody: all branches are computed, and the right one is taken."""
+    jax = pytest.importorskip("jax")
+    jax.config.update("jax_enable_x64", True)
+    jnp = jax.numpy
+
+    def net(scale):
+        return lambda x_t, t: jnp.concat([scale * EXACT(x_t, t), jnp.full_like(x_t, 0.3)], axis=1)
+
+    for loss in ALL:
+
+        def total(scale, x0, t, eps, loss=loss):
+            return loss(CHAIN, Denoiser(net(scale), variance="learned_range"), x0, t, eps).sum()
+
+        arguments = jnp.asarray(X0), jnp.asarray(STEPS), jnp.asarray(EPS)
+        value, slope = jax.jit(jax.value_and_grad(total))(1.0, *arguments)
+        assert value == pytest.approx(loss(CHAIN, learned(), X0, STEPS, EPS).sum(), rel=1e-9)
+        assert slope == pytest.approx(float(jax.grad(total)(1.0, *arguments)), rel=1e-9)
+
+
+# Corners.
+
+
+@pytest.mark.parametrize("kind", ["v", "x0"])
+def test_zero_terminal_snr_has_finite_losses(kind):
+    d = Diffusion(schedules.zero_terminal_snr(schedules.linear(T)))
+    denoiser = Denoiser(lambda x_t, t: np.zeros_like(x_t), predicts=kind)
+    for weighting in ("snr", "min_snr", "p2"):
+        loss = losses.weighted(d, denoiser, X0, T, EPS, weighting=weighting)
+        np.testing.assert_allclose(loss, 0, atol=1e-30)  # the SNR is 0
+    np.testing.assert_allclose(losses.simple(d, denoiser, X0, T, EPS), np.mean(X0**2, axis=(1, 2)), rtol=1e-12)
+    assert np.isfinite(losses.vlb(d, denoiser, X0, T, EPS)).all()
+
+
+def test_where_alpha_bar_underflows_the_weights_hold():
+    """linear(100 000) ends at SNR e^-1000: min_snr is SNR there, and snr of eps's error is 1."""
+    d = Diffusion(schedules.linear(100_000))
+    denoiser = Denoiser(lambda x_t, t: np.zeros_like(x_t))
+    for weighting in ("uniform", "snr", "min_snr", "p2"):
+        loss = losses.weighted(d, denoiser, X0, d.T, EPS, weighting=weighting)
+        np.testing.assert_allclose(loss, np.mean(EPS**2, axis=(1, 2)), rtol=1e-12)
+
+
+@given(d=smooth_diffusions, seed=st.integers(0, 100))
+def test_the_bounds_terms_are_never_negative(d, seed):
+    denoiser = Denoiser(GaussianData(np.zeros(3), 0.1).net(d))
+    x0, eps = np.tanh(batch(4, 3, seed=seed)), batch(4, 3, seed=seed + 1)
+    assert (losses.vlb(d, denoiser, x0, np.array([1, 2, d.T, d.T // 2 + 1]), eps) >= 0).all()
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_bad_input_is_refused_by_name(loss):
+    denoiser = Denoiser(EXACT)
+    for arguments, error, name in [
+        ((X0, 0, EPS), ValueError, "t"),
+        ((X0, np.array([1, 2, 3, 4, T + 1]), EPS), ValueError, "t"),
+        ((X0, 1.0, EPS), TypeError, "t"),
+        ((X0, 1, EPS[:, :1]), ValueError, "eps"),
+        ((X0.astype(int), 1, EPS), TypeError, "x0"),
+    ]:
+        with pytest.raises(error, match=rf"^{name}: "):
+            loss(CHAIN, denoiser, *arguments)
+    with pytest.raises(ValueError, match=r"^net: "):
+        loss(CHAIN, Denoiser(lambda x, t: x[:, :1]), X0, 1, EPS)
+
+
+def test_bad_options_are_refused_by_name():
+    run = CHAIN, Denoiser(EXACT), X0, 3, EPS
+    with pytest.raises(LookupError, match=r"^weighting: 'best' is unknown; known are uniform, snr, min_snr, p2"):
+        losses.weighted(*run, weighting="best")
+    with pytest.raises(ValueError, match=r"^gamma: "):
+        losses.weighted(*run, weighting="snr", gamma=5.0)
+    with pytest.raises(ValueError, match=r"^gamma: "):
+        losses.weighted(*run, weighting="p2", gamma=-1.0)
+    with pytest.raises(ValueError, match=r"^weight: "):
+        losses.hybrid(*run, weight=np.inf)
+    for loss in (losses.vlb, losses.hybrid):
+        with pytest.raises(ValueError, match=r"^x0: 25\."):
+            loss(CHAIN, Denoiser(EXACT), np.full_like(X0, 25.5), 3, EPS)
+
+
+# Samplers of t.
+
+
+def filled(T=6, seed=0):
+    sampler, rng = losses.LossAwareT(T), np.random.default_rng(seed)
+    for _ in range(12):
+        sampler.update(np.arange(1, T + 1), rng.exponential(np.arange(1, T + 1)))
+    return sampler
+
+
+def test_loss_aware_steps_follow_the_root_mean_square_of_the_last_ten():
+    sampler, history = losses.LossAwareT(3), []
+    for k in range(15):
+        loss = np.array([1.0, 2.0, 3.0]) * (1 + k % 4)
+        history.append(loss)
+        sampler.update(np.array([1, 2, 3]), loss)
+        size = np.sqrt(np.mean(np.square(history[-10:]), axis=0))
+        expected = 0.999 * size / size.sum() + 0.001 / 3 if k >= 9 else np.full(3, 1 / 3)
+        np.testing.assert_allclose(sampler.prob, expected, rtol=1e-12)
+
+
+def test_until_every_step_has_ten_losses_t_is_uniform():
+    sampler = losses.LossAwareT(2)
+    sampler.update(np.repeat([1, 2], [30, 9]), np.ones(39))
+    assert sampler.prob.tolist() == [0.5, 0.5]
+    sampler.update(2, 5.0)
+    assert sampler.prob[1] != 0.5
+    np.testing.assert_allclose(sampler.prob.sum(), 1, rtol=1e-15)
+
+
+def test_losses_of_zero_keep_t_uniform():
+    sampler = losses.LossAwareT(2)
+    sampler.update(np.repeat([1, 2], 10), np.zeros(20))
+    assert sampler.prob.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("sampler", [losses.UniformT(6), filled()], ids=["uniform", "loss_aware"])
+def test_weights_keep_the_mean_of_uniform_steps(sampler):
+    """Importance sampling is unbiased, by drawing and in expectation. 5 standard errors of the drawn mean."""
+    t, weight = sampler.sample(200_000, np.random.default_rng(1))
+    assert t.dtype == np.int64
+    assert (t.min(), t.max()) == (1, 6)
+    f = np.array([0.0, 1, 4, 9, 16, 25, 36])[t] * weight
+    assert f.mean() == pytest.approx(91 / 6, abs=5 * f.std() / np.sqrt(len(f)))
+    if isinstance(sampler, losses.LossAwareT):
+        np.testing.assert_allclose(weight, 1 / (6 * sampler.prob[t - 1]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("make", [losses.UniformT, filled])
+def test_a_restored_sampler_goes_on_as_the_first(make):
+    first, second = make(6), type(make(6))(6)
+    state = first.state_dict()
+    second.load_state_dict(state)
+    for sampler in (first, second):
+        sampler.update(np.array([1, 1, 4]), np.array([9.0, 1.0, 2.0]))
+    draws = [s.sample(50, np.random.default_rng(2)) for s in (first, second)]
+    assert all(np.array_equal(a, b) for a, b in zip(*draws, strict=True))
+    third = type(first)(6)
+    third.load_state_dict(state)  # which the updates have not touched
+    assert all(np.array_equal(a, third.state_dict()[k]) for k, a in state.items())
+
+
+@pytest.mark.parametrize("make", [losses.UniformT, losses.LossAwareT])
+def test_samplers_refuse_bad_input_by_name(make):
+    sampler = make(6)
+    for t, loss, error, name in [
+        (0, 1.0, ValueError, "t"),
+        (np.array([1, 7]), np.ones(2), ValueError, "t"),
+        (np.array([1.0]), np.ones(1), TypeError, "t"),
+        (np.array([1, 2]), np.ones(3), ValueError, "loss"),
+        (np.array([1]), np.array([np.nan]), ValueError, "loss"),
+    ]:
+        with pytest.raises(error, match=rf"^{name}: "):
+            sampler.update(t, loss)
+    with pytest.raises(TypeError, match=r"^rng: "):
+        sampler.sample(3, np.random.RandomState(0))
+    with pytest.raises(ValueError, match=r"^n: "):
+        sampler.sample(-1, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"^state: "):
+        sampler.load_state_dict({"other": 1})
+    for wrong, error in ((0, ValueError), (True, TypeError), (2.0, TypeError)):
+        with pytest.raises(error, match=r"^T: "):
+            make(wrong)
+
+
+def test_a_state_of_another_T_is_refused():
+    with pytest.raises(ValueError, match=r"^state: history"):
+        losses.LossAwareT(6).load_state_dict(losses.LossAwareT(5).state_dict())

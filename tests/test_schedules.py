@@ -1,0 +1,275 @@
+"""Schedules against their formulas in 60-digit arithmetic, and the laws of their transforms."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import SCHEDULES, Tables, exact, mp, ulp_error, worst_ulp
+from oracles import zero_terminal_snr as exact_zero_terminal_snr
+
+from tinyddpm import schedules
+
+ULP = 16
+
+CASES: list[tuple[str, tuple[float, ...]]] = [
+    ("linear", (1e-4, 0.02)),
+    ("linear", (0.9, 1e-10)),
+    ("linear", (1e-300, 1.0)),
+    ("quadratic", (1e-4, 0.02)),
+    ("quadratic", (0.5, 1e-12)),
+    ("geometric", (1e-4, 0.02)),
+    ("geometric", (1e-250, 1.0)),
+    ("warmup", (1e-4, 0.02, 0.1)),
+    ("warmup", (0.3, 1e-3, 1.0)),
+    ("jsd", ()),
+    ("cosine", (0.008, 0.999)),
+    ("cosine", (0.0, 1.0)),
+    ("cosine", (3.7, 1.0)),
+    ("sigmoid", (1e-4, 0.02, -6.0, 6.0)),
+    ("sigmoid", (1e-30, 0.02, -60.0, 1.0)),
+    ("sigmoid", (0.9, 1e-9, -3.0, 40.0)),
+    ("sigmoid_alpha_bar", (-3.0, 3.0, 1.0, 0.999)),
+    ("sigmoid_alpha_bar", (0.0, 3.0, 0.3, 1.0)),
+    ("sigmoid_alpha_bar", (-60.0, -20.0, 0.9, 1.0)),
+    ("sigmoid_alpha_bar", (-1e-6, 1e-6, 1.0, 1.0)),
+]
+
+
+def some_steps(T: int) -> list[int]:
+    """All steps of a short chain; both ends and a spread of a long one."""
+    if T <= 64:
+        return list(range(1, T + 1))
+    return sorted({*range(1, 9), *range(T - 7, T + 1), *np.linspace(1, T, 101).astype(int).tolist()})
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 17, 1000, 100_000])
+@pytest.mark.parametrize(("name", "arguments"), CASES)
+def test_formula(name: str, arguments: tuple[float, ...], T: int) -> None:
+    beta = schedules.NAMES[name](T, *arguments)
+    assert beta.shape == (T,)
+    assert beta.dtype == np.float64
+    if name == "warmup" and T == 1:
+        assert beta[0] == arguments[0]
+        return
+    ts = some_steps(T)
+    assert worst_ulp(beta[np.array(ts) - 1], [SCHEDULES[name](t, T, *arguments) for t in ts]) <= ULP
+
+
+probability = st.floats(1e-12, 0.999)
+
+
+@given(st.sampled_from(["linear", "quadratic", "geometric"]), st.integers(1, 40), probability, probability)
+@settings(max_examples=60)
+def test_from_beta_1_to_beta_T(name: str, T: int, beta_1: float, beta_T: float) -> None:
+    beta = schedules.NAMES[name](T, beta_1, beta_T)
+    assert beta[0] == beta_1
+    assert beta[-1] == (beta_T if T > 1 else beta_1)
+    assert worst_ulp(beta, [SCHEDULES[name](t, T, beta_1, beta_T) for t in range(1, T + 1)]) <= ULP
+
+
+@given(st.integers(1, 40), st.floats(-30, 30), st.floats(1e-3, 30), st.floats(0.1, 10))
+@settings(max_examples=60)
+def test_sigmoid_alpha_bar(T: int, start: float, span: float, tau: float) -> None:
+    arguments = (start, start + span, tau, 0.999)
+    beta = schedules.sigmoid_alpha_bar(T, *arguments)
+    with mp.workdps(400):  # the printed formula cancels
+        assert worst_ulp(beta, [SCHEDULES["sigmoid_alpha_bar"](t, T, *arguments) for t in range(1, T + 1)]) <= ULP
+
+
+def test_the_plain_quotient_of_cosines_is_thousands_of_units_off() -> None:
+    f = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    plain = np.minimum(1 - f[1:] / f[:-1], 0.999)
+    truth = [SCHEDULES["cosine"](t, 1000, 0.008, 0.999) for t in range(1, 1001)]
+    assert worst_ulp(plain, truth) > 10_000
+    assert worst_ulp(schedules.cosine(), truth) < 8
+
+
+def test_published_forms() -> None:
+    # The forms in which the released codes of DDPM and iDDPM, and Stable Diffusion's "scaled linear", are written.
+    np.testing.assert_allclose(schedules.linear(), np.linspace(1e-4, 0.02, 1000), rtol=1e-14)
+    np.testing.assert_allclose(
+        schedules.quadratic(1000, 0.00085, 0.012), np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, rtol=1e-14
+    )
+    np.testing.assert_allclose(schedules.jsd(50), 1 / np.linspace(50, 1, 50), rtol=1e-15)
+    np.testing.assert_array_equal(schedules.constant(7, 0.3), np.full(7, 0.3))
+    warm = np.full(100, 0.02)
+    warm[:30] = np.linspace(1e-4, 0.02, 30)
+    np.testing.assert_allclose(schedules.warmup(100, 1e-4, 0.02, 0.3), warm, rtol=1e-14)
+    np.testing.assert_array_equal(schedules.warmup(10, 1e-4, 0.02, 0.0), np.full(10, 0.02))
+
+
+def test_jsd_lowers_alpha_bar_in_equal_steps_to_zero() -> None:
+    np.testing.assert_allclose(np.cumprod(1 - schedules.jsd(20)), 1 - np.arange(1, 21) / 20, atol=1e-15)
+
+
+def test_sigmoid_alpha_bar_falls_from_one_to_zero() -> None:
+    beta = schedules.sigmoid_alpha_bar(200, -2.0, 3.0, 0.7, max_beta=1.0)
+    g = 1 / (1 + np.exp(-(-2 + 5 * np.arange(201) / 200) / 0.7))
+    np.testing.assert_allclose(np.cumprod(1 - beta), ((g[-1] - g) / (g[-1] - g[0]))[1:], atol=1e-14)
+
+
+def test_max_beta_binds_on_the_last_cosine_step_only() -> None:
+    beta = schedules.cosine()
+    assert beta[-1] == 0.999
+    assert beta[-2] < 0.8
+    assert (schedules.cosine(max_beta=0.1) <= 0.1).all()
+
+
+@pytest.mark.parametrize("name", schedules.NAMES)
+@pytest.mark.parametrize("T", [1, 2, 1000])
+def test_every_name_has_defaults_and_is_accepted(name: str, T: int) -> None:
+    beta = schedules.NAMES[name](T=T)
+    np.testing.assert_array_equal(schedules.checked(beta), beta)
+
+
+# Transforms.
+
+falling = st.lists(st.floats(1e-6, 0.9999), min_size=1, max_size=30, unique=True).map(lambda v: sorted(v, reverse=True))
+
+
+@given(falling, st.booleans())
+def test_from_alpha_bar_array(alpha_bar: list[float], ends: bool) -> None:
+    values = alpha_bar + [0.0] * ends
+    beta = schedules.from_alpha_bar(values)
+    before = [1.0, *values[:-1]]
+    assert worst_ulp(beta, [1 - exact(b) / exact(a) for a, b in zip(before, values, strict=True)]) <= 2
+    np.testing.assert_array_equal(schedules.from_alpha_bar(np.array(values), T=len(values)), beta)
+
+
+def test_from_alpha_bar_callable() -> None:
+    for f in (lambda u: 1 - u, lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2, lambda u: 7 - 6 * u):
+        alpha_bar = np.cumprod(1 - schedules.from_alpha_bar(f, 50))
+        np.testing.assert_allclose(alpha_bar, [f(t / 50) / f(0.0) for t in range(1, 51)], rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("T", [2, 1000, 20_000])
+@pytest.mark.parametrize("name", ["linear", "quadratic", "cosine", "constant"])
+def test_zero_terminal_snr_formula(name: str, T: int) -> None:
+    beta = schedules.NAMES[name](T)
+    with mp.workdps(250):  # sqrt(alpha_bar_T) is subtracted, however small
+        assert worst_ulp(schedules.zero_terminal_snr(beta), exact_zero_terminal_snr(beta)) <= ULP
+
+
+@given(st.lists(st.floats(1e-6, 0.9), min_size=2, max_size=30))
+def test_zero_terminal_snr_laws(beta: list[float]) -> None:
+    new = schedules.zero_terminal_snr(beta)
+    assert new[0] == beta[0]
+    assert new[-1] == 1
+    np.testing.assert_array_equal(schedules.zero_terminal_snr(new), new)
+    # The shift: square roots of alpha_bar keep the ratios of their differences.
+    before, after = (np.array([float(mp.sqrt(a)) for a in Tables(b).alpha_bar[1:]]) for b in (beta, new))
+    scale = before[0] / (before[0] - before[-1])
+    np.testing.assert_allclose(after, (before - before[-1]) * scale, atol=1e-14 * scale)
+
+
+def test_zero_terminal_snr_of_one_step_is_one() -> None:
+    assert schedules.zero_terminal_snr([0.3]).tolist() == [1.0]
+
+
+def test_zero_terminal_snr_where_alpha_bar_underflows() -> None:
+    beta = schedules.zero_terminal_snr(np.full(10_000, 0.5))  # alpha_bar_T = 2**-10000
+    with mp.workdps(30):
+        h = mp.mpf(2) ** mp.mpf(-0.5)
+        truth = 1 - ((h**2 - h**10_000) / (h - h**10_000)) ** 2
+    assert ulp_error(beta[1], truth) <= ULP
+    assert beta[-1] == 1
+    assert (np.abs(beta[1:9_900] - 0.5) < 1e-9).all()
+
+
+# Refusals.
+
+
+def test_checked_copies_and_freezes() -> None:
+    beta = np.array([0.1, 0.2])
+    kept = schedules.checked(beta)
+    beta[0] = 0.5
+    assert kept[0] == 0.1
+    with pytest.raises(ValueError, match="assignment destination"):
+        kept[0] = 0.3
+
+
+@pytest.mark.parametrize(
+    ("beta", "error", "message"),
+    [
+        ([], ValueError, "beta: a non-empty sequence"),
+        ([[0.1]], ValueError, r"shape \(1, 1\)"),
+        (0.1, ValueError, r"shape \(\)"),
+        ([0.1, 0.0], ValueError, "beta: beta_2 = 0.0"),
+        ([0.1, 1.0, 0.1], ValueError, "beta: beta_2 = 1.0"),
+        ([0.1, math.nan], ValueError, "beta: beta_2 = nan"),
+        ([0.1, 1.5], ValueError, "beta: beta_2 = 1.5"),
+        ([-0.1], ValueError, "beta: beta_1 = -0.1"),
+        (["a"], TypeError, "beta: a sequence of numbers"),
+        ([True], TypeError, "beta: a sequence of numbers"),
+        ([0.1, [0.1]], TypeError, "beta: a sequence of numbers"),
+        (None, TypeError, "beta: a sequence of numbers"),
+        ([0.1j], TypeError, "beta: a sequence of numbers"),
+    ],
+)
+def test_checked_refuses(beta: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        schedules.checked(beta)
+
+
+@pytest.mark.parametrize("name", schedules.NAMES)
+@pytest.mark.parametrize("T", [0, -1, 10**11, 10**18, 10**40, True, 2.0, "10", None])
+def test_every_schedule_refuses_a_wrong_T(name: str, T: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"^T: "):
+        schedules.NAMES[name](T)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "named"),
+    [
+        ("linear", {"beta_1": 0}, "beta_1"),
+        ("linear", {"beta_1": 1.0}, "beta_1"),
+        ("linear", {"beta_T": 1.01}, "beta_T"),
+        ("geometric", {"beta_T": math.nan}, "beta_T"),
+        ("quadratic", {"beta_1": "x"}, "beta_1"),
+        ("quadratic", {"beta_1": True}, "beta_1"),
+        ("constant", {"beta": 1.0}, "beta"),
+        ("warmup", {"fraction": 1.1}, "fraction"),
+        ("warmup", {"beta_T": 1.0}, "beta_T"),
+        ("cosine", {"s": -0.1}, "s"),
+        ("cosine", {"s": math.inf}, "s"),
+        ("cosine", {"max_beta": 0.0}, "max_beta"),
+        ("cosine", {"max_beta": 1.1}, "max_beta"),
+        ("sigmoid", {"start": math.nan}, "start"),
+        ("sigmoid_alpha_bar", {"start": 3.0, "end": 3.0}, "end"),
+        ("sigmoid_alpha_bar", {"tau": 0.0}, "tau"),
+        ("sigmoid_alpha_bar", {"start": -1e308, "end": 1e308}, "start"),
+        ("sigmoid_alpha_bar", {"start": -5000.0, "end": 0.0}, "start"),
+    ],
+)
+def test_a_wrong_argument_is_named(name: str, arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"^{named}: "):
+        schedules.NAMES[name](10, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("f", "T", "named"),
+    [
+        (lambda u: 1 - u, None, "T"),
+        ([0.5, 0.2], 3, "T"),
+        ([1.0, 0.5], None, "f"),
+        ([0.5, 0.5], None, "f"),
+        ([0.2, 0.5], None, "f"),
+        ([0.5, 0.0, 0.0], None, "f"),
+        ([0.5, -0.1], None, "f"),
+        ([0.5, math.nan], None, "f"),
+        ([0.9, 1e-30, 1e-60, 1e-61], None, "f"),
+        (lambda u: 1 + u, 5, "f"),
+        (lambda u: math.inf if u == 0 else 1 - u, 5, "f"),
+        (lambda u: "x", 5, "f"),
+        (lambda u: 1 - u, 10**12, "T"),
+        (3.0, 5, "f"),
+    ],
+)
+def test_from_alpha_bar_refuses(f: Any, T: Any, named: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"^{named}: "):
+        schedules.from_alpha_bar(f, T)

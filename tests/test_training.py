@@ -1,0 +1,381 @@
+"""Training: the loss is the paper's, a killed run ends as if nothing had happened, and the world size does not matter."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+
+from tinyddpm import noise  # noqa: E402
+from tinyddpm.nn import UNet  # noqa: E402
+from tinyddpm.training import DEMO, Images, Interrupted, TrainConfig, load_run, train  # noqa: E402
+from tinyddpm.training.trainer import Trainer, World  # noqa: E402
+
+CPU = torch.device("cpu")
+TENSORS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+SETTINGS: dict[str, Any] = {
+    "steps": 12, "batch_size": 8, "channels": 4, "mults": (1, 2), "res_blocks": 1, "attention": (4,), "dropout": 0.2,
+    "T": 50, "lr": 1e-3, "warmup": 5, "checkpoint_every": 5, "device": "cpu",
+}  # fmt: skip
+
+
+def config(out: Path | str = "unused", **options: Any) -> TrainConfig:
+    return TrainConfig.from_dict({**SETTINGS, "out": str(out), **options})
+
+
+def pictures(n: int = 20, shape: tuple[int, int, int] = (1, 8, 8)) -> Images:
+    return Images(np.random.RandomState(0).randint(0, 17, (n, *shape)).astype(np.uint8), 17)
+
+
+def trainer(images: Images | None = None, rank: int = 0, size: int = 1, **options: Any) -> Trainer:
+    made = Trainer(config(**options), images or pictures(), World(0, 1, CPU))
+    made.world = World(rank, size, CPU)
+    return made
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    """The log without what the clock decides."""
+    clock = ("time", "second", "per_s")
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not any(word in k for word in clock)} for line in lines]
+
+
+def same(one: Path, two: Path) -> bool:
+    """Whether two runs ended with the same bits."""
+    tensors = all((one / "last" / n).read_bytes() == (two / "last" / n).read_bytes() for n in TENSORS)
+    return tensors and log(one) == log(two)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert train(config(out), progress=False) == out / "last"
+    return out
+
+
+# ---- one step
+
+
+def test_step_is_adam_on_the_papers_loss() -> None:
+    """Two steps, written out: L_simple with t, eps and rows from their streams, clipping, warm-up, Adam, EMA."""
+    made = trainer(dropout=0.0, grad_clip=0.05)
+    d, images, lr = made.diffusion, pictures(), [1e-3 / 5, 2e-3 / 5]
+    weights = {n: p.detach().clone() for n, p in made.net.named_parameters()}
+    average = {n: p.clone() for n, p in weights.items()}
+    first = {n: torch.zeros_like(p) for n, p in weights.items()}
+    second = {n: torch.zeros_like(p) for n, p in weights.items()}
+    for step in (1, 2):
+        net = UNet(**made.net.config)
+        net.load_state_dict(weights)
+        rng = np.random.Generator(np.random.Philox(key=[0, 2], counter=[0, 0, step, 1]))
+        t = rng.integers(1, 51, 8)
+        eps = torch.from_numpy(noise.normal(0, range(8), step, (1, 8, 8), stream=2))
+        order = np.random.Generator(np.random.Philox(key=[0, 2], counter=[0, 0, 0, 2])).permutation(20)
+        x0 = torch.from_numpy(images.pixels[order[8 * step - 8 : 8 * step]] / 8 - 1).float()
+        bar = torch.tensor(d.alpha_bar[t]).float()[:, None, None, None]
+        loss = (eps - net(bar.sqrt() * x0 + (1 - bar).sqrt() * eps, torch.from_numpy(t - 1))).square().mean()
+        loss.backward()
+        norm = torch.sqrt(sum(p.grad.square().sum() for p in net.parameters()))
+        assert float(norm) > 0.05
+        got = made.step(step)
+        # float32 sums of the network in another memory layout: 1e-4 with a wide margin
+        assert float(got[0]) == pytest.approx(float(loss.detach()), rel=1e-4)
+        assert float(got[1]) == pytest.approx(float(norm), rel=1e-3)
+        for name, p in net.named_parameters():
+            g = p.grad * 0.05 / norm
+            first[name] = 0.9 * first[name] + 0.1 * g
+            second[name] = 0.999 * second[name] + 0.001 * g**2
+            m, v = first[name] / (1 - 0.9**step), second[name] / (1 - 0.999**step)
+            weights[name] = weights[name] - lr[step - 1] * m / (v.sqrt() + 1e-8)
+            decay = (1 + step) / (10 + step)
+            average[name] = decay * average[name] + (1 - decay) * weights[name]
+        # Adam turns a gradient of rounding size into a full step: compare in the mean
+        for mine, theirs in ((made.parameters, weights), (made.averages, average)):
+            off = torch.cat([(p.detach() - q).abs().flatten() for p, q in zip(mine, theirs.values(), strict=True)])
+            assert float(off.mean()) < 0.02 * lr[step - 1]
+
+
+def test_loss_falls_on_digits(whole: Path) -> None:
+    losses = [line["loss"] for line in log(whole)]
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_log_has_one_line_per_step(whole: Path) -> None:
+    lines = log(whole)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line["lr"] for line in lines] == pytest.approx([1e-3 * min(k / 5, 1) for k in range(1, 13)])
+    assert all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in lines)
+
+
+def test_cooldown_ends_near_zero() -> None:
+    made = trainer(cooldown=4)
+    assert [made.lr(k) for k in (8, 9, 10, 12)] == pytest.approx([1e-3, 0.8e-3, 0.6e-3, 0.2e-3])
+
+
+@given(count=st.integers(1, 40), size=st.integers(1, 50), first=st.integers(1, 9))
+def test_order_is_one_permutation_after_another(count: int, size: int, first: int) -> None:
+    class Bare(Trainer):
+        def __init__(self) -> None:
+            self.config, self.pictures = config(batch_size=size), pictures(count, (1, 1, 1))
+            self._order = (-1, np.empty(0, np.int64))
+
+    bare = Bare()
+    steps = -(-3 * count // size)
+    seen = np.concatenate([bare.order(k) for k in range(1, steps + 1)])
+    for epoch in range(3):
+        assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
+    np.testing.assert_array_equal(Bare().order(first), bare.order(first))
+
+
+# ---- the same run, however it goes
+
+
+def test_runs_repeat_and_seeds_matter(whole: Path, tmp_path: Path) -> None:
+    train(config(tmp_path / "a"), progress=False)
+    assert same(whole, tmp_path / "a")
+    torch.manual_seed(99)
+    train(config(tmp_path / "b", seed=1), progress=False)
+    assert not same(whole, tmp_path / "b")
+
+
+def test_training_leaves_the_callers_random_state_alone(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(config(tmp_path, steps=2, sample_every=2, samples=2), progress=False)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("stops", [(5,), (3, 7), (1, 2, 11)])
+def test_resumed_runs_end_with_the_same_bits(whole: Path, tmp_path: Path, stops: tuple[int, ...]) -> None:
+    for stop in (*stops, 12):
+        train(config(tmp_path, steps=stop, resume=True), progress=False)
+    assert same(whole, tmp_path)
+
+
+def test_sample_grids_change_nothing(whole: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    train(config(tmp_path, sample_every=4, samples=3), progress=False)
+    assert same(whole, tmp_path)
+    files = sorted(p.name for p in (tmp_path / "samples").iterdir())
+    assert files == ["step-00000004.png", "step-00000008.png", "step-00000012.png"]
+    with Image.open(tmp_path / "samples" / files[0]) as grid:
+        assert grid.size == (8 * (64 + 2) + 2, 64 + 4)
+
+
+SCRIPT = """
+import sys
+from tinyddpm.training import TrainConfig, train, Interrupted
+try:
+    train(TrainConfig.from_dict(eval(sys.argv[1])))
+except Interrupted as interrupt:
+    print(interrupt)
+    raise SystemExit(128 + interrupt.signum)
+"""
+
+
+def start(out: Path, **options: Any) -> subprocess.Popen[str]:
+    settings = repr({**SETTINGS, "out": str(out), "resume": True, **options})
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )  # fmt: skip
+
+
+def wait_for_lines(out: Path, lines: int, process: subprocess.Popen[str]) -> None:
+    for _ in range(6000):
+        if process.poll() is not None:
+            raise AssertionError(process.communicate())
+        if (out / "log.jsonl").exists() and (out / "log.jsonl").read_text().count("\n") >= lines:
+            return
+        time.sleep(0.01)
+    raise AssertionError("the run makes no steps")
+
+
+LONG = {"steps": 100, "checkpoint_every": 7, "T": 51}
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("long") / "run"
+    train(config(out, **LONG), progress=False)
+    return out
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_signals_finish_the_step_and_save(long: Path, tmp_path: Path, signum: signal.Signals) -> None:
+    process = start(tmp_path, **LONG)
+    wait_for_lines(tmp_path, 10, process)
+    process.send_signal(signum)
+    said, bar = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    step = load_run(tmp_path).step
+    assert f"step {step} is saved" in said
+    assert "/100" in bar
+    assert [line["step"] for line in log(tmp_path)] == list(range(1, step + 1))
+    assert 10 <= step < 100
+    train(config(tmp_path, **LONG, resume=True), progress=False)
+    assert same(long, tmp_path)
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_kill_9_at_random_moments(long: Path, tmp_path: Path, kills: int) -> None:
+    moments = np.random.RandomState(0)
+    for _ in range(kills):
+        process = start(tmp_path, **LONG)
+        at = 1 + (load_run(tmp_path).step if (tmp_path / "last").exists() else 0)
+        if at > 100:
+            process.communicate()
+            break
+        wait_for_lines(tmp_path, at, process)
+        time.sleep(moments.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+    train(config(tmp_path, **LONG, resume=True), progress=False)
+    assert same(long, tmp_path)
+
+
+def test_signal_handlers_are_put_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(Interrupted) as caught:
+        train(config(tmp_path, steps=100_000), progress=False)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert caught.value.signum == signal.SIGINT
+    assert load_run(tmp_path).step == caught.value.step
+
+
+# ---- many processes
+
+
+def test_a_row_does_not_depend_on_the_world_size() -> None:
+    """Gradients of two halves of a batch, each made by its own rank, average to the gradient of the whole."""
+
+    def gradient(rank: int, size: int) -> list[Any]:
+        made = trainer(rank=rank, size=size, grad_clip=1e9)
+        made.step(1)
+        return [p.grad for p in made.parameters]
+
+    halves = zip(gradient(0, 2), gradient(1, 2), strict=True)
+    for whole, (one, two) in zip(gradient(0, 1), halves, strict=True):
+        torch.testing.assert_close((one + two) / 2, whole, rtol=1e-3, atol=1e-5)  # float32 sums in another order
+
+
+def _worker(rank: int, size: int, folder: str, options: dict[str, Any]) -> None:
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    train(config(Path(folder) / "run", **options), progress=False)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    options = {"steps": 20, "checkpoint_every": 20}
+    train(config(tmp_path / "one", **options), progress=False)
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_worker, args=(rank, 2, str(tmp_path), options)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    one, two = log(tmp_path / "one"), log(tmp_path / "run")
+    assert [line["step"] for line in two] == list(range(1, 21))
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=2e-4)
+
+
+# ---- configs
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"steps": 0}, "steps"), ({"steps": 1.5}, "steps"), ({"steps": True}, "steps"), ({"batch_size": 0}, "batch_size"),
+        ({"lr": "fast"}, "lr"), ({"lr": -1}, "lr"), ({"lr": float("nan")}, "lr"), ({"ema": 1.5}, "ema"),
+        ({"warmup": -1}, "warmup"), ({"grad_clip": 0}, "grad_clip"), ({"schedule": "lin"}, "schedule"),
+        ({"predicts": "noise"}, "predicts"), ({"variance": "big"}, "variance"), ({"objective": "l1"}, "objective"),
+        ({"variance": "learned_range"}, "objective"), ({"optimizer": "sgd"}, "optimizer"), ({"T": 0}, "T"),
+        ({"mults": 2}, "mults"), ({"mults": (0,)}, "mults"), ({"channels": 7}, "channels"), ({"dropout": 2}, "dropout"),
+        ({"seed": -1}, "seed"), ({"seed": 2**64}, "seed"), ({"held_out": 1.0}, "held_out"), ({"resume": 1}, "resume"),
+        ({"data": ""}, "data"), ({"data": 3}, "data"), ({"data": "nowhere"}, "data"), ({"device": "gpu9"}, "device"),
+        ({"device": "cuda:99"}, "device"), ({"mults": (1, 1, 1, 1, 1)}, "image_size"), ({"precision": "fp8"}, "precision"),
+        ({"samples": 0}, "samples"), ({"learning_rate": 1}, "config"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_named_and_nothing_is_written(tmp_path: Path, options: dict[str, Any], name: str) -> None:
+    with pytest.raises((ValueError, TypeError, LookupError, FileNotFoundError)) as caught:
+        train(config(tmp_path / "run", **options), progress=False)
+    assert str(caught.value.args[0]).startswith(f"{name}:")
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_that_cannot_be_halved_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "odd.npy", np.zeros((30, 9, 9), np.uint8))
+    with pytest.raises(ValueError, match=r"^image_size: 9x9"):
+        train(config(tmp_path / "run", data=str(tmp_path / "odd.npy"), mults=None), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "mults", "attention"),
+    [((32, 32), [1, 2, 2, 2], [16]), ((28, 28), [1, 2, 2], [14]), ((8, 8), [1, 2, 2], [4]), ((64, 64), [1, 2, 2, 2], [16]),
+     ((16, 48), [1, 2, 2], [4]), ((36, 36), [1, 2, 2], [9])],
+)  # fmt: skip
+def test_default_levels(size: tuple[int, int], mults: list[int], attention: list[int]) -> None:
+    net = config(mults=None, attention=None).unet(pictures(1, (1, *size)))
+    assert (net.config["mults"], net.config["attention"]) == (mults, attention)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "quadratic", "geometric", "constant"])
+def test_every_schedule_and_prediction_trains(predicts: str, schedule: str) -> None:
+    made = trainer(predicts=predicts, schedule=schedule)
+    assert math.isfinite(float(made.step(1)[0]))
+
+
+def test_schedules_keep_the_papers_ends() -> None:
+    beta = config(T=1000).diffusion().beta
+    assert (beta[1], beta[1000]) == (1e-4, 0.02)
+    # the same process in fewer steps: the signal left at the end is of the same size
+    assert math.log(config(T=100).diffusion().alpha_bar[100]) == pytest.approx(-10, abs=1.5)
+
+
+def test_a_diverging_run_stops_with_the_step_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^loss: (nan|inf) at step \d+"):
+        train(config(tmp_path, steps=60, lr=10.0, warmup=0, grad_clip=1e30, checkpoint_every=1000), progress=False)
+    assert not (tmp_path / "last").exists()
+
+
+def test_resume_refuses_another_runs_settings(whole: Path, tmp_path: Path) -> None:
+    train(config(tmp_path, steps=2), progress=False)
+    for options, name in (({"lr": 2e-3}, "lr"), ({"channels": 8}, "channels"), ({"steps": 1}, "steps")):
+        with pytest.raises(ValueError, match=f"^{name}: "):
+            train(config(tmp_path, resume=True, **{"steps": 3, **options}), progress=False)
+    np.save(tmp_path / "other.npy", np.zeros((30, 8, 8), np.uint8))
+    with pytest.raises(ValueError, match=r"^data: "):
+        train(config(tmp_path, resume=True, data=str(tmp_path / "other.npy")), progress=False)
+
+
+def test_the_demo_is_a_valid_run() -> None:
+    assert DEMO.data == "digits"
+    assert TrainConfig.from_dict({}) == TrainConfig()

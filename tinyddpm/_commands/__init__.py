@@ -1,0 +1,41 @@
+"""The commands of `tinyddpm.cli`, a module each, and what they share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+__all__ = ["command_line", "takes_device", "takes_model", "takes_quiet"]
+
+
+def command_line(*words: object) -> str:
+    """A command of ours, to be pasted into the shell that started this process."""
+    started = sys.argv[0]
+    if Path(started).name != "tinyddpm":
+        program = f"{Path(sys.executable).name} -m tinyddpm"
+    else:
+        program = "tinyddpm" if shutil.which("tinyddpm") == os.path.abspath(started) else started
+    return f"{program} {shlex.join(map(str, words))}"
+
+
+def takes_quiet(parser: argparse.ArgumentParser) -> None:
+    """``--quiet``."""
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+
+
+def takes_device(parser: argparse.ArgumentParser) -> None:
+    """``--device`` and ``--seed``."""
+    parser.add_argument("--device", help="where to compute; by default the first CUDA device, else the CPU")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+
+
+def takes_model(parser: argparse.ArgumentParser) -> None:
+    """``--model``, how to run it, and ``--quiet``."""
+    parser.add_argument("--model", required=True, metavar="DIR", help="a run folder, or one of its checkpoints")
+    parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="images at a time (default 250)")
+    takes_device(parser)
+    takes_quiet(parser)

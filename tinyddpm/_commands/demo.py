@@ -1,0 +1,61 @@
+"""``tinyddpm demo``: from nothing to samples, on 1797 real images."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tinyddpm import plots
+from tinyddpm._commands import command_line, takes_quiet
+from tinyddpm._commands.evaluate import in_bits
+from tinyddpm._commands.runs import follow, held_out, open_run, read_log, score
+from tinyddpm.training import DEMO, image_grid, load, save_png, to_uint8, train
+
+__all__ = ["EXAMPLES", "arguments", "run"]
+
+EXAMPLES = ("", "--out somewhere")
+SAMPLES, SCALE, GAP = 64, 8, 8
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument("--out", default="demo", metavar="DIR", help="where everything goes (default demo)")
+    parser.add_argument("--steps", type=int, default=DEMO.steps, metavar="N", help=f"(default {DEMO.steps})")
+    parser.add_argument("--seed", type=int, default=DEMO.seed, help=f"(default {DEMO.seed})")
+    takes_quiet(parser)
+
+
+def run(args: argparse.Namespace) -> Iterator[str]:
+    """Train on the digits, or go on with what is in `args.out`; then draw, plot and score."""
+    out, progress = Path(args.out), not args.quiet
+    config = dataclasses.replace(DEMO, data="digits", out=args.out, steps=args.steps, seed=args.seed, resume=True)
+    images = load("digits")
+    yield f"training:  {len(images)} handwritten digits of 8x8 pixels, {config.steps} steps of {config.batch_size}"
+    train(config, progress=progress)
+    model = open_run(args.out)
+    yield f"model:    {out}"
+
+    records = read_log(args.out)
+    started = time.perf_counter()
+    columns = plots.columns(model.diffusion, 12)[::-1]
+    steps = follow(model, range(SAMPLES), columns, seed=args.seed, progress=progress)
+    drawn = SAMPLES / (time.perf_counter() - started)
+    save_png(image_grid(to_uint8(steps[-1].x), 8, SCALE, GAP), out / "samples.png")
+    few = [dataclasses.replace(step, x=step.x[:8]) for step in steps]
+    plots.save(plots.trajectory(few), out / "denoising.png")
+    plots.save(plots.forward(model.diffusion, images.scaled(slice(8))), out / "forward.png")
+    plots.save(plots.loss(records), out / "loss.png")
+    yield f"samples:  {out / 'samples.png'}"
+    yield f"pictures: {', '.join(str(out / f'{name}.png') for name in ('denoising', 'forward', 'loss'))}"
+
+    bits, error = in_bits(score(model, held_out(model, "digits"), progress=progress))["bits_per_dim"]
+    trained = np.mean([record["images_per_s"] for record in records])
+    yield f"images/s: {trained:.0f} trained on, {drawn:.1f} drawn"
+    yield f"bits/dim: {bits:.3f} +- {error:.3f}"
+    yield f"levels: {images.levels}"
+    yield f"go on:    {command_line('sample', '--model', out, '--out', out / 'more.png', '-n', 256)}"

@@ -1,0 +1,36 @@
+"""``tinyddpm info``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Iterator
+
+from tinyddpm import __version__, backends
+
+__all__ = ["EXAMPLES", "arguments", "run"]
+
+EXAMPLES = ("", "--json")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> Iterator[str]:
+    """What is installed, what can be used here, and why the rest can't."""
+    about = {"version": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    known = backends.available()
+    if args.json:
+        rows = {
+            name: {"version": status.version, "devices": list(status.devices)} if status else {"reason": status.reason}
+            for name, status in known.items()
+        }
+        yield json.dumps({**about, "backends": rows}, indent=2)
+        return
+    yield f"tinyddpm {about['version']}, Python {about['python']}, {about['platform']}"
+    width = max(map(len, known))
+    for name, status in known.items():
+        yield f"  {name:{width}}  {status}"

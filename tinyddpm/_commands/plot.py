@@ -1,0 +1,98 @@
+"""``tinyddpm plot``: the figures of `tinyddpm.plots`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinyddpm import Diffusion, plots
+from tinyddpm._array import lookup, one_of
+from tinyddpm._commands import takes_device, takes_quiet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from tinyddpm.training import Run
+
+__all__ = ["EXAMPLES", "arguments", "run"]
+
+EXAMPLES = ("schedules schedules.pdf", "forward forward.png --data photos/", "bound bound.png --model runs/digits")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument("what", metavar="WHAT", help=", ".join(_FIGURES))
+    parser.add_argument("path", metavar="PATH", help="FILE.png, FILE.pdf or FILE.svg")
+    parser.add_argument("--model", metavar="DIR", help="the run to show; schedules and forward need none")
+    parser.add_argument("--data", metavar="digits|FOLDER|FILE", help="images; by default those of the run, or digits")
+    parser.add_argument("--limit", type=int, default=64, metavar="N", help="images to take a bound over (default 64)")
+    takes_device(parser)
+    takes_quiet(parser)
+
+
+def run(args: argparse.Namespace) -> Iterator[str]:
+    """Draw the figure `args.what` into `args.path`."""
+    make = lookup("what", args.what, _FIGURES)
+    one_of("path", Path(args.path).suffix.lower(), plots.FORMATS)
+    plots.save(make(args), args.path)
+    yield args.path
+
+
+def _schedules(args: argparse.Namespace) -> Figure:
+    return plots.schedules()
+
+
+def _forward(args: argparse.Namespace) -> Figure:
+    from tinyddpm.training import load
+
+    model = _run(args) if args.model else None
+    d, data = (model.diffusion, model.config.data) if model else (Diffusion(), "digits")
+    return plots.forward(d, load(args.data or data).scaled(slice(8)), seed=args.seed)
+
+
+def _denoising(args: argparse.Namespace) -> Figure:
+    from tinyddpm._commands.runs import follow
+
+    model = _run(args)
+    columns = plots.columns(model.diffusion)[::-1]
+    return plots.trajectory(follow(model, range(8), columns, seed=args.seed, progress=not args.quiet))
+
+
+def _loss(args: argparse.Namespace) -> Figure:
+    from tinyddpm._commands.runs import read_log
+
+    return plots.loss(read_log(_named(args)))
+
+
+def _of_bound(figure: str, args: argparse.Namespace) -> Figure:
+    from tinyddpm._commands.runs import held_out, score
+
+    model = _run(args)
+    images = held_out(model, args.data or model.config.data, args.limit)
+    bound = score(model, images, seed=args.seed, progress=not args.quiet)
+    return plots.bound(bound) if figure == "bound" else plots.rate_distortion(bound)
+
+
+def _run(args: argparse.Namespace) -> Run:
+    from tinyddpm._commands.runs import open_run
+
+    return open_run(_named(args), args.device)
+
+
+def _named(args: argparse.Namespace) -> str:
+    if args.model is None:
+        raise ValueError(f"model: plot {args.what} needs --model DIR")
+    return str(args.model)
+
+
+_FIGURES: dict[str, Callable[[argparse.Namespace], Figure]] = {
+    "schedules": _schedules,
+    "forward": _forward,
+    "denoising": _denoising,
+    "loss": _loss,
+    "bound": partial(_of_bound, "bound"),
+    "rate-distortion": partial(_of_bound, "rate-distortion"),
+}

@@ -1,0 +1,106 @@
+"""``tinyddpm train``."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from tinyddpm._commands import command_line, takes_quiet
+from tinyddpm.training import TrainConfig, train
+from tinyddpm.training.checkpoint import find, read_state
+
+__all__ = ["EXAMPLES", "arguments", "run"]
+
+EXAMPLES = (
+    "--data digits --steps 2000 --out runs/digits",
+    "--data photos/ --steps 100000 --out runs/photos --channels 128 --checkpoint-every 5000",
+    "--config photos.toml --lr 1e-4",
+    "--out runs/photos --resume --steps 200000",
+)
+_METAVARS = {"data": "digits|FOLDER|FILE", "out": "DIR"}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """A flag for each field of `TrainConfig`."""
+    parser.add_argument("--config", metavar="FILE", help="a TOML file of such settings, lr = 1e-4; flags override it")
+    takes_quiet(parser)
+    about = _docs(TrainConfig)
+    for field in dataclasses.fields(TrainConfig):
+        flag, kind = "--" + field.name.replace("_", "-"), str(field.type)
+        text = " ".join([about.get(field.name, ""), "" if field.default is None else f"(default {field.default})"])
+        given: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.strip().replace("%", "%%")}
+        if kind == "bool":
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **given)
+        elif kind.startswith("tuple"):
+            parser.add_argument(flag, type=_ints, metavar="N,N,...", **given)
+        else:
+            parse = {"int": int, "float": float}.get(kind, str)
+            metavar = _METAVARS.get(field.name, {int: "N", float: "X"}.get(parse, "NAME"))
+            parser.add_argument(flag, type=parse, metavar=metavar, **given)
+
+
+def run(args: argparse.Namespace) -> Iterator[str]:
+    """Train; the settings, the checkpoint's path, and commands to go on with."""
+    config = _config({k: v for k, v in vars(args).items() if k not in ("config", "quiet")}, args.config)
+    speaks = os.environ.get("RANK", "0") == "0"
+    if speaks and not args.quiet:
+        yield _as_toml(config)
+    resume = ("train", "--out", config.out, "--resume")
+    try:
+        last = train(config, progress=not args.quiet)
+    except KeyboardInterrupt as interrupt:
+        interrupt.args = (f"{interrupt or 'interrupted'}; go on with: {command_line(*resume)}",)
+        raise
+    if speaks:
+        yield f"checkpoint: {last}"
+        yield f"samples:    {command_line('sample', '--model', config.out, '--out', Path(config.out, 'samples.png'))}"
+        yield f"go on:      {command_line(*resume, '--steps', 2 * config.steps)}"
+
+
+def _config(flags: Mapping[str, Any], file: str | None) -> TrainConfig:
+    """The flags, over the TOML file, over the run itself where it is resumed, over the defaults."""
+    given = {**(_read(file) if file else {}), **flags}
+    if given.get("resume") and (checkpoint := find(given.get("out", TrainConfig.out))):
+        given = {**read_state(checkpoint)["config"], **given}
+    return TrainConfig.from_dict(given)
+
+
+def _read(file: str) -> dict[str, Any]:
+    try:
+        with open(file, "rb") as stream:
+            given = tomllib.load(stream)
+        TrainConfig.from_dict(given)
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    return given
+
+
+def _as_toml(config: TrainConfig) -> str:
+    """The settings, as ``--config`` reads them."""
+    settings = dataclasses.asdict(config)
+    return "\n".join(f"{name} = {json.dumps(value)}" for name, value in settings.items() if value is not None)
+
+
+def _docs(cls: type) -> dict[str, str]:
+    """The docstrings of a dataclass's fields, which stand below them in its source."""
+    (tree,) = ast.parse(inspect.getsource(cls)).body
+    pairs = pairwise(tree.body) if isinstance(tree, ast.ClassDef) else ()
+    return {
+        field.target.id: " ".join(below.value.value.split()).rstrip(".")
+        for field, below in pairs
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+    }  # fmt: skip
+
+
+def _ints(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(","))

@@ -1,0 +1,62 @@
+"""``tinyddpm verify``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+
+from tinyddpm import backends, verify
+from tinyddpm.verify import Result
+
+__all__ = ["EXAMPLES", "arguments", "run"]
+
+EXAMPLES = ("", "--backend torch --dtype float32", "--backend jax --json")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument("--backend", default="numpy", metavar="B", help="numpy (default), torch, cupy, jax or a plug-in")
+    parser.add_argument("--device", metavar="D", help="one of the backend's; by default its own choice")
+    parser.add_argument("--dtype", default="float64", metavar="F", help="float64 (default) or float32")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> Iterator[str]:
+    """Each identity with its largest error here, its bound and the verdict; exit code 1 where one fails."""
+    if args.dtype == "float64":
+        _widen(args.backend)
+    measured = verify.identities(args.backend, args.device, args.dtype)
+    if args.json:
+        results = list(measured)
+        about = {"backend": args.backend, "device": args.device, "dtype": args.dtype}
+        yield json.dumps({**about, "ok": all(r.ok for r in results), "identities": [_entry(r) for r in results]}, indent=2)
+    else:
+        results = []
+        width = max(map(len, verify.NAMES))
+        yield f"{'identity':{width}}  max error      bound  unit      verdict"
+        for r in measured:
+            results.append(r)
+            verdict = "ok" if r.ok else "FAILED" if r.error is None else f"FAILED ({' '.join(r.error.split())})"
+            yield f"{r.identity:{width}}  {r.max_error:9.2g}  {r.bound:9.2g}  {r.unit:8}  {verdict}"
+        failed = sum(not r.ok for r in results)
+        yield f"{len(results)} identities, {failed} failed: {args.backend}, {args.dtype}"
+    if not all(r.ok for r in results):
+        raise SystemExit(1)
+
+
+def _entry(r: Result) -> dict[str, object]:
+    """A result as JSON has it: what is no finite number is null."""
+    error = r.max_error if math.isfinite(r.max_error) else None
+    entry = {"identity": r.identity, "max_error": error, "bound": r.bound, "unit": r.unit, "ok": r.ok, "reason": r.reason}
+    return entry if r.error is None else {**entry, "error": r.error}
+
+
+def _widen(backend: str) -> None:
+    """JAX has float64 in its x64 mode only, which is the process's to choose; here the process is ours."""
+    if "jax" in backends.get(backend).roots:
+        backends.get(backend).version()  # BackendUnavailable where there is no JAX
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
