@@ -52,7 +52,8 @@ class Backend:
     version: Callable[[], str]
     """The library's version; raises `BackendUnavailable` with the reason and the remedy."""
     normal: Callable[..., Array] | None = None
-    """A noise kernel with the arguments of `noise.normal`; None: drawn on the host and moved."""
+    """A noise kernel, ``normal(seed, index, step, shape, *, stream, device, dtype)`` with checked arguments and `index` a uint64
+    array; None, or where it returns NotImplemented: drawn on the host and moved."""
     stepper: Callable[..., Any] | None = None
     """An accelerated reverse move (see `samplers`); None: the array-API one."""
     no_grad: Callable[[], AbstractContextManager[Any]] | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,10 +69,14 @@ def inpaint(
     plan = samplers._plan(d, steps, timesteps, started=True)
     if plan[0] != d.T:
         raise ValueError(f"timesteps: the plan starts at {plan[0]}, not at T = {d.T}")
-    walk = list(_walk(plan, _array.positive_int("jump_length", jump_length), _array.positive_int("resamplings", resamplings)))
+    jump_length, resamplings = (
+        _array.positive_int("jump_length", jump_length),
+        _array.positive_int("resamplings", resamplings),
+    )
+    walk = list(_walk(plan, jump_length, resamplings))
     noise = _Noise(seed, index, known)
     x = noise.draw(0)
-    with noise.no_grad():
+    with _no_grad(known):
         for step, (t, s) in enumerate(shown(walk, len(walk), enabled=progress, label="inpaint"), 1):
             if s > t:
                 x = d.q_between(x, t, s).sample(noise.draw(step))
@@ -189,7 +194,9 @@ def _inverse_move(d: Diffusion, denoiser: Denoiser, row: _rows.Row, x_s: Array) 
         w_eps = w_x0 * float(d.sqrt_one_minus_alpha_bar[t]) / float(d.sqrt_alpha_bar[s])
         return lambda x_t: w_xs * x_s + w_eps * denoiser.eps(d, x_t, t)
     if s == 0:
-        raise ValueError(f"timesteps: the move from t = {t}, where alpha_bar is 0, into 0 keeps nothing of x_t to return to")
+        raise ValueError(
+            f"timesteps: the move from t = {t}, where alpha_bar is 0, into 0 keeps nothing of x_t to return to"
+        )
     return lambda x_t: x_s / w_xt - (w_x0 / w_xt) * denoiser.x0(d, x_t, t)  # here eps is x_t itself and says nothing
 
 
@@ -204,8 +211,12 @@ def _solved(move: Any, x: Array, iterations: int, xp: Any) -> Array:
         residual = value - x
         change = residual - last_residual
         size = _dot(change, change, xp)
-        curved = size > 1e-4 * _dot(residual, residual, xp)  # else a plain step: the quotient would be of rounding errors
-        mix = xp.where(curved, _dot(residual, change, xp) / xp.where(curved, size, xp.ones_like(size)), xp.zeros_like(size))
+        curved = size > 1e-4 * _dot(
+            residual, residual, xp
+        )  # else a plain step: the quotient would be of rounding errors
+        mix = xp.where(
+            curved, _dot(residual, change, xp) / xp.where(curved, size, xp.ones_like(size)), xp.zeros_like(size)
+        )
         x = value - mix * (value - last_value)
     return x
 
@@ -222,7 +233,7 @@ def _walk(plan: tuple[int, ...], jump_length: int, resamplings: int) -> Iterator
         for repeat in range(resamplings):
             if repeat:
                 yield run[-1], run[0]
-            yield from zip(run, run[1:], strict=False)
+            yield from pairwise(run)
 
 
 def _linear(a: Array, b: Array, weight: float, xp: Any) -> Array:
@@ -266,7 +277,9 @@ def _mask(mask: Array, known: Array, xp: Any) -> Array:
     try:
         return xp.broadcast_to(mask, tuple(known.shape))
     except (ValueError, RuntimeError, TypeError):
-        raise ValueError(f"mask: shape {tuple(mask.shape)} does not broadcast to known's {tuple(known.shape)}") from None
+        raise ValueError(
+            f"mask: shape {tuple(mask.shape)} does not broadcast to known's {tuple(known.shape)}"
+        ) from None
 
 
 class _Noise:
@@ -280,7 +293,6 @@ class _Noise:
         if len(self.index) != self.shape[0]:
             raise ValueError(f"index: {self.shape[0]} sample numbers are needed, not {len(self.index)}")
         self.place: Any = {"backend": backends.of(x).name, "device": device(x), "dtype": samplers._name(x.dtype)}
-        self.no_grad = lambda: _no_grad(x)
 
     def draw(self, step: int) -> Array:
         return normal(self.seed, self.index, step, self.shape[1:], stream=_STREAM, **self.place)
@@ -292,4 +304,3 @@ def _no_grad(x: Array) -> AbstractContextManager[Any]:
     except LookupError:  # a library that is not registered records no gradients that we know of
         return nullcontext()
     return nullcontext() if no_grad is None else no_grad()
-

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.utils.dlpack
 from torch import Tensor, nn
 
 from tinyddpm import backends
@@ -24,16 +25,20 @@ def to_backend(net: nn.Module, backend: str) -> Callable[..., Array]:
     if not isinstance(net, nn.Module):
         raise TypeError(f"net: a torch.nn.Module is needed, not {type(net).__name__}")
     known = backends.get(backend)
-    if known.name == "torch":
-        return net
-    place = next((p.device for p in net.parameters()), torch.device("cpu"))
+    return net if known.name == "torch" else _Bridged(net, backend)
 
-    def run(x: Array, t: Array, *y: Array) -> Array:
+
+@dataclass(frozen=True)
+class _Bridged:
+    net: nn.Module
+    backend: str
+
+    def __call__(self, x: Array, t: Array, *y: Array) -> Array:
+        known = backends.get(self.backend)
+        place = next((p.device for p in self.net.parameters()), torch.device("cpu"))
         with torch.no_grad():
-            out = net(*(_to_torch(a, known, place) for a in (x, t, *y)))
+            out = self.net(*(_to_torch(a, known, place) for a in (x, t, *y)))
         return _from_torch(out, x, known)
-
-    return run
 
 
 def _to_torch(array: Array, backend: backends.Backend, device: torch.device) -> Tensor:
@@ -41,7 +46,7 @@ def _to_torch(array: Array, backend: backends.Backend, device: torch.device) -> 
         shareable = array.flags.writeable and all(stride >= 0 for stride in array.strides)
         return torch.from_numpy(array if shareable else array.copy()).to(device)
     if _shared(array, device):
-        return torch.from_dlpack(array)
+        return torch.utils.dlpack.from_dlpack(array)
     return torch.from_numpy(backend.to_numpy(array).copy()).to(device)
 
 

@@ -93,7 +93,7 @@ def load_diffusers(dir: str | os.PathLike[str]) -> tuple[UNet, Diffusion, Denois
 def save_diffusers(dir: str | os.PathLike[str], net: UNet, diffusion: Diffusion, denoiser: Denoiser) -> None:
     """Write a folder that ``diffusers.DDPMPipeline.from_pretrained`` reads. `ValueError` for what it can't express."""
     scheduler, config = _scheduler_config(diffusion, denoiser, net), _unet_config(net)
-    names, tensors = _names(net), {}
+    names, tensors = _names(net), dict[str, Tensor]()
     for name, tensor in net.state_dict().items():
         theirs = names[name]
         tensors |= dict(zip(theirs, tensor.chunk(len(theirs)), strict=True))
@@ -256,7 +256,7 @@ def _read_weights(folder: Path, net: UNet) -> dict[str, Tensor]:
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise ValueError(f"{index}: {name!r} is no safetensors file of this folder")
         files = [index.with_name(name) for name in listed]
-    names, parts = _names(net), {}
+    names, parts = _names(net), dict[str, Tensor]()
     for ours, tensor in net.state_dict().items():
         parts |= dict(zip(names[ours], tensor.chunk(len(names[ours])), strict=True))
     older = {_older(name): name for name in parts}

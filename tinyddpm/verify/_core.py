@@ -36,8 +36,11 @@ class Place:
         return np.asarray(values, dtype=self.dtype)
 
     def draw(self, *shape: int, seed: int = 0) -> NDArray[Any]:
-        """Standard normal numbers that this dtype holds, on the host."""
-        return self.rounded(np.random.default_rng(seed).standard_normal(shape))
+        """Standard normal numbers that this dtype holds, on the host; of shape (8, 4) where none is given.
+
+        Few shapes in all: some libraries compile every operation once for each.
+        """
+        return self.rounded(np.random.default_rng(seed).standard_normal(shape or (8, 4)))
 
     def array(self, values: ArrayLike) -> Array:
         """The values as an array of the backend."""
@@ -45,7 +48,8 @@ class Place:
 
     def host(self, x: Array) -> Table:
         """A backend's array, or a number, on the host in float64."""
-        return np.asarray(self.backend.to_numpy(x) if hasattr(x, "shape") else x, dtype=np.float64)
+        on_host = isinstance(x, float | np.ndarray)
+        return np.asarray(x if on_host else self.backend.to_numpy(x), dtype=np.float64)
 
     def gradient(self, f: Callable[[Array], Array], x: Array) -> Table | None:
         """The derivative of an elementwise f at x; None where the library does not differentiate."""

@@ -38,7 +38,7 @@ def _exact() -> Chain:
 @laws.enter("q(x_t | x_0) is N(sqrt(alpha_bar_t) x_0, 1 - alpha_bar_t)", "relative", eps=32,
           why="a variance is the exponential of a logarithm of up to 9, which magnifies its rounding")  # fmt: skip
 def _q(place: Place) -> float:
-    x0, a = place.draw(8, 5), [_exact().alpha_bar[t] for t in STEPS]
+    x0, a = place.draw(), [_exact().alpha_bar[t] for t in STEPS]
     q = chain().q(place.array(x0), STEPS)
     mean = relative(place.host(q.mean), (sqrt(v) * Decimal(float(x)) for v, row in zip(a, x0, strict=True) for x in row))
     return max(mean, relative(place.host(q.var), [1 - v for v in a]))
@@ -46,7 +46,7 @@ def _q(place: Place) -> float:
 
 @laws.enter("q_sample is q's mean plus q's deviation times eps", "relative", eps=32, why="as of q's variance")
 def _q_sample(place: Place) -> float:
-    x0, eps = (place.array(place.draw(8, 5, seed=k)) for k in range(2))
+    x0, eps = (place.array(place.draw(seed=k)) for k in range(2))
     q = chain().q(x0, STEPS)
     scale = np.abs(place.host(q.mean)) + np.abs(place.host(q.std) * place.host(eps))
     return apart(place.host(chain().q_sample(x0, STEPS, eps)), place.host(q.sample(eps)), scale)
@@ -54,7 +54,7 @@ def _q_sample(place: Place) -> float:
 
 @laws.enter("two moves of q compose to one", "relative", eps=64, why="sums of positive terms, of a few roundings each")
 def _composes(place: Place) -> float:
-    d, one, error = chain(), place.array(np.ones((1, 1))), 0.0
+    d, one, error = chain(), place.array(np.ones((8, 4))), 0.0
     for s, u, t in ((0, 1, 2), (1, 2, 3), (3, 10, 500), (100, 500, 1000), (0, 999, 1000)):
         first, last, both = (d.q_between(one, *move) for move in ((s, u), (u, t), (s, t)))
         mean, var = place.host(last.mean), place.host(last.var)
@@ -66,7 +66,7 @@ def _composes(place: Place) -> float:
 @laws.enter("Bayes' rule: q(x_s | x_t, x_0) q(x_t | x_0) = q(x_t | x_s) q(x_s | x_0)", "nats", eps=4096,
           why="a density is a difference of numbers up to 200 of its deviations away")  # fmt: skip
 def _bayes(place: Place) -> float:
-    d, (x0, z, w) = chain(), (place.array(place.draw(16, 3, seed=k)) for k in range(3))
+    d, (x0, z, w) = chain(), (place.array(place.draw(seed=k)) for k in range(3))
     error = 0.0
     for t, s in _MOVES:
         x_s = d.q_sample(x0, s, z)
@@ -80,14 +80,14 @@ def _bayes(place: Place) -> float:
 
 @laws.enter("the posterior into s = 0 is the point x_0", "absolute", why="its weights there are 1 and 0")
 def _posterior_at_zero(place: Place) -> float:
-    x_t, x0 = (place.draw(8, 5, seed=k) for k in range(2))
+    x_t, x0 = (place.draw(seed=k) for k in range(2))
     p = chain().posterior(place.array(x_t), place.array(x0), STEPS, 0)
     return max(apart(place.host(p.mean), x0), apart(place.host(p.var), 0.0))
 
 
 @laws.enter("the posterior averaged over q(x_t | x_0) is q(x_s | x_0)", "relative", eps=64, why="sums of positive terms")
 def _tower(place: Place) -> float:
-    d, one, zero, error = chain(), place.array(np.ones((1, 1))), place.array(np.zeros((1, 1))), 0.0
+    d, one, zero, error = chain(), place.array(np.ones((8, 4))), place.array(np.zeros((8, 4))), 0.0
     for t, s in _MOVES:
         q_t, q_s = d.q(one, t), d.q(one, s)
         mean, per_x_t = d.posterior(q_t.mean, one, t, s), d.posterior(one, zero, t, s)
@@ -101,7 +101,7 @@ def _tower(place: Place) -> float:
 
 
 def _convert(source: str, place: Place) -> float:
-    value, x_t = place.draw(8, 4, seed=1), place.draw(8, 4, seed=2)
+    value, x_t = place.draw(seed=1), place.draw(seed=2)
     error = 0.0
     for target in conversions.KINDS:
         weights = [_exact().convert(source, target, t) for t in STEPS]
@@ -123,7 +123,7 @@ for _kind in conversions.KINDS:
 
 @laws.enter("conversions there and back", "relative", eps=16, why="against the condition of both maps together")
 def _there_and_back(place: Place) -> float:
-    d, value, x_t = chain(), place.draw(8, 4, seed=1), place.draw(8, 4, seed=2)
+    d, value, x_t = chain(), place.draw(seed=1), place.draw(seed=2)
     error = 0.0
     for source, target in permutations(conversions.KINDS, 2):
         there = d.convert(place.array(value), place.array(x_t), STEPS, source, target)
@@ -140,7 +140,7 @@ def _on_host(tables: tuple[Any, Any]) -> list[Any]:
 
 @laws.enter("v is a rotation: x_0 = a x_t - sigma v, eps = sigma x_t + a v", "absolute", eps=16, why="numbers up to 4")
 def _v(place: Place) -> float:
-    d, x0, eps = chain(), place.draw(8, 5, seed=1), place.draw(8, 5, seed=2)
+    d, x0, eps = chain(), place.draw(seed=1), place.draw(seed=2)
     x_t = d.q_sample(place.array(x0), STEPS, place.array(eps))
     v = d.q_sample(place.array(eps), STEPS, place.array(-x0))
     back = (d.convert(v, x_t, STEPS, "v", kind) for kind in ("x0", "eps"))
@@ -150,7 +150,7 @@ def _v(place: Place) -> float:
 @laws.enter("at alpha_bar_T = 0: x_T is eps, v is -x_0, and x_0 from eps is refused", "absolute", why="weights of 0, 1 and -1")
 def _zero_terminal(place: Place) -> float:
     d = Diffusion(schedules.zero_terminal_snr(schedules.linear(100)))
-    x0, eps = place.array(place.draw(4, 3, seed=1)), place.array(place.draw(4, 3, seed=2))
+    x0, eps = place.array(place.draw(seed=1)), place.array(place.draw(seed=2))
     x_T = d.q_sample(x0, 100, eps)
     v = d.convert(x0, x_T, 100, "x0", "v")
     pairs = [(x_T, eps), (-v, x0), (d.convert(v, x_T, 100, "v", "x0"), x0), (d.convert(v, x_T, 100, "v", "eps"), eps)]
@@ -168,7 +168,7 @@ def _raises(kind: type[Exception], call: Callable[[], object]) -> bool:
 
 @laws.enter("a step for the batch is a step for each sample", "relative", eps=8, why="a coefficient may be rounded once more")
 def _step_forms(place: Place) -> float:
-    d, x, y = chain(), place.array(place.draw(4, 3, seed=1)), place.array(place.draw(4, 3, seed=2))
+    d, x, y = chain(), place.array(place.draw(seed=1)), place.array(place.draw(seed=2))
     calls: list[Callable[[Any, Any], Any]] = [
         lambda t, s: d.q_sample(x, t, y),
         lambda t, s: d.q_between(x, s, t).mean,
@@ -178,7 +178,7 @@ def _step_forms(place: Place) -> float:
     error = 0.0
     for t, s in _MOVES:
         for call in calls:
-            one, each = (place.host(call(*pair)) for pair in ((t, s), (np.full(4, t), np.full(4, s))))
+            one, each = (place.host(call(*pair)) for pair in ((t, s), (np.full(8, t), np.full(8, s))))
             error = max(error, apart(one, each, np.abs(place.host(x)) + np.abs(place.host(y))))
     return error
 

@@ -117,7 +117,7 @@ def _sample(place: Place, d: Diffusion, denoiser: Denoiser, x_T: Any, **options:
 def _law(place: Place, data: GaussianData, variance: Any, steps: int) -> tuple[float, float]:
     """The mean and variance of the chain's x_0 for x_T of its exact law, from the response to each number drawn."""
     d, plan = _short(), _short().timesteps(steps)
-    unit = np.eye(steps + 1)  # row 0: nothing; row 1: x_T; row k + 2: the noise of move k
+    unit = np.eye(d.T + 1)  # row 0: nothing; row 1: x_T; row k + 2: the noise of move k
     denoiser = Denoiser(data.net(d), variance=variance, clip_x0=False)
     noise = {t: unit[:, [k]] for k, t in enumerate(plan[:-2], start=2)}
     x_0 = _sample(place, d, denoiser, unit[:, [1]], timesteps=plan, noise=lambda t, index, shape: noise[t])[:, 0]
@@ -160,8 +160,8 @@ def _law_optimal(place: Place) -> float:
 
 @laws.enter("DDIM at eta = 1 is ancestral sampling with variance beta_tilde", "absolute", eps=256, why=_WHY_CHAIN)
 def _eta(place: Place) -> float:
-    d, x_T = _short(), place.draw(16, 3, seed=1)
-    denoiser = Denoiser(GaussianData([0.3, 0.0, -0.5], 0.04).net(d), variance="beta_tilde")
+    d, x_T = _short(), place.draw(seed=1)
+    denoiser = Denoiser(GaussianData([0.3, 0.0, -0.5, 0.7], 0.04).net(d), variance="beta_tilde")
     plans = (d.T, 7)
     runs = [[_sample(place, d, denoiser, x_T, steps=n, sampler=s, **o) for n in plans] for s, o in (("ddim", {"eta": 1.0}), ("ddpm", {}))]
     return apart(*runs)
@@ -170,8 +170,8 @@ def _eta(place: Place) -> float:
 @laws.enter("DPM-Solver++ and UniPC begin and end as DDIM", "absolute", eps=256, why=_WHY_CHAIN)
 def _first_order(place: Place) -> float:
     """Two moves of DPM-Solver++, and one of any, are of first order."""
-    d, x_T = _short(), place.draw(16, 3, seed=1)
-    denoiser = Denoiser(GaussianData([0.3, 0.0, -0.5], 0.04).net(d))
+    d, x_T = _short(), place.draw(seed=1)
+    denoiser = Denoiser(GaussianData([0.3, 0.0, -0.5, 0.7], 0.04).net(d))
 
     def run(sampler: str, steps: int) -> Any:
         return _sample(place, d, denoiser, x_T, steps=steps, sampler=sampler)
@@ -182,23 +182,23 @@ def _first_order(place: Place) -> float:
 
 @laws.enter("one jump of any sampler is the predicted x_0", "absolute", eps=64, why="numbers of order 1")
 def _jump(place: Place) -> float:
-    d, x_T = _short(), place.draw(16, 3, seed=1)
+    d, x_T = _short(), place.draw(seed=1)
     denoiser = Denoiser(lambda x, t: 0.2 * x, "x0")
     return max(apart(_sample(place, d, denoiser, x_T, steps=1, sampler=s), np.clip(0.2 * x_T, -1, 1)) for s in NAMES)
 
 
 @laws.enter("every sampler lands on data that are a point", "absolute", eps=256, why=_WHY_CHAIN)
 def _point(place: Place) -> float:
-    d, x_T, point = _short(), place.draw(16, 3, seed=1), np.array([0.3, 0.0, -0.5])
+    d, x_T, point = _short(), place.draw(seed=1), np.array([0.3, 0.0, -0.5, 0.7])
     denoiser = Denoiser(GaussianData(point, 0.0).net(d))
     return max(apart(_sample(place, d, denoiser, x_T, steps=n, sampler=s), point) for s in NAMES for n in (13, 3))
 
 
 @laws.enter("a sample does not depend on its batch", "absolute", why="its noise is its own, and the network acts on each alone")
 def _batch(place: Place) -> float:
-    d, x_T = _short(), place.draw(12, 4, seed=1)
+    d, x_T = _short(), place.draw(seed=1)
     denoiser = Denoiser(lambda x, t: 0.5 * x)
     whole = _sample(place, d, denoiser, x_T, steps=5)
-    cuts = (range(4), range(4, 5), range(5, 12))
+    cuts = (range(3), range(3, 4), range(4, 8))
     parts = [_sample(place, d, denoiser, x_T[cut], steps=5, index=cut) for cut in cuts]
     return apart(np.concatenate(parts), whole)

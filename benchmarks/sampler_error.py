@@ -1,0 +1,254 @@
+"""How far each sampler lands from the exact solution, against network calls, beside diffusers' schedulers.
+
+`python benchmarks/sampler_error.py [--json FILE] [--markdown FILE] [--plot FILE.png]`
+
+The data are a mixture of Gaussians, so the network is exact and every sampler with eta = 0 approximates one ordinary
+differential equation, the probability flow from x_T to x_0. SciPy solves that to 1e-10; a sampler's error is its root mean
+square distance from there over the same starts, in units of the data. Ancestral sampling is random, so it is not here.
+
+"same grid" gives both libraries one plan, diffusers' "trailing" spacing. "default" is what each does when only the number of
+steps is given. "best" is the least error over the spacings that the library offers for the sampler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import _report
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyddpm import Denoiser, Diffusion, plots
+from tinyddpm.analytic import MixtureData
+
+Array = NDArray[np.float64]
+
+DATA = MixtureData([0.5, 0.3, 0.2], [[-0.6, 0.2], [0.5, 0.5], [0.1, -0.7]], [[0.02, 0.05], [0.04, 0.02], [0.03, 0.03]])
+D = Diffusion()
+CALLS = (5, 10, 20, 40, 80, 160)
+OURS = ("even", "quadratic", "log_snr")
+
+_MULTISTEP: dict[str, Any] = {"solver_order": 2, "final_sigmas_type": "zero"}
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}),
+    "dpm++2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", **_MULTISTEP}),
+    "unipc": ("UniPCMultistepScheduler", {"solver_type": "bh2", "predict_x0": True, **_MULTISTEP}),
+    "heun": ("HeunDiscreteScheduler", {}),
+}
+"""The same methods there."""
+_KARRAS = {"karras": {"use_karras_sigmas": True}}
+_SPACINGS = {name: {"timestep_spacing": name} for name in ("leading", "linspace", "trailing")}
+SPACINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "ddim": _SPACINGS,
+    "dpm++2m": {**_SPACINGS, **_KARRAS, "lu_lambdas": {"use_lu_lambdas": True}},
+    "unipc": {**_SPACINGS, **_KARRAS},
+    "heun": {**_SPACINGS, **_KARRAS},
+}
+"""Each one's ways to place the steps."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sampler's error at a number of network calls."""
+
+    sampler: str
+    library: str
+    spacing: str
+    calls: int
+    error: float
+
+
+def score(x: Array, log_sigma: float | Array) -> Array:
+    """E[eps | x_t], in closed form at any noise level sigma = sqrt((1 - alpha_bar) / alpha_bar), for x = x_t / sqrt(alpha_bar)."""
+    sigma2 = np.exp(2 * np.asarray(log_sigma))
+    apart, var = x - DATA.means[:, None], DATA.vars[:, None] + sigma2
+    log = np.log(DATA.weights)[:, None] - np.sum(apart**2 / var + np.log(var), axis=-1) / 2
+    share = np.exp(log - log.max(0))
+    return np.sqrt(sigma2) * np.sum((share / share.sum(0))[..., None] * apart / var, axis=0)
+
+
+def solution(x_T: Array) -> Array:
+    """x_0 of the probability flow dx/dsigma = eps, x = x_t / sqrt(alpha_bar), from x_T at t = T."""
+    from scipy.integrate import solve_ivp
+
+    start, end = -D.log_snr[D.T] / 2, math.log(1e-7)
+
+    def slope(log_sigma: float, x: Array) -> Array:
+        return (math.exp(log_sigma) * score(x.reshape(x_T.shape), log_sigma)).ravel()
+
+    flow = solve_ivp(slope, (start, end), (x_T / D.sqrt_alpha_bar[D.T]).ravel(), "DOP853", rtol=1e-10, atol=1e-12)
+    return flow.y[:, -1].reshape(x_T.shape)  # type: ignore[no-any-return]
+
+
+def ours(sampler: str, plan: Sequence[int], x_T: Array) -> Array:
+    """Our sample."""
+    denoiser = Denoiser(DATA.net(D), clip_x0=False)
+    return D.sample(denoiser, x_T.shape, sampler=sampler, timesteps=plan, x_T=x_T)  # type: ignore[no-any-return]
+
+
+def theirs(sampler: str, steps: int, x_T: Array, **options: Any) -> tuple[list[int], Array]:
+    """diffusers' loop: the steps at which it calls the network, in the paper's count, and its sample.
+
+    The network is exact at whatever level they ask for: between whole steps log sigma is interpolated, as they do.
+    """
+    import diffusers
+    import torch
+
+    name, config = PEERS[sampler]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scheduler = getattr(diffusers, name)(num_train_timesteps=D.T, beta_start=1e-4, beta_end=0.02,
+                                             beta_schedule="linear", **config, **options)  # fmt: skip
+        scheduler.set_timesteps(steps)
+        # Where its state is x_t / sqrt(alpha_bar) its start is scaled to that.
+        x = torch.from_numpy(x_T) * (_widest(scheduler) if sampler == "heun" else 1.0)
+        plan = []
+        for t in scheduler.timesteps:
+            level = np.interp(float(t) + 1, np.arange(1, D.T + 1), -D.log_snr[1:] / 2)
+            root = 1 / math.sqrt(1 + math.exp(2 * level))
+            plan.append(round(float(t)) + 1)
+            seen = scheduler.scale_model_input(x, t)
+            x = scheduler.step(torch.from_numpy(score(seen.numpy() / root, level)), t, x).prev_sample
+    return plan, x.numpy()
+
+
+def _widest(scheduler: Any) -> float:
+    return math.sqrt(float(scheduler.sigmas[0]) ** 2 + 1)
+
+
+def trailing(steps: int) -> tuple[int, ...]:
+    """diffusers' plan of that name, with the end."""
+    return (*(round(D.T - k * D.T / steps) for k in range(steps)), 0)
+
+
+def moves(sampler: str, calls: int) -> int:
+    """How many moves at most `calls` network calls allow."""
+    return (calls + 1) // 2 if sampler == "heun" else calls
+
+
+def errors(x_T: Array, counts: Sequence[int], peer: bool) -> Iterator[Row]:
+    """Every sampler, spacing and number of calls."""
+    truth = solution(x_T)
+
+    def error(x: Array) -> float:
+        return float(np.sqrt(np.mean((x - truth) ** 2)))
+
+    for sampler in PEERS:
+        for calls in counts:
+            steps = moves(sampler, calls)
+            made = 2 * steps - 1 if sampler == "heun" else steps
+            yield Row(sampler, "tinyddpm", "trailing", made, error(ours(sampler, trailing(steps), x_T)))
+            for spacing in OURS:
+                yield Row(sampler, "tinyddpm", spacing, made, error(ours(sampler, D.timesteps(steps, spacing), x_T)))
+            for spacing, options in SPACINGS[sampler].items() if peer else ():
+                plan, x = theirs(sampler, steps, x_T, **options)
+                yield Row(sampler, "diffusers", spacing, len(plan), error(x))
+
+
+DEFAULTS = {"tinyddpm": "even", "ddim": "leading", "dpm++2m": "linspace", "unipc": "linspace", "heun": "linspace"}
+
+
+def comparisons(rows: Sequence[Row]) -> dict[str, Callable[[Row], bool]]:
+    """The three ways to compare, as filters; "best" is resolved by taking the least."""
+
+    def default(row: Row) -> bool:
+        return row.spacing == DEFAULTS["tinyddpm" if row.library == "tinyddpm" else row.sampler]
+
+    return {
+        "same grid": lambda row: row.spacing == "trailing",
+        "default": default,
+        "best": lambda row: row.library == "diffusers" or row.spacing in OURS,
+    }
+
+
+def compared(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Ours over theirs, for each comparison, sampler and number of calls."""
+    result = []
+    for comparison, wanted in comparisons(rows).items():
+        for sampler, calls in sorted({(r.sampler, r.calls) for r in rows}, key=lambda k: (list(PEERS).index(k[0]), k[1])):
+            least: dict[str, Row] = {}
+            for row in rows:
+                if (row.sampler, row.calls) == (sampler, calls) and wanted(row):
+                    least[row.library] = min(row, least.get(row.library, row), key=lambda r: r.error)
+            entry: dict[str, Any] = {"comparison": comparison, "sampler": sampler, "calls": calls}
+            for library, row in least.items():
+                entry |= {library: row.error, f"{library}_spacing": row.spacing}
+            if len(least) == 2:
+                entry["ratio"] = entry["tinyddpm"] / entry["diffusers"]
+            result.append(entry)
+    return result
+
+
+def report(entries: Sequence[dict[str, Any]]) -> str:
+    """The comparisons as Markdown."""
+    parts = []
+    for comparison in dict.fromkeys(e["comparison"] for e in entries):
+        lines = [
+            [e["sampler"], e["calls"], e["tinyddpm"], e["tinyddpm_spacing"], e.get("diffusers", math.nan),
+             e.get("diffusers_spacing", "-"), e.get("ratio", math.nan)]
+            for e in entries if e["comparison"] == comparison
+        ]  # fmt: skip
+        header = ["sampler", "calls", "tinyddpm", "spacing", "diffusers", "its spacing", "ratio"]
+        parts.append(f"### {comparison}\n\n{_report.table(header, lines)}")
+    return "\n\n".join(parts)
+
+
+def figure(entries: Sequence[dict[str, Any]]) -> Any:
+    """Error against calls: a panel for each comparison, a colour for each sampler, dashes for diffusers."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    kinds = list(dict.fromkeys(e["comparison"] for e in entries))
+    drawn = Figure(figsize=(4 * len(kinds), 3.9), layout="constrained")
+    axes = drawn.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for ax, kind in zip(axes, kinds, strict=True):
+        for sampler, colour in zip(PEERS, _report.COLOURS, strict=False):
+            of = [e for e in entries if e["comparison"] == kind and e["sampler"] == sampler]
+            for library, style in (("tinyddpm", "-o"), ("diffusers", "--x")):
+                points = [(e["calls"], e[library]) for e in of if library in e]
+                if points:
+                    ax.loglog(*zip(*points, strict=True), style, color=colour, markersize=4, linewidth=1.3)
+        ax.set(title=kind, xlabel="network calls")
+        ax.set_xticks([5, 10, 20, 40, 80, 160], ["5", "10", "20", "40", "80", "160"], minor=False)
+        ax.minorticks_off()
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("RMS error of $x_0$")
+    keys = [Line2D([], [], color=c, label=s) for s, c in zip(PEERS, _report.COLOURS, strict=False)]
+    keys += [Line2D([], [], color="black", linestyle=s, marker=m, markersize=4, label=name)
+             for name, s, m in (("tinyddpm", "-", "o"), ("diffusers", "--", "x"))]  # fmt: skip
+    axes[-1].legend(handles=keys, frameon=False, fontsize=8)
+    return drawn
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--calls", type=int, nargs="+", default=CALLS, metavar="N", help="network calls (default: 5..160)")
+    parser.add_argument("--samples", type=int, default=256, metavar="N", help="starts (default: 256)")
+    parser.add_argument("--no-peer", action="store_true", help="leave out diffusers")
+    for name in ("json", "markdown", "plot"):
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE")
+    options = parser.parse_args(argv)
+    if options.samples < 1 or min(options.calls) < 1 or max(options.calls) > D.T:
+        raise ValueError(f"--samples and --calls: at least 1 is needed, and at most {D.T} calls")
+    x_T = np.random.default_rng(0).standard_normal((options.samples, 2))
+    rows = list(errors(x_T, options.calls, not options.no_peer))
+    entries = compared(rows)
+    about = _report.environment("scipy", "torch", "diffusers")
+    text = f"{report(entries)}\n\n{options.samples} starts, {_report.described(about)}.\n"
+    print(text)
+    _report.write_text(options.markdown, f"# {(__doc__ or '').splitlines()[0]}\n\n{text}")
+    _report.write_json(options.json, {**about, "samples": options.samples, "comparisons": entries, "rows": [vars(r) for r in rows]})
+    if options.plot:
+        plots.save(figure(entries), options.plot)
+
+
+if __name__ == "__main__":
+    raise SystemExit(_report.run(main))
