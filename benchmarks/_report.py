@@ -37,6 +37,11 @@ def described(about: Mapping[str, Any]) -> str:
     return f"{hardware['cpu']}, {hardware['cores']} cores; {versions}"
 
 
+def about(doc: str | None) -> str:
+    """A script's docstring without its command line: what a results file says first."""
+    return "\n\n".join(part for part in (doc or "").strip().split("\n\n") if not part.startswith("`python"))
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table in aligned columns; numbers to the right."""
     cells = [[c if isinstance(c, str) else f"{c:.4g}" for c in row] for row in rows]

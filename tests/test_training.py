@@ -123,6 +123,19 @@ def test_log_has_one_line_per_step(whole: Path) -> None:
     assert all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in lines)
 
 
+def test_flips_mirror_about_half_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for flip in (False, True):
+        made = trainer(batch_size=64, flip=flip)
+        monkeypatch.setattr(
+            made, "loss", lambda d, net, x0, t, eps, loss=made.loss: (seen.append(x0), loss(d, net, x0, t, eps))[1]
+        )
+        made.step(1)
+    same, mirrored = ((seen[1] == other).all((1, 2, 3)) for other in (seen[0], seen[0].flip(3)))
+    assert bool((same ^ mirrored).all())
+    assert 16 <= int(mirrored.sum()) <= 48
+
+
 def test_cooldown_ends_near_zero() -> None:
     made = trainer(cooldown=4)
     assert [made.lr(k) for k in (8, 9, 10, 12)] == pytest.approx([1e-3, 0.8e-3, 0.6e-3, 0.2e-3])

@@ -43,8 +43,8 @@ Array = Any
 Steps = Any  # int | NumPy integer array | device array
 
 
-def data(**arrays: Array) -> Any:
-    """The namespace that all arrays share, given by argument name: floating point, of shape (B, ...).
+def data(*, scalars: bool = False, **arrays: Array) -> Any:
+    """The namespace that all arrays share, given by argument name: floating point, of shape (B, ...), or () with `scalars`.
 
     Raises `TypeError` for what is no array, for integer arrays and for mixed libraries, `ValueError` for a scalar.
     """
@@ -62,7 +62,7 @@ def data(**arrays: Array) -> Any:
             raise TypeError(f"{name}: is of {_library(x)}, but {first} of {_library(arrays[first])}; libraries don't mix")
         if not own.isdtype(x.dtype, "real floating"):
             raise TypeError(f"{name}: a floating-point array is needed, not {x.dtype}")
-        if x.ndim == 0:
+        if x.ndim == 0 and not scalars:
             raise ValueError(f"{name}: an array of shape (B, ...) is needed, not a scalar")
     return xp
 

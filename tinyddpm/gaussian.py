@@ -37,7 +37,7 @@ class Gaussian:
     log_var: Array | float
 
     def __post_init__(self) -> None:
-        _array.data(mean=self.mean)
+        _array.data(scalars=True, mean=self.mean)
         object.__setattr__(self, "log_var", _scale("log_var", self.log_var, self.mean))
 
     @property
@@ -52,7 +52,7 @@ class Gaussian:
 
     def sample(self, eps: Array) -> Array:
         """mean + std * eps, for standard normal `eps` of the mean's shape."""
-        xp = _array.data(mean=self.mean, eps=eps)
+        xp = _array.data(scalars=True, mean=self.mean, eps=eps)
         _array.same_shape("eps", eps, "mean", self.mean)
         return self.mean + self._power(0.5) * _array.cast(eps, self.mean, xp)
 
@@ -88,17 +88,17 @@ class Gaussian:
         if isinstance(self.log_var, float):
             with np.errstate(over="ignore"):
                 return float(np.exp(exponent * self.log_var))
-        xp = _array.data(mean=self.mean)
+        xp = _array.data(scalars=True, mean=self.mean)
         return _array.cast(xp.exp(exponent * self.log_var), self.mean, xp)
 
     def _lifted(self, value: Array | float) -> Array:
-        return _array.like(value, self.mean, _array.data(mean=self.mean)) if isinstance(value, float) else value
+        return _array.like(value, self.mean, _array.data(scalars=True, mean=self.mean)) if isinstance(value, float) else value
 
 
 def kl(mean1: Array, log_var1: Array | float, mean2: Array, log_var2: Array | float) -> Array:
     """KL(N(mean1, exp(log_var1)) || N(mean2, exp(log_var2))), elementwise, without cancellation.
 
-    Means have one shape, and log-variances broadcast to it. Never negative; 0 for equal arguments only.
+    The arguments are arrays that broadcast, or numbers (one is an array). Never negative; 0 for equal arguments only.
     """
     xp, (m1, log1, m2, log2) = _prepared(mean1=mean1, log_var1=log_var1, mean2=mean2, log_var2=log_var2)
     (point1, log1), (point2, log2) = _split(log1, xp), _split(log2, xp)
@@ -144,9 +144,8 @@ def discretized_log_likelihood(
     x : array (B, ...)
         Data; each value counts as its nearest level. `ValueError` for more than half a bin outside [-1, 1], where the
         host can read x.
-    mean : array (B, ...)
-    log_std : float or array
-        Log of the standard deviation; an array broadcasts to `mean`.
+    mean, log_std : float or array
+        The Gaussian's mean and the log of its standard deviation; arrays broadcast against x.
     levels : int
         2..65536. Bins have half-width 1 / (levels - 1); the first and the last are open-ended.
     method : str
@@ -184,11 +183,17 @@ def _excess(d: Array, xp: Any) -> Array:
 def _scale(name: str, value: Any, mean: Array) -> Any:
     """A log-variance or log-std: a float, or an array of the mean's library that broadcasts to it."""
     if isinstance(value, np.generic) or not hasattr(value, "ndim"):
-        return -math.inf if value == -math.inf else _array.real(name, value)
-    _array.data(mean=mean, **{name: value if value.ndim else value[None]})
+        return _number(name, value)
+    _array.data(scalars=True, mean=mean, **{name: value})
     if not _broadcasts(tuple(value.shape), tuple(mean.shape)):
         raise ValueError(f"{name}: shape {tuple(value.shape)} does not broadcast to the mean's {tuple(mean.shape)}")
     return value
+
+
+def _number(name: str, value: Any) -> float:
+    """A number, of which a logarithm may be -inf."""
+    infinite = name.startswith("log_") and isinstance(value, float) and value == -math.inf
+    return -math.inf if infinite else _array.real(name, value)
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
@@ -196,15 +201,20 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 
 def _prepared(**arguments: Any) -> tuple[Any, list[Array]]:
-    """The namespace, and the arguments, checked, as arrays of one dtype; a logarithm given as a float becomes 0-d."""
-    means = {name: x for name, x in arguments.items() if not name.startswith("log_")}
-    xp = _array.data(**means)
-    first = next(iter(means))
-    for name, x in means.items():
-        _array.same_shape(name, x, first, means[first])
-    values = [x if name in means else _scale(name, x, means[first]) for name, x in arguments.items()]
-    dtype = _working(xp, *(x for x in values if not isinstance(x, float)))
-    lifted = (_array.like(x, means[first], xp, dtype=dtype) if isinstance(x, float) else x for x in values)
+    """The namespace, and the arguments, checked, as arrays of one dtype that broadcast; a number becomes 0-d."""
+    arrays = {name: x for name, x in arguments.items() if hasattr(x, "ndim") and not isinstance(x, np.generic)}
+    first = next(iter(arguments))
+    xp = _array.data(scalars=True, **(arrays or {first: arguments[first]}))
+    values = [x if name in arrays else _number(name, x) for name, x in arguments.items()]
+    dtype = _working(xp, *arrays.values())
+    shape: tuple[int, ...] = ()
+    for name, x in arrays.items():
+        try:
+            shape = np.broadcast_shapes(shape, tuple(x.shape))
+        except ValueError:
+            raise ValueError(f"{name}: shape {tuple(x.shape)} does not broadcast against {shape}") from None
+    one = next(iter(arrays.values()))
+    lifted = (_array.like(x, one, xp, dtype=dtype) if isinstance(x, float) else x for x in values)
     return xp, [xp.astype(x, dtype, copy=False) for x in lifted]
 
 

@@ -129,6 +129,8 @@ def _run(
     if eta and sampler != "ddim":
         raise ValueError(f"eta: {eta} belongs to the sampler 'ddim' only, not to {sampler!r}")
     shape = _shape(shape)
+    if math.prod(shape) >= 2**48:
+        raise ValueError(f"shape: {shape} is more than can be allocated")
     index = range(shape[0]) if index is None else index
     if len(index) != shape[0]:
         raise ValueError(f"index: {shape[0]} sample numbers are needed, not {len(index)}")

@@ -17,7 +17,9 @@ EXAMPLES = ("", "--backend torch --dtype float32", "--backend jax --json")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument("--backend", default="numpy", metavar="B", help="numpy (default), torch, cupy, jax or a plug-in")
+    parser.add_argument(
+        "--backend", default="numpy", metavar="B", help="numpy (default), torch, cupy, jax or a plug-in"
+    )
     parser.add_argument("--device", metavar="D", help="one of the backend's; by default its own choice")
     parser.add_argument("--dtype", default="float64", metavar="F", help="float64 (default) or float32")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -31,7 +33,9 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     if args.json:
         results = list(measured)
         about = {"backend": args.backend, "device": args.device, "dtype": args.dtype}
-        yield json.dumps({**about, "ok": all(r.ok for r in results), "identities": [_entry(r) for r in results]}, indent=2)
+        yield json.dumps(
+            {**about, "ok": all(r.ok for r in results), "identities": [_entry(r) for r in results]}, indent=2
+        )
     else:
         results = []
         width = max(map(len, verify.NAMES))
@@ -49,7 +53,14 @@ def run(args: argparse.Namespace) -> Iterator[str]:
 def _entry(r: Result) -> dict[str, object]:
     """A result as JSON has it: what is no finite number is null."""
     error = r.max_error if math.isfinite(r.max_error) else None
-    entry = {"identity": r.identity, "max_error": error, "bound": r.bound, "unit": r.unit, "ok": r.ok, "reason": r.reason}
+    entry: dict[str, object] = {
+        "identity": r.identity,
+        "max_error": error,
+        "bound": r.bound,
+        "unit": r.unit,
+        "ok": r.ok,
+        "reason": r.reason,
+    }
     return entry if r.error is None else {**entry, "error": r.error}
 
 
@@ -59,4 +70,4 @@ def _widen(backend: str) -> None:
         backends.get(backend).version()  # BackendUnavailable where there is no JAX
         import jax
 
-        jax.config.update("jax_enable_x64", True)
+        jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]

@@ -90,37 +90,40 @@ class UNet(nn.Module):
             downsample_padding=downsample_padding,
         )  # fmt: skip
         self.drop_by = DropoutKey()
-        size, widths = config["image_size"], [channels * m for m in config["mults"]]
-        height = size if isinstance(size, int) else size[0]
-        groups, embedded = _groups(channels, norm_groups), 4 * channels
-
-        def block(width_in: int, width: int, attend: bool) -> Block:
-            head = (head_dim or width) if attend else None
-            return Block(width_in, width, embedded, groups, norm_eps, dropout, head, self.drop_by)
-
+        embedded = 4 * channels
         self.time = nn.Sequential(nn.Linear(channels, embedded), nn.SiLU(), nn.Linear(embedded, embedded))
         self.label = nn.Embedding(classes + 1, embedded) if classes is not None else None
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        skips = [width := channels]
-        for level, out in enumerate(widths):
-            attend = height >> level in config["attention"]
-            for _ in range(res_blocks):
+        self.down, self.mid, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.norm_out = nn.GroupNorm(_groups(channels, norm_groups), channels * mults[0], norm_eps)
+        self.conv_out = nn.Conv2d(channels * mults[0], config["out_channels"] or in_channels, 3, padding=1)
+        self._build_levels()
+        self.reset()
+
+    def _build_levels(self) -> None:
+        config, size = self.config, self.config["image_size"]
+        height, count = size if isinstance(size, int) else size[0], config["res_blocks"]
+        groups, embedded = self.norm_out.num_groups, 4 * config["channels"]
+
+        def block(width_in: int, width: int, attend: bool) -> Block:
+            head = (config["head_dim"] or width) if attend else None
+            return Block(width_in, width, embedded, groups, config["norm_eps"], config["dropout"], head, self.drop_by)
+
+        levels = [(config["channels"] * m, height >> i in config["attention"]) for i, m in enumerate(config["mults"])]
+        skips = [width := config["channels"]]
+        for level, (out, attend) in enumerate(levels, 1):
+            for _ in range(count):
                 self.down.append(block(width, width := out, attend))
                 skips.append(width)
-            if level < len(widths) - 1:
-                self.down.append(Downsample(width, downsample_padding))
+            if level < len(levels):
+                self.down.append(Downsample(width, config["downsample_padding"]))
                 skips.append(width)
-        self.mid = nn.ModuleList([block(width, width, True), block(width, width, False)])
-        for level, out in reversed(list(enumerate(widths))):
-            attend = height >> level in config["attention"]
-            for _ in range(res_blocks + 1):
+        self.mid.extend([block(width, width, True), block(width, width, False)])
+        for level, (out, attend) in reversed(list(enumerate(levels))):
+            for _ in range(count + 1):
                 self.up.append(block(width + skips.pop(), width := out, attend))
             if level:
                 self.up.append(Upsample(width))
-        self.norm_out = nn.GroupNorm(groups, width, norm_eps)
-        self.conv_out = nn.Conv2d(width, config["out_channels"] or in_channels, 3, padding=1)
-        self.reset()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x: (B, in_channels, height, width); t: (B,), integers; y: (B,), integers, for a class-conditional network."""
@@ -230,20 +233,23 @@ def _groups(channels: int, given: int | None) -> int:
 def _checked(**config: Any) -> dict[str, Any]:
     """The constructor's arguments as JSON holds them; raises `ValueError` or `TypeError` naming the wrong one."""
     for name, top in (("in_channels", 2**12), ("channels", 2**14), ("res_blocks", 64)):
-        as_int(name, config[name], 1, top)
+        config[name] = as_int(name, config[name], 1, top)
     for name in ("out_channels", "classes", "head_dim", "norm_groups"):
         if config[name] is not None:
-            as_int(name, config[name], 1, 2**24)
+            config[name] = as_int(name, config[name], 1, 2**24)
     mults = config["mults"] = _ints("mults", config["mults"], 64)
     config["attention"] = _ints("attention", config["attention"], 2**16)
     if not 1 <= len(mults) <= 12:
         raise ValueError(f"mults: one to twelve levels are needed, not {len(mults)}")
     size = config["image_size"]
-    if not isinstance(size, int):
-        size = config["image_size"] = _ints("image_size", size, 2**16)
-        if len(size) != 2:
-            raise ValueError(f"image_size: an int or (height, width) is needed, not {size}")
-    for side in size if isinstance(size, list) else (as_int("image_size", size, 1, 2**16),):
+    if hasattr(size, "__len__"):
+        sides = size = _ints("image_size", size, 2**16)
+        if len(sides) != 2:
+            raise ValueError(f"image_size: an int or (height, width) is needed, not {sides}")
+    else:
+        sides = [size := as_int("image_size", size, 1, 2**16)]
+    config["image_size"] = size
+    for side in sides:
         if side % 2 ** (len(mults) - 1):
             raise ValueError(f"image_size: {side} cannot be halved {len(mults) - 1} times, as mults={mults} needs")
     channels = config["channels"]
@@ -259,7 +265,7 @@ def _checked(**config: Any) -> dict[str, Any]:
     config["freq_shift"] = real("freq_shift", config["freq_shift"], -1, 1)
     if not isinstance(config["cos_first"], bool):
         raise TypeError(f"cos_first: a bool is needed, not {type(config['cos_first']).__name__}")
-    as_int("downsample_padding", config["downsample_padding"], 0, 1)
+    config["downsample_padding"] = as_int("downsample_padding", config["downsample_padding"], 0, 1)
     return config
 
 

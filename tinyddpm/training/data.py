@@ -90,7 +90,7 @@ def load(source: str | os.PathLike[str]) -> Images:
 def _digits() -> Images:
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     return Images(digits.images.astype(np.uint8)[:, None], levels=17, labels=digits.target.astype(np.int64))
 
 

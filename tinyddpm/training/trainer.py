@@ -95,7 +95,11 @@ class Trainer:
         random = _random(config.seed, step, _BATCH)
         t = random.integers(1, config.T + 1, config.batch_size)[rows.start : rows.stop]
         self.net.drop_by.set(int(random.integers(2**63)), rows.start, config.batch_size, self.world.device)
-        x0 = torch.from_numpy(self.pictures.scaled(self.order(step)[rows.start : rows.stop])).to(self.world.device)
+        pixels = self.pictures.scaled(self.order(step)[rows.start : rows.stop])
+        if config.flip:
+            mirrored = (random.random(config.batch_size) < 0.5)[rows.start : rows.stop, None, None, None]
+            pixels = np.where(mirrored, pixels[..., ::-1], pixels)
+        x0 = torch.from_numpy(pixels).to(self.world.device)
         eps = noise.normal(
             config.seed, rows, step, self.pictures.shape, stream=_STREAM, backend="torch", device=str(self.world.device)
         )
@@ -107,7 +111,7 @@ class Trainer:
         self.optimizer.param_groups[0]["lr"] = self.lr(step)
         self.optimizer.step()
         decay = min(config.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
+        torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)  # pyright: ignore
         return torch.stack([loss.detach(), norm.detach()])
 
     def lr(self, step: int) -> float:

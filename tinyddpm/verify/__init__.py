@@ -65,10 +65,12 @@ def identities(backend: str = "numpy", device: Any = None, dtype: str = "float64
 
 
 def _measured(identity: Identity, place: Place) -> Result | None:
-    about = {"identity": identity.name, "bound": identity.bound(place), "unit": identity.unit, "reason": identity.why}
+    raised = None
     try:
         with exactly():
             error = identity.error(place)
     except Exception as problem:  # a backend may fail in any way; the other identities still count
-        return Result(**about, max_error=np.nan, error=f"{type(problem).__name__}: {problem}")
-    return None if error is None else Result(**about, max_error=float(error))
+        error, raised = np.nan, f"{type(problem).__name__}: {problem}"
+    if error is None:
+        return None
+    return Result(identity.name, float(error), identity.bound(place), identity.unit, identity.why, raised)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,9 @@ def _philox(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ...]:
     return a, b, c, d
 
 
-@laws.enter("Philox4x64-10's known answers", "absolute", why="a count of wrong words, of NumPy's and of the one written here")
+@laws.enter(
+    "Philox4x64-10's known answers", "absolute", why="a count of wrong words, of NumPy's and of the one written here"
+)
 def _known_answers(_: Place) -> float:
     wrong = 0
     for counter, key, words in _KNOWN:
@@ -64,7 +65,12 @@ def _noise(place: Place, seed: int, index: Any, step: int, shape: tuple[int, ...
           why="numbers up to 6.7; those that float32 does not resolve (u next to 1) are left out")  # fmt: skip
 def _layout(place: Place) -> float:
     error = 0.0
-    for seed, stream, index, step, n in ((1, 0, 0, 0, 3), (2, 5, 7, 1000, 24), (_LOW, 1, _LOW, 3, 13), (0, 4, 2**63, _LOW, 8)):
+    for seed, stream, index, step, n in (
+        (1, 0, 0, 0, 3),
+        (2, 5, 7, 1000, 24),
+        (_LOW, 1, _LOW, 3, 13),
+        (0, 4, 2**63, _LOW, 8),
+    ):
         blocks = -(-n // 8)
         counts = [index * blocks + 1 + j for j in range(blocks)]
         words = [w for i in counts for w in _philox((i & _LOW, i >> 64, step, 0), (seed, stream))]
@@ -122,7 +128,8 @@ def _law(place: Place, data: GaussianData, variance: Any, steps: int) -> tuple[f
     noise = {t: unit[:, [k]] for k, t in enumerate(plan[:-2], start=2)}
     x_0 = _sample(place, d, denoiser, unit[:, [1]], timesteps=plan, noise=lambda t, index, shape: noise[t])[:, 0]
     response, start = x_0[1:] - x_0[0], data.marginal(d, d.T)
-    return float(x_0[0] + response[0] * start.mean[0]), float(response[0] ** 2 * start.var[0] + np.sum(response[1:] ** 2))
+    mean, var = x_0[0] + response[0] * start.mean[0], response[0] ** 2 * start.var[0] + np.sum(response[1:] ** 2)
+    return float(mean), float(var)
 
 
 def _chain_law(place: Place, data: GaussianData, variance: Any, plans: tuple[int, ...]) -> float:
@@ -139,17 +146,19 @@ def _chain_law(place: Place, data: GaussianData, variance: Any, plans: tuple[int
 _WHY_CHAIN = "rounding gathers over 40 moves"
 
 
-@laws.enter("ancestral sampling with variance beta has the law of N(0, 1) data", "absolute", eps=256, why=_WHY_CHAIN)
+@laws.enter("ancestral sampling with variance beta has the law of N(0, 1) data", "absolute", eps=32, why=_WHY_CHAIN)
 def _law_beta(place: Place) -> float:
     return _chain_law(place, GaussianData([0.0], 1.0), "beta", (40, 7, 2))
 
 
-@laws.enter("ancestral sampling with variance beta_tilde has the law of a point", "absolute", eps=256, why=_WHY_CHAIN)
+@laws.enter("ancestral sampling with variance beta_tilde has the law of a point", "absolute", eps=32, why=_WHY_CHAIN)
 def _law_beta_tilde(place: Place) -> float:
     return _chain_law(place, GaussianData([0.6], 0.0), "beta_tilde", (40, 7, 2))
 
 
-@laws.enter("ancestral sampling with the optimal variance has the law of any Gaussian", "absolute", eps=256, why=_WHY_CHAIN)
+@laws.enter(
+    "ancestral sampling with the optimal variance has the law of any Gaussian", "absolute", eps=32, why=_WHY_CHAIN
+)
 def _law_optimal(place: Place) -> float:
     d, var = _short(), 0.09
     w_x0, _, beta_tilde = d.posterior_weights(np.arange(1, d.T + 1))
@@ -158,16 +167,18 @@ def _law_optimal(place: Place) -> float:
     return _chain_law(place, GaussianData([-0.4], var), table, (d.T,))
 
 
-@laws.enter("DDIM at eta = 1 is ancestral sampling with variance beta_tilde", "absolute", eps=256, why=_WHY_CHAIN)
+@laws.enter("DDIM at eta = 1 is ancestral sampling with variance beta_tilde", "absolute", eps=32, why=_WHY_CHAIN)
 def _eta(place: Place) -> float:
     d, x_T = _short(), place.draw(seed=1)
     denoiser = Denoiser(GaussianData([0.3, 0.0, -0.5, 0.7], 0.04).net(d), variance="beta_tilde")
-    plans = (d.T, 7)
-    runs = [[_sample(place, d, denoiser, x_T, steps=n, sampler=s, **o) for n in plans] for s, o in (("ddim", {"eta": 1.0}), ("ddpm", {}))]
-    return apart(*runs)
+    ddim, ddpm = (
+        [_sample(place, d, denoiser, x_T, steps=steps, **options) for steps in (d.T, 7)]
+        for options in ({"sampler": "ddim", "eta": 1.0}, {"sampler": "ddpm"})
+    )
+    return apart(ddim, ddpm)
 
 
-@laws.enter("DPM-Solver++ and UniPC begin and end as DDIM", "absolute", eps=256, why=_WHY_CHAIN)
+@laws.enter("DPM-Solver++ and UniPC begin and end as DDIM", "absolute", eps=32, why=_WHY_CHAIN)
 def _first_order(place: Place) -> float:
     """Two moves of DPM-Solver++, and one of any, are of first order."""
     d, x_T = _short(), place.draw(seed=1)
@@ -180,21 +191,23 @@ def _first_order(place: Place) -> float:
     return max(apart(run(sampler, steps), run("ddim", steps)) for sampler, steps in pairs)
 
 
-@laws.enter("one jump of any sampler is the predicted x_0", "absolute", eps=64, why="numbers of order 1")
+@laws.enter("one jump of any sampler is the predicted x_0", "absolute", eps=8, why="numbers of order 1")
 def _jump(place: Place) -> float:
     d, x_T = _short(), place.draw(seed=1)
     denoiser = Denoiser(lambda x, t: 0.2 * x, "x0")
     return max(apart(_sample(place, d, denoiser, x_T, steps=1, sampler=s), np.clip(0.2 * x_T, -1, 1)) for s in NAMES)
 
 
-@laws.enter("every sampler lands on data that are a point", "absolute", eps=256, why=_WHY_CHAIN)
+@laws.enter("every sampler lands on data that are a point", "absolute", eps=32, why=_WHY_CHAIN)
 def _point(place: Place) -> float:
     d, x_T, point = _short(), place.draw(seed=1), np.array([0.3, 0.0, -0.5, 0.7])
     denoiser = Denoiser(GaussianData(point, 0.0).net(d))
     return max(apart(_sample(place, d, denoiser, x_T, steps=n, sampler=s), point) for s in NAMES for n in (13, 3))
 
 
-@laws.enter("a sample does not depend on its batch", "absolute", why="its noise is its own, and the network acts on each alone")
+@laws.enter(
+    "a sample does not depend on its batch", "absolute", why="its noise is its own, and the network acts on each alone"
+)
 def _batch(place: Place) -> float:
     d, x_T = _short(), place.draw(seed=1)
     denoiser = Denoiser(lambda x, t: 0.5 * x)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from decimal import Decimal
 from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,7 @@ __all__ = ["laws"]
 laws = Laws()
 
 _T = 1000
-_FIRST, _LAST = Decimal(1e-4), Decimal(0.02)
-_CAP = Decimal(0.999)
+_FIRST, _LAST, _CAP, _SHIFT = map(Decimal, (1e-4, 0.02, 0.999, 0.008))  # the floats, not the numbers printed
 
 
 # Schedules: beta_t as a function of t, with the default arguments.
@@ -36,8 +36,7 @@ def _sigmoid(x: Decimal) -> Decimal:
 
 def _cosine(t: int) -> Decimal:
     def f(t: int) -> Decimal:
-        s = Decimal(0.008)
-        return cos((Decimal(t) / _T + s) / (1 + s) * PI / 2) ** 2
+        return cos((Decimal(t) / _T + _SHIFT) / (1 + _SHIFT) * PI / 2) ** 2
 
     return min(1 - f(t) / f(t - 1), _CAP)
 
@@ -67,14 +66,18 @@ def _schedule(name: str, _: Place) -> float:
 
 
 for _name in _FORMULAS:
-    laws.enter(f"schedules.{_name} is its formula", "ulp", fixed=16, why="the contract of schedules")(partial(_schedule, _name))
+    laws.enter(f"schedules.{_name} is its formula", "ulp", fixed=16, why="the contract of schedules")(
+        partial(_schedule, _name)
+    )
 
 
-@laws.enter("schedules.from_alpha_bar is 1 - alpha_bar_t / alpha_bar_{t-1}", "ulp", fixed=16, why="the contract of schedules")
+@laws.enter(
+    "schedules.from_alpha_bar is 1 - alpha_bar_t / alpha_bar_{t-1}", "ulp", fixed=16, why="the contract of schedules"
+)
 def _from_alpha_bar(_: Place) -> float:
     alpha_bar = [math.cos(1.5 * t / _T) ** 2 for t in range(1, _T + 1)]
     exact = [Decimal(1), *map(Decimal, alpha_bar)]
-    return ulp(schedules.from_alpha_bar(alpha_bar), (1 - b / a for a, b in zip(exact, exact[1:], strict=False)))
+    return ulp(schedules.from_alpha_bar(alpha_bar), (1 - b / a for a, b in pairwise(exact)))
 
 
 @laws.enter("schedules.zero_terminal_snr shifts sqrt(alpha_bar) to 0", "ulp", fixed=16, why="the contract of schedules")
@@ -82,7 +85,7 @@ def _zero_terminal_snr(_: Place) -> float:
     beta = schedules.linear(_T)
     root = [sqrt(a) for a in Chain(beta).alpha_bar]
     shifted = [Decimal(1), *((r - root[-1]) * root[1] / (root[1] - root[-1]) for r in root[1:])]
-    exact = (1 - (b / a) ** 2 for a, b in zip(shifted, shifted[1:], strict=False))
+    exact = (1 - (b / a) ** 2 for a, b in pairwise(shifted))
     return ulp(schedules.zero_terminal_snr(beta), exact)
 
 
@@ -120,12 +123,9 @@ for _name in _TABLES:
     laws.enter(f"{_name} against exact arithmetic", "ulp", fixed=4, why=_WHY)(partial(_table, _name))
 
 
-@laws.enter("log_snr against exact arithmetic", "ulp", fixed=4, why=f"{_WHY}; a unit counts as at least 2.5e-29 where it crosses 0")
+@laws.enter("log_snr against exact arithmetic", "ulp", fixed=4, why=f"{_WHY}; a unit is at least 2.5e-29, for its zero")
 def _log_snr(_: Place) -> float:
-    return max(
-        ulp(d.log_snr[steps], (c.log_snr(t) for t in steps), floor=2.5e-29)
-        for d, c, steps in _chains()
-    )
+    return max(ulp(d.log_snr[steps], (c.log_snr(t) for t in steps), floor=2.5e-29) for d, c, steps in _chains())
 
 
 def _moves(d: Diffusion, steps: list[int]) -> list[tuple[int, int]]:
@@ -149,7 +149,9 @@ def _between(_: Place) -> float:
     )
 
 
-@laws.enter("a respaced chain keeps the marginals", "ulp", fixed=4, why="the short chain keeps the logarithms of alpha_bar")
+@laws.enter(
+    "a respaced chain keeps the marginals", "ulp", fixed=4, why="the short chain keeps the logarithms of alpha_bar"
+)
 def _respaced(_: Place) -> float:
     d, c, _steps = _chains()[0]
     plan = d.timesteps(37, "quadratic")

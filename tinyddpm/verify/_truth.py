@@ -43,7 +43,7 @@ class Chain:
 
     def __init__(self, beta: Iterable[float]) -> None:
         self.beta = [Decimal(0), *map(Decimal, beta)]
-        self.alpha_bar = list(accumulate((1 - b for b in self.beta), mul))
+        self.alpha_bar: list[Decimal] = list(accumulate((1 - b for b in self.beta), mul))
 
     def log_snr(self, t: int) -> Decimal:
         """log(alpha_bar_t / (1 - alpha_bar_t)); -inf at alpha_bar_t = 0."""
