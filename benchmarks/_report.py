@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tinyddpm import backends
 from tinyddpm._files import replacing
@@ -17,6 +18,13 @@ from tinyddpm._files import replacing
 BAD_INPUT = (ValueError, TypeError, LookupError, OSError, ImportError, backends.BackendUnavailable)
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by all eyes
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are `ValueError`s, which `run` prints as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
 
 
 def environment(*packages: str) -> dict[str, Any]:

@@ -19,7 +19,6 @@ steps is given. "best" is the least error over the spacings that the library off
 
 from __future__ import annotations
 
-import argparse
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -252,7 +251,7 @@ def figure(entries: Sequence[dict[str, Any]], floor: float) -> Any:
 
 def main(argv: Sequence[str]) -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = _report.Parser(description=_report.about(__doc__).splitlines()[0])
     parser.add_argument(
         "--calls", type=int, nargs="+", default=CALLS, metavar="N", help="network calls (default: 5..160)"
     )

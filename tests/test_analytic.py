@@ -164,7 +164,7 @@ def test_far_from_every_component_the_prediction_stays_finite(native, far):
 def test_half_precision_is_finite(native):
     """16 bits: squared distances over a variance of 1e-4 would leave float16's range; 4e-3 is a few of its roundings."""
     data = MixtureData([0.5, 0.5], [[-3.0], [3.0]], 1e-4)
-    x = np.array([[3.5], [-3.5], [0.25]])
+    x = np.array([[3.5], [-3.5], [0.25], [40.0]])
     half = data.net(CHAIN)(native.array(x, "float16"), 2)
     assert half.dtype == native.xp.float16
     np.testing.assert_allclose(native.host(half), data.net(CHAIN)(x.astype(np.float16).astype(float), 2), rtol=4e-3)

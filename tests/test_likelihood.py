@@ -195,6 +195,15 @@ def test_half_precision_stays_within_a_percent(native):
     np.testing.assert_allclose(half.total, likelihood.vlb(CHAIN, Denoiser(EXACT), X0).total, rtol=1e-2)
 
 
+def test_half_precision_sums_large_samples():
+    """The squares of 100 000 ones leave float16's range, 65 504."""
+    d = Diffusion([0.1, 0.2])
+    bound = likelihood.vlb(d, Denoiser(lambda x_t, t: np.zeros_like(x_t)), np.ones((1, 100_000), np.float16))
+    truth = d.q(np.ones((1, 1)), 2).kl(Gaussian(np.zeros((1, 1)), 0.0))[0, 0]
+    np.testing.assert_allclose(bound.prior, 100_000 * truth, rtol=1e-6)
+    assert np.isfinite(bound.total).all()
+
+
 @pytest.mark.parametrize("denoiser", [Denoiser(EXACT), learned()], ids=["fixed", "learned"])
 def test_the_bound_does_not_depend_on_how_the_data_are_cut(denoiser):
     """Noise belongs to the sample's number, not to its row."""
@@ -359,6 +368,16 @@ def test_the_optimal_variance_of_a_constant_network(library):
 
 def test_draws_add_noise_of_their_own():
     """One draw is the first of many, and each row's draws are its own."""
+    drawn = []
+
+    def net(x_t, t):
+        k = int(t[0])
+        drawn.append((x_t - CHAIN.sqrt_alpha_bar[k] * X0) / CHAIN.sqrt_one_minus_alpha_bar[k])
+        return x_t
+
+    likelihood.optimal_variance(CHAIN, Denoiser(net), X0, draws=3)
+    for a, b in itertools.combinations(drawn, 2):
+        assert np.abs(a - b).max() > 1e-3
     one, two = (likelihood.optimal_variance(CHAIN, Denoiser(EXACT), X0, draws=k) for k in (1, 2))
     assert not np.array_equal(one[1:], two[1:])
     order = [4, 3, 2, 1, 0]

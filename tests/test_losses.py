@@ -269,6 +269,16 @@ def test_bad_input_is_refused_by_name(loss):
         loss(CHAIN, Denoiser(lambda x, t: x[:, :1]), X0, 1, EPS)
 
 
+def test_data_a_little_outside_count_as_the_last_level():
+    """In L_0, as in the bound; the network still sees them as they are."""
+    x0 = np.full((1, 2, 3), 1.3)
+    denoiser = Denoiser(lambda x_t, t: np.full_like(x_t, 0.9), predicts="x0")
+    inside = losses.vlb(CHAIN, denoiser, np.ones_like(x0), 1, EPS[:1])
+    np.testing.assert_allclose(losses.vlb(CHAIN, denoiser, x0, 1, EPS[:1]), inside, rtol=1e-12)
+    ends = [likelihood.vlb(CHAIN, denoiser, x).decoder for x in (x0, np.ones_like(x0))]
+    np.testing.assert_allclose(*ends, rtol=1e-12)
+
+
 def test_bad_options_are_refused_by_name():
     run = CHAIN, Denoiser(EXACT), X0, 3, EPS
     with pytest.raises(LookupError, match=r"^weighting: 'best' is unknown; known are uniform, snr, min_snr, p2"):
@@ -297,7 +307,7 @@ def filled(T=6, seed=0):
 def test_loss_aware_steps_follow_the_root_mean_square_of_the_last_ten():
     sampler, history = losses.LossAwareT(3), []
     for k in range(15):
-        loss = np.array([1.0, 2.0, 3.0]) * (1 + k % 4)
+        loss = np.array([1.0 + k % 4, 2.0 + k % 3, 3.0 + k % 5])
         history.append(loss)
         sampler.update(np.array([1, 2, 3]), loss)
         size = np.sqrt(np.mean(np.square(history[-10:]), axis=0))

@@ -136,7 +136,7 @@ def _exponential(a: Double) -> tuple[Double, Double, Double]:
         e, small = double(np.exp(a.hi)), double(np.expm1(np.where(near, a.hi, 0.0)))
         e_minus_1 = where(near, small, two_sum(e.hi, -1.0))
         e = where(near, two_sum(1.0, small.hi), e)
-        valid = (e.hi > 1e-307) & (e.hi < np.inf)  # below, float64 itself has fewer digits than NumPy's exp gives
+        valid = (e.hi > 1e-310) & (e.hi < np.inf)  # below, a.lo is less than the last place
         r = sub(where(valid, a, double(0.0)), log(where(valid, e, _ONE)))
         return e, e_minus_1, mul(e, r)
 

@@ -1,4 +1,4 @@
-"""Progress on standard error: tqdm's bar where it is installed, else a plain line now and then."""
+"""Progress on standard error: tqdm's bar on a terminal where it is installed, else a plain line now and then."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ def progress(items: Iterable[Item], total: int, *, enabled: bool, label: str) ->
     try:
         from tqdm import tqdm
     except ImportError:
+        tqdm = None
+    if tqdm is None or not sys.stderr.isatty():
         yield from _lines(items, total, label)
     else:
         yield from tqdm(items, total=total, desc=label, file=sys.stderr)

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from tinyddpm import __version__, backends
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "main", "parser"]
 
 COMMANDS = {
     "demo": "train on real digits, draw new ones, score the model: a few minutes on two cores",
@@ -38,10 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name is None:
             return _no_command(words)
-        command = import_module(f"tinyddpm._commands.{name}")
-        parser = _Parser(f"tinyddpm {name}", COMMANDS[name], command.EXAMPLES)
-        command.arguments(parser)
-        for line in command.run(parser.parse_args(words[1:])):
+        args = parser(name).parse_args(words[1:])
+        for line in import_module(f"tinyddpm._commands.{name}").run(args):
             print(line, flush=True)
     except SystemExit as end:  # argparse showed help
         return int(end.code or 0)
@@ -49,12 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(name, str(interrupt) or "interrupted")
         return 128 + getattr(interrupt, "signum", 2)
     except ModuleNotFoundError as error:
-        _complain(name, f"{error.name} is not installed; pip install 'tinyddpm[train,plots]' brings it")
+        library = str(error.name).partition(".")[0]
+        _complain(name, f"{library} is not installed; pip install 'tinyddpm[train,plots]' brings it")
         return 2
     except _BAD_INPUT as error:
         _complain(name, str(error))
         return 2
     return 0
+
+
+def parser(name: str) -> argparse.ArgumentParser:
+    """The parser of the command `name`'s arguments."""
+    command = import_module(f"tinyddpm._commands.{name}")
+    made = _Parser(f"tinyddpm {name}", COMMANDS[name], command.EXAMPLES)
+    command.arguments(made)
+    return made
 
 
 class _Parser(argparse.ArgumentParser):
@@ -76,14 +83,14 @@ class _Parser(argparse.ArgumentParser):
 def _no_command(words: list[str]) -> int:
     if words and not words[0].startswith("-"):
         raise LookupError(f"command: {words[0]!r} is unknown; known are {', '.join(COMMANDS)}")
-    parser = _Parser("tinyddpm", "diffusion mathematics you can trust", ("demo", "train --help"))
-    parser.usage = "tinyddpm COMMAND ..."
-    parser.add_argument("--version", action="version", version=f"tinyddpm {__version__}")
-    commands = parser.add_argument_group("commands")
+    top = _Parser("tinyddpm", "diffusion mathematics you can trust", ("demo", "train --help"))
+    top.usage = "tinyddpm COMMAND ..."
+    top.add_argument("--version", action="version", version=f"tinyddpm {__version__}")
+    commands = top.add_argument_group("commands")
     for name, about in COMMANDS.items():
         commands.add_argument(name, nargs="?", help=about)
-    parser.parse_args(words)
-    parser.print_usage(sys.stderr)
+    top.parse_args(words)
+    top.print_usage(sys.stderr)
     _complain(None, f"command: one of {', '.join(COMMANDS)} is needed")
     return 2
 

@@ -64,7 +64,8 @@ class VLB(Value):
     @property
     def total(self) -> Table:
         """The bound, shape (B,)."""
-        return self.prior + self.kl.sum(axis=1) + self.decoder
+        total: Table = self.prior + self.kl.sum(axis=1) + self.decoder
+        return total
 
     @property
     def bits_per_dim(self) -> Table:
@@ -173,9 +174,9 @@ def optimal_variance(
 ) -> Table:
     """The variances of p(x_{t-1} | x_t) that make the bound tightest for an optimal network [Analytic].
 
-    beta_tilde_t + w_x0**2 * clip((1 - alpha_bar_t) / alpha_bar_t * (1 - G_t), 0, 1), where G_t is the mean of ||eps_theta||**2 per
-    dimension over `x0` (B, ...) and `draws` draws of noise for each, of the unclipped eps. The second factor estimates the
-    variance of x_0 given x_t; no data in [-1, 1] has more than 1, which is also taken where alpha_bar_t = 0.
+    beta_tilde_t + w_x0**2 * clip((1 - alpha_bar_t) / alpha_bar_t * (1 - G_t), 0, 1), where G_t is the mean of eps_theta**2 over
+    dimensions, over `x0` (B, ...) and over `draws` draws of noise for each; eps_theta is unclipped. The second factor estimates
+    the variance of x_0 given x_t; no data in [-1, 1] has more than 1, which is also taken where alpha_bar_t = 0.
     Returns a float64 table (T + 1,) for ``Denoiser(variance=...)``; entry 0 is NaN. Refuses what `vlb` refuses.
     """
     xp = _checked(x0)
@@ -272,13 +273,18 @@ def _no_grad(x0: Array) -> Any:
 
 def _sum(x: Array, xp: Any) -> Array:
     """Over each sample's dimensions: (B, ...) -> (B,)."""
-    return xp.sum(_array.flat(x, xp), axis=-1)
+    return xp.sum(_wide(x, xp), axis=-1)
 
 
 def _square_sum(x: Array, xp: Any) -> Array:
-    x = _array.flat(x, xp)
-    x = xp.astype(x, xp.float32) if xp.finfo(x.dtype).bits < 32 else x  # sums leave float16's range
+    x = _wide(x, xp)
     return xp.linalg.vecdot(x, x)
+
+
+def _wide(x: Array, xp: Any) -> Array:
+    """x as (B, dimensions), in 32 bits at least: sums leave float16's range."""
+    x = _array.flat(x, xp)
+    return xp.astype(x, xp.float32) if xp.finfo(x.dtype).bits < 32 else x
 
 
 def _on_host(columns: list[Array], xp: Any) -> Table:

@@ -236,10 +236,11 @@ class LossAwareT(UniformT):
     @property
     def prob(self) -> Table:
         """p_1..p_T, shape (T,)."""
-        size = np.sqrt(np.mean(self._history**2, axis=1))
+        size: Table = np.sqrt(np.mean(self._history**2, axis=1))
         if np.any(self._count < _KEPT) or not np.any(size):
             return np.full(self.T, 1 / self.T)
-        return (1 - _UNIFORM) * size / size.sum() + _UNIFORM / self.T
+        prob: Table = (1 - _UNIFORM) * size / size.sum() + _UNIFORM / self.T
+        return prob
 
     def sample(self, n: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], Table]:
         """n steps drawn with probability p_t, and the weights 1 / (T p_t), arrays (n,) on the host."""

@@ -55,7 +55,7 @@ def schedules(names: Sequence[str] = ("linear", "quadratic", "geometric", "cosin
             ax.plot(np.arange(1, T + 1), getattr(d, quantity)[1:], label=name, **_style(k))
         ax.set(title=label, xlabel="$t$", xlim=(1, max(T, 2)))
     axes[0, 0].set_yscale("log")
-    axes[0, 1].legend(frameon=False)
+    axes[0, 2].legend(frameon=False, loc="lower left")
     return figure
 
 
@@ -86,7 +86,7 @@ def strip(columns: Sequence[Array], labels: Sequence[str]) -> Figure:
         raise ValueError(f"labels: {len(columns)} columns need as many labels, not {len(labels)}")
     columns = [_images("columns", x) for x in columns]
     rows = len(columns[0])
-    figure, axes = _figure(rows, len(columns), (0.82 * len(columns), 0.82 * rows + 0.25), hspace=0.03, wspace=0.03)
+    figure, axes = _figure(rows, len(columns), (0.82 * len(columns), 0.82 * rows + 0.25), hspace=0.1, wspace=0.1)
     for ax, x in zip(axes.T.flat, np.concatenate(columns), strict=True):
         pixels = np.clip((x.transpose(1, 2, 0) + 1) / 2, 0, 1)
         ax.imshow(pixels if len(x) == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")

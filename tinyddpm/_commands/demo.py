@@ -6,9 +6,11 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from tinyddpm import plots
 from tinyddpm._commands import command_line, takes_quiet
@@ -32,7 +34,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Iterator[str]:
     """Train on the digits, or go on with what is in `args.out`; then draw, plot and score."""
-    out, progress = Path(args.out), not args.quiet
+    with _one_thread():
+        yield from _demo(args, Path(args.out), progress=not args.quiet)
+
+
+def _demo(args: argparse.Namespace, out: Path, progress: bool) -> Iterator[str]:
     config = dataclasses.replace(DEMO, data="digits", out=args.out, steps=args.steps, seed=args.seed, resume=True)
     images = load("digits")
     yield f"training:  {len(images)} handwritten digits of 8x8 pixels, {config.steps} steps of {config.batch_size}"
@@ -59,3 +65,14 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     yield f"bits/dim: {bits:.3f} +- {error:.3f}"
     yield f"levels: {images.levels}"
     yield f"go on:    {command_line('sample', '--model', out, '--out', out / 'more.png', '-n', 256)}"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch on one thread: for a network this small a second gains little, and on a busy machine it costs far more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -21,6 +21,7 @@ from tinyddpm._commands.runs import batches, device_of, open_run
 from tinyddpm._files import replacing
 from tinyddpm.samplers import Step
 from tinyddpm.training import Run, image_grid, save_png, to_uint8
+from tinyddpm.training.checkpoint import naming
 
 __all__ = ["EXAMPLES", "Drawing", "arguments", "run"]
 
@@ -58,15 +59,17 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         raise ValueError(f"out: {out} ends neither in .png nor in .npz, and is no folder")
     if kind != ".npz" and model.shape[0] not in (1, 3):
         raise ValueError(f"out: PNG files hold 1 or 3 channels, but the model draws {model.shape[0]}; .npz takes any")
-    if kind == ".npz":
-        with replacing(out) as stream:
-            np.savez_compressed(stream, images=drawing.pixels())
-    elif kind == ".png":
-        scale = max(1, 64 // max(model.shape[1:])) if args.scale is None else args.scale
-        image_grid(np.zeros((1, 1, 1, 1), np.uint8), args.columns, scale)  # they are checked before the work
-        save_png(image_grid(drawing.pixels(), args.columns, scale), out)
-    else:
-        drawing.fill(out)
+    scale = max(1, 64 // max(model.shape[1:])) if args.scale is None else args.scale
+    image_grid(np.zeros((1, 1, 1, 1), np.uint8), args.columns, scale)  # they are checked before the work
+    with naming(f"out {out}"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if kind == ".npz":
+            with replacing(out) as stream:
+                np.savez_compressed(stream, images=drawing.pixels())
+        elif kind == ".png":
+            save_png(image_grid(drawing.pixels(), args.columns, scale), out)
+        else:
+            drawing.fill(out)
     yield os.fspath(out)
 
 

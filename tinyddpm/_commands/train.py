@@ -14,9 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tinyddpm import schedules
 from tinyddpm._commands import command_line, takes_quiet
+from tinyddpm.conversions import KINDS
 from tinyddpm.training import TrainConfig, train
 from tinyddpm.training.checkpoint import find, read_state
+from tinyddpm.training.config import OBJECTIVES
 
 __all__ = ["EXAMPLES", "arguments", "run"]
 
@@ -27,6 +30,19 @@ EXAMPLES = (
     "--out runs/photos --resume --steps 200000",
 )
 _METAVARS = {"data": "digits|FOLDER|FILE", "out": "DIR"}
+_ABOUT = {
+    "data": "scikit-learn's digits, a folder of images, or a .npy, .npz or idx file",
+    "lr": "the learning rate",
+    "T": "steps of the diffusion",
+    "schedule": f"of the betas: {', '.join(schedules.NAMES)}",
+    "predicts": f"what the network returns: {', '.join(KINDS)}",
+    "objective": f"the loss: {', '.join(OBJECTIVES)}",
+    "variance": "of the reverse process: beta, beta_tilde, learned, learned_range",
+    "channels": "the network's width",
+    "dropout": "within each block",
+    "weight_decay": "of adamw",
+    "res_blocks": "at each level of the network",
+}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +52,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     about = _docs(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
         flag, kind = "--" + field.name.replace("_", "-"), str(field.type)
-        text = " ".join([about.get(field.name, ""), "" if field.default is None else f"(default {field.default})"])
+        text = " ".join(
+            [
+                _ABOUT.get(field.name, about.get(field.name, "")),
+                "" if field.default is None else f"(default {field.default})",
+            ]
+        )
         given: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.strip().replace("%", "%%")}
         if kind == "bool":
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **given)

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from tinyddpm import backends, verify
 from tinyddpm.verify import Result
@@ -53,15 +54,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
 def _entry(r: Result) -> dict[str, object]:
     """A result as JSON has it: what is no finite number is null."""
     error = r.max_error if math.isfinite(r.max_error) else None
-    entry: dict[str, object] = {
-        "identity": r.identity,
-        "max_error": error,
-        "bound": r.bound,
-        "unit": r.unit,
-        "ok": r.ok,
-        "reason": r.reason,
-    }
-    return entry if r.error is None else {**entry, "error": r.error}
+    return {**asdict(r), "max_error": error, "ok": r.ok}
 
 
 def _widen(backend: str) -> None:

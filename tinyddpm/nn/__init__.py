@@ -1,7 +1,7 @@
 """Torch networks: the U-Net of Ho et al. with its published variants, saved as safetensors and JSON, never pickle."""
 
 from tinyddpm.nn.bridge import to_backend
-from tinyddpm.nn.interop import load_diffusers, save_diffusers
+from tinyddpm.nn.interop import load_diffusers, load_openai, save_diffusers
 from tinyddpm.nn.unet import UNet
 
-__all__ = ["UNet", "load_diffusers", "save_diffusers", "to_backend"]
+__all__ = ["UNet", "load_diffusers", "load_openai", "save_diffusers", "to_backend"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +21,13 @@ __all__ = ["to_backend"]
 def to_backend(net: nn.Module, backend: str) -> Callable[..., Array]:
     """``net`` as a function of the arrays of `backend`: ``f(x, t)`` or ``f(x, t, y)``, without gradients.
 
-    Arrays on the network's own device are shared (DLPack), not copied; others are moved there and back. The result has
-    x's library and device. The network is used as it is: call ``net.eval()`` first.
+    The result has x's library, dtype and device; t and y may be NumPy's instead. x is cast to the network's dtype. On the
+    network's own device memory is shared (DLPack) and not copied, save what Torch must not write to: JAX's arrays and
+    read-only ones. Elsewhere arrays are moved there and back. The network is used as it is: call ``net.eval()`` first.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net: a torch.nn.Module is needed, not {type(net).__name__}")
-    known = backends.get(backend)
-    return net if known.name == "torch" else _Bridged(net, backend)
+    return _Bridged(net, backends.get(backend).name)
 
 
 @dataclass(frozen=True)
@@ -35,37 +37,63 @@ class _Bridged:
 
     def __call__(self, x: Array, t: Array, *y: Array) -> Array:
         known = backends.get(self.backend)
-        place = next((p.device for p in self.net.parameters()), torch.device("cpu"))
+        if not _owns(known, x):
+            raise TypeError(f"x: an array of {self.backend} is needed, not {type(x).__name__}")
+        place, dtype = _of(self.net)
+        own, *rest = (_to_torch(array, known) for array in (x, t, *y))
         with torch.no_grad():
-            out = self.net(*(_to_torch(a, known, place) for a in (x, t, *y)))
-        return _from_torch(out, x, known)
+            out = self.net(own.to(place, dtype), *(array.to(place) for array in rest))
+            if not isinstance(out, Tensor):
+                raise ValueError(f"net: returned {type(out).__name__}, a torch.Tensor is needed")
+            return _from_torch(out.detach().to(own.device, own.dtype), x, known)
 
 
-def _to_torch(array: Array, backend: backends.Backend, device: torch.device) -> Tensor:
+def _of(net: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
+    """The device and dtype of a network's first floating tensor; None where it has none."""
+    for tensor in chain(net.parameters(), net.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return None, None
+
+
+def _owns(backend: backends.Backend, array: Array) -> bool:
+    return any(cls.__module__.partition(".")[0] in backend.roots for cls in type(array).__mro__)
+
+
+def _to_torch(array: Array, backend: backends.Backend) -> Tensor:
+    """The array as a tensor that Torch may write to, on the array's device if Torch has it, else on the host."""
+    if isinstance(array, Tensor):
+        return array
     if isinstance(array, np.ndarray):
-        shareable = array.flags.writeable and all(stride >= 0 for stride in array.strides)
-        return torch.from_numpy(array if shareable else array.copy()).to(device)
-    if _shared(array, device):
+        if not (array.flags.writeable and array.dtype.isnative and _forward(array)):
+            array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+        return torch.from_numpy(array)
+    try:
+        if not _forward(array):
+            array = backend.namespace().asarray(array, copy=True)
         return torch.utils.dlpack.from_dlpack(array)
-    return torch.from_numpy(backend.to_numpy(array).copy()).to(device)
+    except (AttributeError, BufferError, RuntimeError, TypeError):  # a device that Torch does not have, or no DLPack
+        return torch.from_numpy(backend.to_numpy(array).copy())
+
+
+def _forward(array: Any) -> bool:
+    """Whether the array is known to be mutable (JAX's has no strides) and not reversed, at which Torch's DLPack aborts."""
+    strides = getattr(array, "strides", None)
+    return strides is not None and all(stride >= 0 for stride in strides)
 
 
 def _from_torch(out: Tensor, x: Array, backend: backends.Backend) -> Array:
+    """The tensor as an array of x's library, where x lies."""
+    if isinstance(x, Tensor):
+        return out
     if isinstance(x, np.ndarray):
-        return out.cpu().numpy()
-    out = out.contiguous()
-    if _shared(x, out.device):
-        return backend.namespace().from_dlpack(out)
+        return out.numpy()
     from array_api_compat import device
 
-    return backend.from_numpy(out.cpu().numpy(), device=device(x))
-
-
-def _shared(array: Array, device: torch.device) -> bool:
-    """Whether Torch can use the array's memory where it lies."""
-    cpu, cuda = 1, 2  # DLPack's numbers
     try:
-        kind, number = array.__dlpack_device__()
-    except (AttributeError, RuntimeError, BufferError, TypeError):
-        return False
-    return (int(kind), number) == ((cuda, device.index or 0) if device.type == "cuda" else (cpu, 0))
+        result = backend.namespace().from_dlpack(out.contiguous())
+        if device(result) == device(x):
+            return result
+    except (AttributeError, BufferError, RuntimeError, TypeError):
+        pass
+    return backend.from_numpy(out.cpu().numpy(), device=device(x))

@@ -64,25 +64,32 @@ def time_embedding(t: Tensor, channels: int, cos_first: bool = False, freq_shift
 
 
 class Block(nn.Module):
-    """norm, swish, conv, + time, norm, swish, dropout, conv, + input; then attention, where it has a head dimension."""
+    """norm, swish, conv, + time, norm, swish, dropout, conv, + input; then attention, where it has a head dimension.
+
+    With `scale_shift` the time scales and shifts what the second norm returns, instead of being added before it.
+    """
 
     def __init__(
         self, width_in: int, width: int, embedded: int, groups: int, eps: float, p: float, head: int | None,
-        drop: DropoutKey,
+        drop: DropoutKey, scale_shift: bool,
     ) -> None:  # fmt: skip
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, width_in, eps)
         self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
-        self.time = nn.Linear(embedded, width)
+        self.time = nn.Linear(embedded, 2 * width if scale_shift else width)
         self.norm2 = nn.GroupNorm(groups, width, eps)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
         self.attention = Attention(width, groups, eps, head) if head else nn.Identity()
-        self.p, self.drop = p, drop
+        self.p, self.drop, self.scale_shift = p, drop, scale_shift
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x))) + self.time(embedded)[:, :, None, None]
-        h = F.silu(self.norm2(h))
+        h, time = self.conv1(F.silu(self.norm1(x))), self.time(embedded)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)
+            h = F.silu(self.norm2(h) * (1 + scale) + shift)
+        else:
+            h = F.silu(self.norm2(h + time))
         if self.training and self.p:
             h = self.drop(h, self.p)
         out: Tensor = self.attention(self.skip(x) + self.conv2(h))

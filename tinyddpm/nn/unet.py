@@ -50,8 +50,8 @@ class UNet(nn.Module):
         Within each block. Its masks come from `drop_by` where a key is set there, else from Torch's own state.
     classes : int, optional
         Class-conditional: `y` holds 0..classes-1, or `classes` for "none", which is also what leaving it out means.
-    head_dim : int, optional
-        Channels of an attention head; one head by default, as in the paper.
+    head_dim, heads : int, optional
+        Channels of an attention head, or the number of heads; one head by default, as in the paper.
     norm_groups, norm_eps
         Of every group norm. By default the largest number of groups up to 32 that divides `channels` and leaves four
         channels to a group: 32 for the paper's 128.
@@ -59,6 +59,8 @@ class UNet(nn.Module):
         The time embedding: see `time_embedding`. The paper's order is sin, cos with a shift of 1.
     downsample_padding : 0 or 1
         0 pads right and below only, as the paper does under TensorFlow; 1 pads all sides.
+    scale_shift : bool
+        The embedded time scales and shifts the second norm of a block [iDDPM], instead of being added before it.
 
     The network embeds t as it comes. The paper counts 0..T-1 here, which is ``Denoiser(net, first_t=0)``.
     """
@@ -81,13 +83,15 @@ class UNet(nn.Module):
         cos_first: bool = False,
         freq_shift: float = 1.0,
         downsample_padding: int = 0,
+        scale_shift: bool = False,
+        heads: int | None = None,
     ) -> None:
         super().__init__()
         self.config = config = _checked(
             image_size=image_size, in_channels=in_channels, out_channels=out_channels, channels=channels, mults=mults,
             res_blocks=res_blocks, attention=attention, dropout=dropout, classes=classes, head_dim=head_dim,
             norm_groups=norm_groups, norm_eps=norm_eps, cos_first=cos_first, freq_shift=freq_shift,
-            downsample_padding=downsample_padding,
+            downsample_padding=downsample_padding, scale_shift=scale_shift, heads=heads,
         )  # fmt: skip
         self.drop_by = DropoutKey()
         embedded = 4 * channels
@@ -106,8 +110,9 @@ class UNet(nn.Module):
         groups, embedded = self.norm_out.num_groups, 4 * config["channels"]
 
         def block(width_in: int, width: int, attend: bool) -> Block:
-            head = (config["head_dim"] or width) if attend else None
-            return Block(width_in, width, embedded, groups, config["norm_eps"], config["dropout"], head, self.drop_by)
+            head = (config["head_dim"] or width // (config["heads"] or 1)) if attend else None
+            eps, p, scale_shift = config["norm_eps"], config["dropout"], config["scale_shift"]
+            return Block(width_in, width, embedded, groups, eps, p, head, self.drop_by, scale_shift)
 
         levels = [(config["channels"] * m, height >> i in config["attention"]) for i, m in enumerate(config["mults"])]
         skips = [width := config["channels"]]
@@ -167,7 +172,7 @@ class UNet(nn.Module):
 
         A folder with an earlier save is replaced; one with other files is refused (`ValueError`).
         """
-        with weights.new_folder(Path(dir), replaces=frozenset({CONFIG, WEIGHTS})) as folder:
+        with weights.new_folder(weights.as_path("dir", dir), replaces=frozenset({CONFIG, WEIGHTS})) as folder:
             self.write(folder, WEIGHTS)
 
     def write(self, folder: Path, name: str) -> str:
@@ -182,7 +187,7 @@ class UNet(nn.Module):
 
         Raises `FileNotFoundError` where a file is missing and `ValueError` where one is damaged, each naming it.
         """
-        folder = Path(dir)
+        folder = weights.as_path("dir", dir)
         stored = weights.read_json(folder / CONFIG)
         digest = stored.pop("sha256", None)
         if not isinstance(digest, str):
@@ -234,7 +239,7 @@ def _checked(**config: Any) -> dict[str, Any]:
     """The constructor's arguments as JSON holds them; raises `ValueError` or `TypeError` naming the wrong one."""
     for name, top in (("in_channels", 2**12), ("channels", 2**14), ("res_blocks", 64)):
         config[name] = as_int(name, config[name], 1, top)
-    for name in ("out_channels", "classes", "head_dim", "norm_groups"):
+    for name in ("out_channels", "classes", "head_dim", "heads", "norm_groups"):
         if config[name] is not None:
             config[name] = as_int(name, config[name], 1, 2**24)
     mults = config["mults"] = _ints("mults", config["mults"], 64)
@@ -257,14 +262,18 @@ def _checked(**config: Any) -> dict[str, Any]:
         raise ValueError(f"channels: an even number from 4 on is needed, not {channels}")
     if config["norm_groups"] is not None and channels % config["norm_groups"]:
         raise ValueError(f"norm_groups: {config['norm_groups']} does not divide channels={channels}")
-    for m in mults:
-        if config["head_dim"] is not None and channels * m % config["head_dim"]:
-            raise ValueError(f"head_dim: {config['head_dim']} does not divide a level's {channels * m} channels")
+    if config["heads"] is not None and config["head_dim"] is not None:
+        raise ValueError(f"heads: {config['heads']}, but head_dim={config['head_dim']} sets them already")
+    for name in ("head_dim", "heads"):
+        for m in mults:
+            if config[name] is not None and channels * m % config[name]:
+                raise ValueError(f"{name}: {config[name]} does not divide a level's {channels * m} channels")
     config["dropout"] = real("dropout", config["dropout"], 0, 0.999)
     config["norm_eps"] = real("norm_eps", config["norm_eps"], 0, 1)
     config["freq_shift"] = real("freq_shift", config["freq_shift"], -1, 1)
-    if not isinstance(config["cos_first"], bool):
-        raise TypeError(f"cos_first: a bool is needed, not {type(config['cos_first']).__name__}")
+    for name in ("cos_first", "scale_shift"):
+        if not isinstance(config[name], bool):
+            raise TypeError(f"{name}: a bool is needed, not {type(config[name]).__name__}")
     config["downsample_padding"] = as_int("downsample_padding", config["downsample_padding"], 0, 1)
     return config
 

@@ -13,6 +13,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "as_path",
     "new_folder",
     "read_file",
     "read_json",
@@ -36,36 +38,32 @@ _HEADER_LIMIT = 16 * 2**20
 _JSON_LIMIT = 16 * 2**20
 
 
-def read_file(file: Path, limit: int) -> bytearray:
-    """The bytes of a regular file, which may be no link and have no more than `limit` of them."""
+def as_path(name: str, value: Any) -> Path:
+    """The path that the argument `name` is."""
     try:
-        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: there is no such file") from None
-    except OSError as error:
-        raise ValueError(f"{file}: {'is a link' if file.is_symlink() else error.strerror}") from None
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{file}: is no regular file")
-        if status.st_size > limit:
-            raise ValueError(f"{file}: has {status.st_size} bytes, at most {limit} are expected")
-        content = bytearray(status.st_size)
-        with os.fdopen(handle, "rb", closefd=False) as stream:
-            if stream.readinto(content) != status.st_size:
-                raise ValueError(f"{file}: changed while it was read")
+        return Path(value)
+    except TypeError:
+        raise TypeError(f"{name}: a path is needed, not {type(value).__name__}") from None
+
+
+def read_file(file: Path, limit: int, *, links: bool = False) -> bytearray:
+    """The bytes of a regular file, which has no more than `limit` of them and, but for `links`, is no link."""
+    with _opened(file, links) as (stream, size):
+        if size > limit:
+            raise ValueError(f"{file}: has {size} bytes, at most {limit} are expected")
+        content = bytearray(size)
+        if stream.readinto(content) != size:
+            raise ValueError(f"{file}: changed while it was read")
         return content
-    finally:
-        os.close(handle)
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path, *, links: bool = False) -> dict[str, Any]:
     """A JSON object; a key that comes twice is damage."""
-    return _parse(f"{file}: it", read_file(file, _JSON_LIMIT))
+    return _parse(f"{file}: it", read_file(file, _JSON_LIMIT, links=links))
 
 
 def read_tensors(
-    file: Path, expected: Mapping[str, Tensor], sha256: str | None = None
+    file: Path, expected: Mapping[str, Tensor], sha256: str | None = None, *, links: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file and its metadata.
 
@@ -74,7 +72,7 @@ def read_tensors(
     file the hash `sha256`.
     """
     room = 8 * sum(tensor.numel() for tensor in expected.values())
-    content = read_file(file, 8 + _HEADER_LIMIT + room)
+    content = read_file(file, 8 + _HEADER_LIMIT + room, links=links)
     header, start = _header(file, content)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -96,15 +94,10 @@ def read_tensors(
 
 
 def read_names(file: Path) -> list[str]:
-    """The names of the tensors in a safetensors file; nothing else of it is checked."""
-    try:
-        with open(file, "rb") as stream:
-            head = bytearray(stream.read(8))
-            head += stream.read(min(int.from_bytes(head, "little"), _HEADER_LIMIT))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: there is no such file") from None
-    except OSError as error:
-        raise ValueError(f"{file}: {error.strerror}") from None
+    """The names of the tensors in a safetensors file, which may be a link; nothing else of it is checked."""
+    with _opened(file, links=True) as (stream, _):
+        head = bytearray(stream.read(8))
+        head += stream.read(min(int.from_bytes(head, "little"), _HEADER_LIMIT))
     return [name for name in _header(file, head)[0] if name != "__metadata__"]
 
 
@@ -175,6 +168,25 @@ def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _opened(file: Path, links: bool) -> Iterator[tuple[BufferedReader, int]]:
+    """A regular file, open for reading, and its size."""
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: there is no such file") from None
+    except OSError as error:
+        raise ValueError(f"{file}: {'is a link' if file.is_symlink() and not links else error.strerror}") from None
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{file}: is no regular file")
+        with os.fdopen(handle, "rb", closefd=False) as stream:
+            yield stream, status.st_size
     finally:
         os.close(handle)
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tinyddpm.backends import Backend
 
-__all__ = ["Identity", "Laws", "Place", "apart", "relative", "ulp"]
+__all__ = ["Identity", "Laws", "Place", "Table", "apart", "relative", "ulp"]
 
 Array = Any
 Table = NDArray[np.float64]

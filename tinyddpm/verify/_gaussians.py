@@ -45,17 +45,16 @@ def _filled(place: Place, *columns: Any) -> list[Any]:
     return [place.array(np.resize(np.asarray(column, dtype=np.float64), _SIZE)) for column in columns]
 
 
-_WHY_NDTR = "a few roundings, and the library's own exp, log and erfc"
-
-
-@laws.enter("log Phi against known values", "relative", eps=8, why=_WHY_NDTR)
+@laws.enter("log Phi against known values", "relative", eps=64,
+          why="a few roundings here; SciPy's own log_ndtr is 33 units off at x = 5")  # fmt: skip
 def _log_ndtr(place: Place) -> float:
     x, value, _ = zip(*_LOG_NDTR, strict=True)
     found = place.host(place.backend.log_ndtr(*_filled(place, x)))
     return relative(found[: len(x)], map(Decimal, value))
 
 
-@laws.enter("the derivative of log Phi against known values", "relative", eps=16, why=_WHY_NDTR)
+@laws.enter("the derivative of log Phi against known values", "relative", eps=64,
+          why="a few roundings, and the library's own exp and erfc")  # fmt: skip
 def _log_ndtr_slope(place: Place) -> float | None:
     x, _, slope = zip(*_LOG_NDTR, strict=True)
     found = place.gradient(place.backend.log_ndtr, *_filled(place, x))

@@ -11,7 +11,7 @@ from tinyddpm import Denoiser, Diffusion, schedules
 from tinyddpm.analytic import GaussianData
 from tinyddpm.noise import normal
 from tinyddpm.samplers import NAMES
-from tinyddpm.verify._core import Laws, Place, apart
+from tinyddpm.verify._core import Laws, Place, Table, apart
 
 __all__ = ["laws"]
 
@@ -56,7 +56,7 @@ def _words(number: int, count: int) -> Any:
     return np.array([number >> 64 * k & _LOW for k in range(count)], dtype=np.uint64)
 
 
-def _noise(place: Place, seed: int, index: Any, step: int, shape: tuple[int, ...], **options: Any) -> Any:
+def _noise(place: Place, seed: int, index: Any, step: int, shape: tuple[int, ...], **options: Any) -> Table:
     options = {"backend": place.backend.name, "device": place.device, "dtype": place.dtype, **options}
     return place.host(normal(seed, index, step, shape, **options))
 
@@ -105,7 +105,7 @@ _DRAWS = 2**17
 def _moments(place: Place) -> float:
     z = _noise(place, 0, range(64), 0, (_DRAWS // 64,)).ravel()
     moments = (z.mean(), 1.0), ((z**2).mean() - 1, 2.0), ((z**4).mean() - 3, 96.0)
-    return max(abs(error) * math.sqrt(_DRAWS / var) for error, var in moments)
+    return max(abs(float(error)) * math.sqrt(_DRAWS / var) for error, var in moments)
 
 
 # Samplers. Data with one number a sample; where the network is affine, so is the chain.

@@ -94,11 +94,13 @@ def _zero_terminal_snr(_: Place) -> float:
 
 @lru_cache(maxsize=1)
 def _chains() -> list[tuple[Diffusion, Chain, list[int]]]:
-    """The chains, and the steps that are looked at: all, or of 100 000 those at even ratios."""
+    """The chains, and the steps that are looked at: all, or of 100 000 those at even ratios and where alpha_bar underflows."""
     betas = [schedules.linear(_T), schedules.cosine(_T), schedules.zero_terminal_snr(schedules.quadratic(100))]
     betas.append(schedules.linear(100_000))  # alpha_bar ends near exp(-1000)
     steps = [list(range(1, len(b) + 1)) for b in betas[:-1]]
-    steps.append(np.unique(np.geomspace(1, 100_000, 400).round().astype(int)).tolist())
+    last = int(np.argmin(np.log1p(-betas[-1]).cumsum() > -708.4))  # alpha_bar leaves float64's normal range here
+    spread = np.geomspace(1, 100_000, 400).round().astype(int)
+    steps.append(np.unique([*spread, *range(last - 40, last + 400, 5)]).tolist())
     return [(Diffusion(b), Chain(b.tolist()), t) for b, t in zip(betas, steps, strict=True)]
 
 

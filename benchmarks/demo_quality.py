@@ -1,0 +1,78 @@
+"""How good the demo's samples are, by distances between images.
+
+`python benchmarks/demo_quality.py --model demo [--json FILE] [--markdown FILE]`
+
+The distance of an image to a set is that to its nearest neighbour there, Euclidean over pixels of 0..16. Samples near the
+held-out digits are like digits; samples no nearer to the training digits than held-out ones are new, and not copies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import _report
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLES = 256
+FIDELITY, NOVELTY = 1.1, 0.95
+"""What the ratios to the held-out digits' own distances should be: at most, and at least."""
+
+
+def nearest(images: NDArray[Any], others: NDArray[Any], *, same: bool = False) -> NDArray[np.float64]:
+    """Each image's distance to its nearest neighbour among the others; with `same`, other than itself."""
+    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (images, others))
+    square = np.sum(a**2, axis=1)[:, None] + np.sum(b**2, axis=1) - 2 * a @ b.T
+    if same:
+        np.fill_diagonal(square, math.inf)
+    return np.sqrt(np.maximum(square.min(axis=1), 0))
+
+
+def measure(model: str, samples: int = SAMPLES, seed: int = 1) -> dict[str, float]:
+    """The four mean distances and the two ratios, for samples that the run `model` draws."""
+    from tinyddpm import backends
+    from tinyddpm.training import load, load_run, to_levels
+
+    run = load_run(model)
+    training, held_out = load("digits").split(run.config.held_out)
+    drawn = run.diffusion.sample(run.denoiser, (samples, *run.shape), seed=seed, backend="torch", progress=True)
+    images = to_levels(backends.get("torch").to_numpy(drawn), run.levels)
+    means = {
+        "samples to held-out": nearest(images, held_out.pixels),
+        "held-out to each other": nearest(held_out.pixels, held_out.pixels, same=True),
+        "samples to training": nearest(images, training.pixels),
+        "held-out to training": nearest(held_out.pixels, training.pixels),
+    }
+    found = {name: float(distances.mean()) for name, distances in means.items()}
+    return {
+        **found,
+        "fidelity": found["samples to held-out"] / found["held-out to each other"],
+        "novelty": found["samples to training"] / found["held-out to training"],
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure, print, and write what is asked for; a ratio outside its bound is an error."""
+    parser = _report.Parser(description=__doc__)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    args = parser.parse_args(argv)
+    found = measure(args.model)
+    about = _report.environment("torch", "scikit-learn")
+    bounds = {"fidelity": f"at most {FIDELITY}", "novelty": f"at least {NOVELTY}"}
+    rows = [[name, f"{value:.3f}", bounds.get(name, "")] for name, value in found.items()]
+    table = _report.table(["mean distance, or ratio", "measured", "wanted"], rows)
+    print(table)
+    _report.write_json(args.json, {**about, **found})
+    heading = f"# The demo's samples\n\n{_report.about(__doc__)}\n\n"
+    _report.write_text(args.markdown, f"{heading}{table}\n\n{SAMPLES} samples; {_report.described(about)}\n")
+    if found["fidelity"] > FIDELITY or found["novelty"] < NOVELTY:
+        raise ValueError(f"model: the samples of {args.model} miss a bound")
+
+
+if __name__ == "__main__":
+    raise SystemExit(_report.run(main))

@@ -1,0 +1,192 @@
+"""The benchmarks run, say what they promise to say, and compare what they say they compare."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SMALL = ["--steps", "3", "--batch", "2", "--repeats", "1"]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A benchmark as a module."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def load(name):
+        return __import__(name)
+
+    return load
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
+def test_sample_speed_measures_each_backend(script, backend, tmp_path, capsys):
+    pytest.importorskip(backend)
+    script("sample_speed").main(["--backend", backend, *SMALL, "--json", str(tmp_path / "rows.json")])
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["sampler"] for row in rows] == ["ddpm", "ddim"]
+    for row in rows:
+        assert (row["backend"], row["device"], row["batch"], row["steps"], row["calls"]) == (backend, "cpu", 2, 3, 3)
+        assert row["seconds"] > 0
+        assert row["images_per_s"] == pytest.approx(2 / row["seconds"])
+        assert 0 < row["outside_share"] < 1
+        assert row["hardware"]["cores"]
+        assert row["versions"]["numpy"] == np.__version__
+    assert capsys.readouterr().out.count(f"| {backend}") == 2
+
+
+def test_sample_speed_times_the_network_apart(script):
+    """A network that sleeps is where the time goes; outside it is what is left."""
+    import time
+
+    from tinyddpm import backends
+
+    def net(x, t):
+        time.sleep(0.05)
+        return x
+
+    figures = script("sample_speed").measured(
+        lambda net: net(net(np.zeros((2, 3)), 1), 1), net, backends.get("numpy"), 1
+    )
+    assert figures["seconds"] >= 0.1
+    assert figures["calls"] == 2
+    assert figures["outside_share"] < 0.3
+
+
+@pytest.mark.parametrize("model", ["unet", "analytic"])
+def test_sample_speed_beside_diffusers(script, model, tmp_path):
+    pytest.importorskip("diffusers")
+    argv = [
+        "--backend",
+        "torch",
+        "--model",
+        model,
+        "--peer",
+        "diffusers",
+        *SMALL,
+        "--json",
+        str(tmp_path / "rows.json"),
+    ]
+    script("sample_speed").main(argv)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["library"], row["sampler"]) for row in rows] == [
+        ("tinyddpm", "ddpm"), ("diffusers", "ddpm"), ("tinyddpm", "ddim"), ("diffusers", "ddim")
+    ]  # fmt: skip
+    assert all(row["calls"] == 3 for row in rows)
+
+
+def test_sample_speed_reaches_a_torch_network_from_numpy(script, tmp_path):
+    pytest.importorskip("torch")
+    script("sample_speed").main(["--model", "unet", "--sampler", "heun", *SMALL, "--json", str(tmp_path / "rows.json")])
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert (row["backend"], row["shape"], row["calls"]) == ("numpy", [1, 8, 8], 5)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--backend", "tpu"], "tpu"),
+        (["--backend", "numpy", "--device", "cuda:7"], "cuda:7"),
+        (["--backend", "torch", "--device", "cuda:7"], "cuda:7"),
+        (["--steps", "many"], "many"),
+        (["--batch", "0"], "--batch: 0"),
+        (["--sampler", "euler"], "euler"),
+        (["--model", "gan"], "gan"),
+        (["--peer", "diffusers"], "--peer"),
+        (["--dtype", "int8"], "int8"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(script, argv, said, capsys):
+    report, speed = script("_report"), script("sample_speed")
+    assert report.run(speed.main, argv) == 2
+    out = capsys.readouterr()
+    assert out.out == ""
+    assert out.err.count("\n") == 1
+    assert said in out.err
+
+
+def test_as_a_command():
+    """As it is called: one line and exit 2 where the device is missing."""
+    command = [sys.executable, str(BENCHMARKS / "sample_speed.py"), "--backend", "numpy", "--device", "cuda:0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("sample_speed.py: device: 'cuda:0' is not here")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_sampler_error_compares_equals(script, tmp_path, capsys):
+    """On one grid the two libraries are one method, to their float32 tables; everything that is promised is written."""
+    pytest.importorskip("diffusers")
+    pytest.importorskip("matplotlib")
+    module = script("sampler_error")
+    files = {name: tmp_path / name for name in ("e.json", "e.md", "e.png")}
+    module.main(["--calls", "5", "20", "--samples", "16", "--json", str(files["e.json"]), "--markdown", str(files["e.md"]),
+                 "--plot", str(files["e.png"])])  # fmt: skip
+    result = json.loads(files["e.json"].read_text())
+    same = [e for e in result["comparisons"] if e["comparison"] == "same grid"]
+    assert {e["sampler"] for e in same} == {"ddim", "dpm++2m", "unipc", "heun"}
+    for entry in same:
+        assert entry["ratio"] == pytest.approx(1, abs=2e-3), entry
+    best = [e for e in result["comparisons"] if e["comparison"] == "best"]
+    assert all(e["ratio"] < 1 for e in best)
+    assert result["versions"]["diffusers"]
+    assert files["e.md"].read_text().startswith("# How far")
+    assert files["e.png"].read_bytes()[:4] == b"\x89PNG"
+    assert "same grid" in capsys.readouterr().out
+
+
+def test_diffusers_ddim_leaves_its_plan_where_steps_do_not_divide_T(script):
+    """It moves to t - 1000 // steps; those pairs give its result, and its own plan's pairs don't."""
+    pytest.importorskip("diffusers")
+    module = script("sampler_error")
+    x_T = np.random.default_rng(0).standard_normal((8, 2))
+    denoiser = module.Denoiser(module.DATA.net(module.D), clip_x0=False)
+    plan, result = module.theirs("ddim", 80, x_T, timestep_spacing="trailing")
+    x = x_T
+    for t in plan:
+        s = max(t - 1000 // 80, 0)
+        x = module.D.q_sample(denoiser.x0(module.D, x, t), s, denoiser.eps(module.D, x, t))
+    np.testing.assert_allclose(result, x, atol=2e-5)  # their float32 tables
+    assert np.abs(result - module.ours("ddim", (*plan, 0), x_T)).max() > 1e-3
+
+
+def test_the_solution_is_the_flows_end(script):
+    """The reference against a thousand Heun moves: apart by no more than the last move's own error."""
+    module = script("sampler_error")
+    x_T = np.random.default_rng(1).standard_normal((16, 2))
+    assert module.rms(module.ours("heun", module.D.timesteps(1000), x_T), module.solution(x_T)) < 2 * module.last_move(
+        x_T
+    )
+
+
+def test_one_jump(script, tmp_path, capsys):
+    """One move lands on the data's mean whatever the start; the distance falls as the chain grows."""
+    pytest.importorskip("matplotlib")
+    files = {name: tmp_path / name for name in ("j.json", "j.md", "j.png")}
+    script("one_jump").main(["-n", "200", "--runs", "2", "--moves", "1", "20", "--json", str(files["j.json"]),
+                             "--markdown", str(files["j.md"]), "--plot", str(files["j.png"])])  # fmt: skip
+    rows = json.loads(files["j.json"].read_text())["rows"]
+    of = {(row["sampler"], row["moves"]): row for row in rows}
+    for sampler in ("ddpm", "ddim", "dpm++2m"):
+        assert of[sampler, 1]["std"] < 0.01
+        assert of[sampler, 20]["distance"] < of[sampler, 1]["distance"] / 4
+        assert of[sampler, 1]["error"] >= 0
+    assert files["j.png"].read_bytes()[:4] == b"\x89PNG"
+    assert "(target)" in capsys.readouterr().out
+
+
+def test_the_distances(script):
+    """Shifted points are apart by the shift in one dimension; a set is at 0 from itself; E|X - Y| in closed form."""
+    module = script("one_jump")
+    x = np.random.default_rng(0).standard_normal((2000, 1))
+    assert module.sliced_distance(x, x + 0.3) == pytest.approx(0.3, rel=1e-12)
+    assert module.energy_distance(x, x) == pytest.approx(0, abs=1e-6)
+    point, other = np.zeros((5, 1)), np.full((7, 1), 2.0)
+    assert module.energy_distance(point, other) == pytest.approx(math.sqrt(2 * 2.0))

@@ -1,0 +1,378 @@
+"""The command line: what goes in by flags comes out as files, and what is wrong comes back as one line."""
+
+from __future__ import annotations
+
+import ast
+import json
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinyddpm
+from tinyddpm import likelihood
+from tinyddpm.cli import COMMANDS, main, parser
+
+Image = pytest.importorskip("PIL.Image")
+pytest.importorskip("torch")
+training = pytest.importorskip("tinyddpm.training")
+
+TINY = (
+    "--data digits --steps 3 --T 6 --channels 4 --mults 1,2 --res-blocks 1 --batch-size 8 --checkpoint-every 2".split()
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = str(tmp_path_factory.mktemp("runs") / "digits")
+    assert main(["train", *TINY, "--out", out, "--quiet"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders and files that are wrong in one way each."""
+    root = tmp_path_factory.mktemp("data")
+    for name in ("empty", "mixed", "corrupt", "odd"):
+        (root / name).mkdir()
+    for folder, file, size in (("mixed", "a", 8), ("mixed", "b", 12), ("corrupt", "a", 8), ("odd", "a", 9)):
+        Image.new("L", (size, size)).save(root / folder / f"{file}.png")
+    (root / "corrupt" / "b.png").write_bytes((root / "corrupt" / "a.png").read_bytes()[:40])
+    (root / "file").write_text("no folder")
+    (root / "bad.toml").write_text("stepz = 3\n")
+    (root / "broken.toml").write_text("steps = \n")
+    np.save(root / "large.npy", np.zeros((2, 16, 16), np.uint8))
+    return root
+
+
+def images(file: Path) -> np.ndarray:
+    with np.load(file) as stored:
+        (name,) = stored.files
+        return stored[name]
+
+
+# Bad input.
+
+WRONG = [
+    ("train --data {data}/nowhere --out {out}", "nowhere"),
+    ("train --data {data}/mixed --out {out}", "b.png"),
+    ("train --data {data}/empty --out {out}", "empty"),
+    ("train --data {data}/corrupt --out {out}", "b.png"),
+    ("train --data {data}/odd --out {out}", "9x9"),
+    ("train --data digits --mults 1,2,2,2,2 --out {out}", "image_size: 8"),
+    ("train --data digits --schedule zigzag --out {out}", "zigzag"),
+    ("train --data digits --predicts pixels --out {out}", "pixels"),
+    ("train --data digits --objective fun --out {out}", "fun"),
+    ("train --data digits --steps 0 --out {out}", "steps: 0"),
+    ("train --data digits --steps many --out {out}", "many"),
+    ("train --data digits --lr -1 --out {out}", "lr: -1"),
+    ("train --data digits --device tpu:7 --out {out}", "tpu:7"),
+    ("train --data digits --out {data}/file/run", "file"),
+    ("train --data digits --colour blue --out {out}", "--colour"),
+    ("train --config {data}/bad.toml --out {out}", "stepz"),
+    ("train --config {data}/broken.toml --out {out}", "broken.toml"),
+    ("train --config {data}/nowhere.toml --out {out}", "nowhere.toml"),
+    ("sample --model {data}/nowhere --out {out}", "nowhere"),
+    ("sample --model {data}/empty --out {out}", "empty"),
+    ("sample --model {data}/file --out {out}", "file"),
+    ("sample --model {model} --out {out} --sampler euler", "euler"),
+    ("sample --model {model} --out {out} --steps 0", "steps: 0"),
+    ("sample --model {model} --out {out} --steps 7", "steps: 7"),
+    ("sample --model {model} --out {out} --eta 0.5", "eta: 0.5"),
+    ("sample --model {model} --out {out} -n 0", "n: 0"),
+    ("sample --model {model} --out {out} --index 9:3", "9:3"),
+    ("sample --model {model} --out {out} --index 9", "'9'"),
+    ("sample --model {model} --out {out} -n 4 --index 0:9", "0:9"),
+    ("sample --model {model} --out {out} --seed -1", "seed: -1"),
+    ("sample --model {model} --out {out} --batch-size 0", "batch_size: 0"),
+    ("sample --model {model} --out {out} --device tpu:7", "tpu:7"),
+    ("sample --model {model} --out {out}.jpg", ".jpg"),
+    ("sample --model {model} --out {out}.png --columns 0", "columns: 0"),
+    ("sample --model {model} --out {data}/file/a.png", "file"),
+    ("sample --model {model} --out {data}/file/a.npz", "file"),
+    ("sample --model {model} --out {data}/file/folder", "file"),
+    ("sample --model {model} --out {data}/mixed", "mixed"),
+    ("sample --model {model}", "--out"),
+    ("evaluate --model {model} --data {data}/large.npy", "16x16"),
+    ("evaluate --model {model} --data {data}/corrupt", "b.png"),
+    ("evaluate --model {model} --data digits --limit 0", "limit: 0"),
+    ("evaluate --model {data}/empty --data digits", "empty"),
+    ("plot wheel {out}.png", "wheel"),
+    ("plot schedules {out}.doc", ".doc"),
+    ("plot schedules {data}/file/a.png", "file"),
+    ("plot loss {out}.png", "--model"),
+    ("plot loss {out}.png --model {data}/empty", "empty"),
+    ("plot denoising {out}.png --model {data}/nowhere", "nowhere"),
+    ("demo --steps 0 --out {out}", "steps: 0"),
+    ("demo --out {data}/file", "file"),
+    ("paint", "paint"),
+    ("--colour", "--colour"),
+]
+
+
+@pytest.mark.parametrize(("words", "named"), WRONG, ids=[words for words, _ in WRONG])
+def test_bad_input_is_one_line_and_nothing_is_written(words, named, model, data, tmp_path, capsys):
+    before = {p: p.stat().st_mtime_ns for p in data.rglob("*")}
+    argv = [word.format(out=tmp_path / "out", model=model, data=data) for word in words.split()]
+    assert main([*argv, "--quiet"] if argv[0] in ("train", "demo") else argv) == 2
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
+    assert line.startswith("tinyddpm")
+    assert named in line
+    assert not list(tmp_path.iterdir())
+    assert {p: p.stat().st_mtime_ns for p in data.rglob("*")} == before
+
+
+def test_no_command_shows_the_usage(capsys):
+    assert main([]) == 2
+    usage, line = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: tinyddpm")
+    assert all(name in line for name in COMMANDS)
+
+
+def test_a_missing_library_is_named_with_its_remedy(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["plot", "schedules", str(tmp_path / "a.png")]) == 2
+    assert "matplotlib is not installed; pip install" in capsys.readouterr().err
+
+
+# Help.
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_examples_that_parse(name, capsys):
+    assert main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    examples = text.partition("examples:\n")[2].split("\n")
+    assert len(examples) >= 2
+    for example in filter(None, examples):
+        program, command, *words = example.split()
+        assert (program, command) == ("tinyddpm", name)
+        parser(name).parse_args(words)
+
+
+def test_every_setting_has_a_flag_with_help(capsys):
+    main(["train", "--help"])
+    text = capsys.readouterr().out
+    for name in training.TrainConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')} " in text
+    assert "tinyddpm.training" not in text  # help speaks to people, not of modules
+
+
+def test_help_and_version_load_no_library():
+    code = (
+        "import sys; from tinyddpm.cli import main; rc = main(['--help']), main(['--version']);"
+        "assert rc == (0, 0); print(sorted({'torch', 'scipy', 'matplotlib', 'jax'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-2:] == [f"tinyddpm {tinyddpm.__version__}", "[]"]
+
+
+def test_only_the_command_line_prints():
+    root = Path(tinyddpm.__file__).parent
+    printing = {
+        path.name
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert printing == {"cli.py"}
+
+
+def test_info(capsys):
+    assert main(["info", "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["version"] == tinyddpm.__version__
+    assert info["backends"]["numpy"] == {"version": np.__version__, "devices": ["cpu"]}
+    for name, entry in info["backends"].items():
+        assert set(entry) in ({"version", "devices"}, {"reason"}), name
+    assert main(["info"]) == 0
+    assert f"numpy   {np.__version__} on cpu" in capsys.readouterr().out
+
+
+# Train.
+
+
+def test_train_prints_its_settings_as_a_file_that_repeats_it(model, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", *TINY, "--out", str(out)]) == 0
+    text, _, rest = capsys.readouterr().out.partition("checkpoint: ")
+    assert rest.splitlines()[0] == str(out / "last")
+    assert f"sample --model {out}" in rest
+    assert f"--resume --steps {6}" in rest
+    settings = tomllib.loads(text)
+    assert {"steps": 3, "mults": [1, 2], "data": "digits"}.items() <= settings.items()
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    again = tmp_path / "again"
+    assert main(["train", "--config", str(file), "--out", str(again), "--quiet"]) == 0
+    for weights in ("model.safetensors", "ema.safetensors"):
+        assert (again / "last" / weights).read_bytes() == (Path(model) / "last" / weights).read_bytes()
+
+
+def test_resume_takes_the_settings_from_the_run(model, tmp_path):
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    assert main(["train", *TINY, "--steps", "5", "--out", str(whole), "--quiet"]) == 0
+    assert main(["train", *TINY, "--out", str(parted), "--quiet"]) == 0
+    assert main(["train", "--out", str(parted), "--resume", "--steps", "5", "--quiet"]) == 0
+    assert (whole / "last/model.safetensors").read_bytes() == (parted / "last/model.safetensors").read_bytes()
+    assert [json.loads(line)["step"] for line in (parted / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_is_not_overwritten_and_other_settings_are_named(model, capsys):
+    assert main(["train", *TINY, "--out", model, "--quiet"]) == 2
+    assert model in capsys.readouterr().err
+    assert main(["train", "--out", model, "--resume", "--lr", "0.5", "--quiet"]) == 2
+    assert "lr: 0.5" in capsys.readouterr().err
+
+
+def test_interrupting_saves_and_says_how_to_go_on(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "tinyddpm", "train", *TINY, "--steps", "100000", "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (out / "log.jsonl").exists() or not (out / "log.jsonl").read_bytes():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130
+    step = json.loads((out / "last" / "state.json").read_text())["step"]
+    last = shown.splitlines()[-1]
+    assert f"step {step} is saved" in last
+    assert f"-m tinyddpm train --out {out} --resume" in last
+    assert "Traceback" not in shown
+
+
+# Sample.
+
+
+def test_samples_are_the_samplers_own_whatever_the_batch(model, tmp_path):
+    file = tmp_path / "new" / "samples.npz"
+    assert main(["sample", "--model", model, "--out", str(file), "-n", "5", "--batch-size", "2", "-q"]) == 0
+    run = training.load_run(model)
+    own = run.diffusion.sample(run.denoiser, (5, 1, 8, 8), backend="torch").numpy()
+    drawn = images(file)
+    assert drawn.dtype == np.uint8
+    # A batch of another size may round another way in the network: by far less than one level of 255.
+    np.testing.assert_allclose(drawn, training.to_uint8(own), atol=1)
+    part = tmp_path / "part.npz"
+    assert main(["sample", "--model", model, "--out", str(part), "--index", "2:5", "-q"]) == 0
+    np.testing.assert_allclose(images(part).astype(int), drawn[2:5], atol=1)
+
+
+@pytest.mark.parametrize("options", [["--sampler", "ddim", "--steps", "3", "--eta", "1"], ["--seed", "1"]])
+def test_sampling_options_reach_the_sampler(model, tmp_path, options):
+    file = tmp_path / "samples.npz"
+    assert main(["sample", "--model", model, "--out", str(file), "-n", "4", "-q", *options]) == 0
+    run = training.load_run(model)
+    names = {"--sampler": str, "--steps": int, "--eta": float, "--seed": int}
+    given = {flag[2:]: names[flag](value) for flag, value in zip(options[::2], options[1::2], strict=True)}
+    own = run.diffusion.sample(run.denoiser, (4, 1, 8, 8), backend="torch", **given).numpy()
+    np.testing.assert_allclose(images(file).astype(int), training.to_uint8(own), atol=1)
+
+
+def test_a_grid_shows_the_samples(model, tmp_path):
+    grid, array = tmp_path / "grid.png", tmp_path / "samples.npz"
+    for out in (grid, array):
+        assert main(["sample", "--model", model, "--out", str(out), "-n", "6", "-q", "--columns", "3"]) == 0
+    drawn = np.asarray(Image.open(grid))
+    scale = 8  # 64 // 8 pixels
+    assert drawn.shape == (2 * 64 + 3 * 2, 3 * 64 + 4 * 2)
+    np.testing.assert_array_equal(drawn[2:66:scale, 2:66:scale], images(array)[0, 0])
+    np.testing.assert_array_equal(drawn[68:132:scale, 134:198:scale], images(array)[5, 0])
+
+
+def test_a_folder_is_completed_not_redrawn(model, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    draw = ["sample", "--model", model, "-q", "--batch-size", "4", "--out"]
+    assert main([*draw, str(whole), "-n", "10"]) == 0
+    names = [f"{k:06d}.png" for k in range(10)]
+    assert sorted(p.name for p in whole.iterdir()) == [*names, "samples.json"]
+    assert main([*draw, str(parts), "-n", "10"]) == 0
+    for name in ("000002.png", "000005.png"):
+        (parts / name).unlink()
+    kept = (parts / "000006.png").stat().st_mtime_ns
+    assert main([*draw, str(parts), "-n", "10"]) == 0
+    assert (parts / "000006.png").stat().st_mtime_ns == kept
+    assert all((parts / name).read_bytes() == (whole / name).read_bytes() for name in names)
+    array = tmp_path / "samples.npz"
+    assert main([*draw, str(array), "-n", "10"]) == 0
+    for k, name in enumerate(names):
+        np.testing.assert_array_equal(np.asarray(Image.open(whole / name)), images(array)[k, 0])
+
+
+def test_processes_share_a_folder(model, tmp_path, monkeypatch):
+    draw = ["sample", "--model", model, "-q", "--batch-size", "2", "-n", "7", "--out"]
+    assert main([*draw, str(tmp_path / "one")]) == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    counts = []
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert main([*draw, str(tmp_path / "two")]) == 0
+        counts.append(len(list((tmp_path / "two").glob("*.png"))))
+    assert counts == [3, 7]
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+
+
+def test_a_folder_of_other_samples_is_refused(model, tmp_path, capsys):
+    out = str(tmp_path / "folder")
+    assert main(["sample", "--model", model, "-q", "-n", "2", "--out", out]) == 0
+    assert main(["sample", "--model", model, "-q", "-n", "3", "--out", out, "--seed", "5"]) == 2
+    assert "seed: 5" in capsys.readouterr().err
+    assert not (tmp_path / "folder" / "000002.png").exists()
+    (tmp_path / "folder" / "samples.json").write_text("{")
+    assert main(["sample", "--model", model, "-q", "-n", "3", "--out", out]) == 2
+    assert "samples.json" in capsys.readouterr().err
+
+
+# Evaluate.
+
+
+def test_evaluate_gives_the_bound_on_held_out_images(model, tmp_path, capsys):
+    assert main(["evaluate", "--model", model, "--data", "digits", "--json", "-q", "--batch-size", "100"]) == 0
+    stated = json.loads(capsys.readouterr().out)
+    run = training.load_run(model)
+    _, held_out = training.load("digits").split(run.config.held_out)
+    import torch
+
+    bound = likelihood.vlb(run.diffusion, run.denoiser, torch.from_numpy(held_out.scaled()), levels=17)
+    summary = bound.summary()
+    assert (stated["images"], stated["levels"]) == (len(held_out), 17)
+    # The network sees batches of another size, which may round another way in float32.
+    for name in ("bits_per_dim", "rate", "distortion"):
+        np.testing.assert_allclose([stated[name][k] for k in ("mean", "error")], summary[name], rtol=1e-4)
+    assert stated["prior"]["mean"] + stated["kl"]["mean"] == pytest.approx(stated["rate"]["mean"])
+    assert stated["decoder"]["mean"] == pytest.approx(stated["distortion"]["mean"])
+    assert stated["rate"]["mean"] + stated["distortion"]["mean"] == pytest.approx(stated["bits_per_dim"]["mean"])
+    assert main(["evaluate", "--model", model, "--data", "digits", "-q", "--batch-size", "100"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"bits/dim: {stated['bits_per_dim']['mean']:.4f} +- {stated['bits_per_dim']['error']:.4f}"
+
+
+def test_evaluate_scores_all_of_other_images(model, tmp_path, capsys):
+    np.save(tmp_path / "own.npy", np.random.default_rng(0).integers(0, 256, (7, 8, 8), np.uint8))
+    assert main(["evaluate", "--model", model, "--data", str(tmp_path / "own.npy"), "--json", "-q"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 7
+    assert main(["evaluate", "--model", model, "--data", str(tmp_path / "own.npy"), "--limit", "3", "-q"]) == 0
+    assert "images: 3" in capsys.readouterr().out
+
+
+# Plot.
+
+
+@pytest.mark.parametrize("what", ["schedules", "forward", "denoising", "loss", "bound", "rate-distortion"])
+def test_every_figure_is_drawn(what, model, tmp_path, capsys):
+    file = tmp_path / f"{what}.png"
+    assert main(["plot", what, str(file), "--model", model, "--limit", "8", "-q"]) == 0
+    assert capsys.readouterr().out == f"{file}\n"
+    with Image.open(file) as picture:
+        assert min(picture.size) > 200

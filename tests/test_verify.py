@@ -1,0 +1,295 @@
+"""`tinyddpm.verify`: green on every backend, and each kind of mistake is noticed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from decimal import Decimal
+
+import mpmath
+import numpy as np
+import pytest
+from oracles import Tables, log_mass, log_mass_gradient, log_ndtr, mp
+
+import tinyddpm.likelihood
+from tinyddpm import Denoiser, Diffusion, backends, cli, gaussian, guidance, losses, samplers, schedules, verify
+from tinyddpm.analytic import ExactNet
+from tinyddpm.verify import _gaussians, _sampling, _truth
+
+
+def failed(*args, **options) -> dict[str, verify.Result]:
+    return {r.identity: r for r in verify.identities(*args, **options) if not r.ok}
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        ("numpy", "float64"),
+        ("numpy", "float32"),
+        ("torch", "float64"),
+        ("torch", "float32"),
+        ("strict", "float64"),
+        ("strict", "float32"),
+        ("jax", "float64"),
+        pytest.param("jax", "float32", marks=pytest.mark.slow),
+    ],
+)
+def test_every_identity_holds(backend, dtype):
+    if backend in ("torch", "jax"):
+        pytest.importorskip(backend)
+    if backend == "jax":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+    results = list(verify.identities(backend, dtype=dtype))
+    assert len(results) >= 30
+    assert len({r.identity for r in results}) == len(results)
+    assert not [r for r in results if not r.ok]
+    gradients = [r for r in results if "gradient" in r.identity or "derivative" in r.identity]
+    assert len(gradients) == (2 if backend in ("torch", "jax") else 0)
+
+
+def test_the_bounds_are_those_of_the_contract():
+    """4 units for tables, 16 for schedules, 1e-10 nats for the decoder, 1e-12 for its bins; and exact is exact."""
+    bound = {r.identity: r.bound for r in verify.identities()}
+    assert all(
+        b == 4 for name, b in bound.items() if "against exact arithmetic" in name and name.partition(" ")[0] in TABLES
+    )
+    assert all(b == 16 for name, b in bound.items() if name.startswith("schedules."))
+    assert all(b <= 1e-10 for name, b in bound.items() if name.startswith("the decoder"))
+    assert bound["the decoder's bins sum to 1"] <= 1e-12
+    assert bound["KL is positive, and 0 at equality only"] == 0
+
+
+TABLES = {"alpha_bar", "one_minus_alpha_bar", "beta_tilde", "log_snr", "sqrt(alpha_bar)"}
+
+
+# A mistake is noticed.
+
+
+@pytest.fixture
+def off():
+    """A plug-in whose log_ndtr is off by one in a million."""
+    right = backends.get("numpy")
+    wrong = dataclasses.replace(right, name="off", log_ndtr=lambda x: right.log_ndtr(x) * (1 + 1e-6))
+    backends.register(wrong)
+    yield wrong.name
+    del backends._registered[wrong.name]
+
+
+def test_a_wrong_special_function_fails(off, capsys):
+    assert cli.main(["verify", "--backend", off]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("log Phi against known values") and line.endswith("FAILED") for line in lines)
+    assert cli.main(["verify", "--backend", off, "--json"]) == 1
+    wrong = {entry["identity"] for entry in json.loads(capsys.readouterr().out)["identities"] if not entry["ok"]}
+    assert "log Phi against known values" in wrong
+
+
+def test_a_backend_that_raises_is_reported(capsys):
+    def broken(x):
+        raise RuntimeError("no such kernel")
+
+    backends.register(dataclasses.replace(backends.get("numpy"), name="broken", log_ndtr=broken))
+    try:
+        assert cli.main(["verify", "--backend", "broken"]) == 1
+        printed = capsys.readouterr()
+        assert "FAILED (RuntimeError: no such kernel)" in printed.out
+        assert printed.err == ""
+        assert cli.main(["verify", "--backend", "broken", "--json"]) == 1
+        entries = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["identities"]  # no NaN in JSON
+        wrong = {entry["identity"]: entry for entry in entries if not entry["ok"]}
+        assert wrong["log Phi against known values"]["max_error"] is None
+        assert "no such kernel" in wrong["log Phi against known values"]["error"]
+        assert "KL is positive, and 0 at equality only" not in wrong
+    finally:
+        del backends._registered["broken"]
+
+
+def off_by_a_little(right):
+    return lambda *args, **options: (1 + 1e-6) * right(*args, **options)
+
+
+def cosine_as_a_quotient(right):
+    def cosine(T=1000, s=0.008, max_beta=0.999):
+        f = np.cos((np.arange(T + 1) / T + s) / (1 + s) * np.pi / 2) ** 2
+        return np.minimum(1 - f[1:] / f[:-1], max_beta)
+
+    return cosine
+
+
+def running_product(d):
+    return np.append(1.0, np.cumprod(1 - d.beta[1:]))
+
+
+def kl_that_cancels(right):
+    return lambda m1, v1, m2, v2: 0.5 * (np.exp(v1 - v2) - 1 - (v1 - v2) + (m1 - m2) ** 2 * np.exp(-v2))
+
+
+def bound_with(**wrong):
+    """likelihood.vlb with a field multiplied."""
+
+    def change(right):
+        def vlb(*args, **options):
+            result = right(*args, **options)
+            return dataclasses.replace(
+                result, **{name: factor * getattr(result, name) for name, factor in wrong.items()}
+            )
+
+        return vlb
+
+    return change
+
+
+def noisy_to_the_end(right):
+    return lambda *args: [dataclasses.replace(row, std=row.std or 0.01) for row in right(*args)]
+
+
+# The identity, where the function lives and its name there, and what is wrong with it.
+MISTAKES = {
+    "cosine as a quotient": ("schedules.cosine", schedules.NAMES, "cosine", cosine_as_a_quotient),
+    "alpha_bar": ("alpha_bar against", Diffusion, "alpha_bar", lambda f: property(running_product)),
+    "1 - alpha_bar": (
+        "one_minus_alpha_bar against", Diffusion, "one_minus_alpha_bar", lambda f: property(lambda d: 1 - running_product(d))
+    ),
+    "q_sample": ("q_sample is", Diffusion, "q_sample", off_by_a_little),
+    "q_between": (
+        "two moves of q", Diffusion, "q_between", lambda f: lambda d, x, s, t: f(d, x, s, t - 1 if t - s > 1 else t)
+    ),
+    "posterior": ("Bayes' rule", Diffusion, "posterior", lambda f: lambda d, x_t, x0, t, s=None: f(d, x_t, 1.001 * x0, t, s)),
+    "convert": ("what follows from v", Diffusion, "convert", off_by_a_little),
+    "plans": ("every plan", Diffusion, "timesteps", lambda f: lambda d, n, spacing="even": (*f(d, n, spacing)[:-1], 1, 0)),
+    "KL": ("KL against exact", gaussian, "kl", off_by_a_little),
+    "KL that cancels": ("KL is positive", gaussian, "kl", kl_that_cancels),
+    "KL of full covariances": ("the full covariance's KL of diag", gaussian, "kl_full", off_by_a_little),
+    "the tanh": (
+        "the decoder against", gaussian, "discretized_log_likelihood", lambda f: lambda *args: f(*args[:4], "ho2020")
+    ),
+    "noise": ("noise is Philox", _sampling, "normal", off_by_a_little),
+    "noise of the batch": (
+        "noise does not depend", _sampling, "normal", lambda f: lambda seed, index, *a, **o: f(seed, range(len(index)), *a, **o)
+    ),
+    "noise at the last move": (
+        "ancestral sampling with variance beta_tilde", samplers, "_with_std", noisy_to_the_end
+    ),
+    "eta": ("DDIM at eta = 1", samplers.NAMES, "ddim", lambda f: lambda d, plan, eta: f(d, plan, 0.9 * eta)),
+    "a fixed variance": ("ancestral sampling with variance beta has", Denoiser, "read_log_var", off_by_a_little),
+    "losses.vlb": ("losses.vlb is", losses, "vlb", off_by_a_little),
+    "one term for the sum": ("losses.hybrid is", losses, "hybrid", lambda f: losses.simple),
+    "weighting": ("weighting 'snr'", losses, "weighted", off_by_a_little),
+    "the decoder's part": ("the bound is L_T plus", tinyddpm.likelihood, "vlb", bound_with(decoder=1.0001)),
+    "L_T": ("L_T in closed form", tinyddpm.likelihood, "vlb", bound_with(prior=1.0001)),
+    "guidance": ("classifier-free", guidance, "classifier_free", lambda f: lambda net, y, scale, null: f(net, y, 1.0, null)),
+    "a known network": ("a Gaussian's E[eps", ExactNet, "__call__", off_by_a_little),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_noticed(mistake, monkeypatch):
+    name, owner, attribute, wrong = MISTAKES[mistake]
+    laws = [law for law in verify._LAWS if law.name.startswith(name)]
+    assert laws, name
+    monkeypatch.setattr(verify, "_LAWS", laws)
+    assert not failed()
+    if isinstance(owner, dict):
+        monkeypatch.setitem(owner, attribute, wrong(owner[attribute]))
+    else:
+        monkeypatch.setattr(owner, attribute, wrong(getattr(owner, attribute)))
+    assert failed()
+
+
+# The truth it compares with.
+
+
+def test_the_decimal_truth_is_mpmaths():
+    with _truth.exactly():
+        for z in (-1e6, -50.0, -20.0, -3.0, 0.0, 0.7, 3.999, 4.0, 30.0, 1e8):
+            close(_truth.log_upper(Decimal(z)), log_ndtr(-z))
+        for x in (0.0, 0.3, 1.5):
+            close(_truth.cos(Decimal(x)), mp.cos(mp.mpf(x)))
+        for level, levels, mean, log_std in (
+            (0, 256, 0.3, -2.0),
+            (255, 256, -1.2, -3.0),
+            (100, 256, 0.1, 4.0),
+            (3, 17, 0.5, -9.0),
+        ):
+            close(_truth.log_mass(level, levels, mean, log_std), log_mass(level, levels, mp.mpf(mean), mp.mpf(log_std)))
+            close(
+                _truth.log_mass_slope(level, levels, mean, log_std), log_mass_gradient(level, levels, mean, log_std)[0]
+            )
+        beta = schedules.linear(50)
+        chain, tables = _truth.Chain(beta.tolist()), Tables(beta)
+        for t, s in ((1, 0), (2, 1), (50, 49), (50, 7)):
+            for ours, theirs in zip(chain.weights(t, s), tables.posterior_weights(t, s), strict=True):
+                close(ours, theirs)
+            close(chain.log_snr(t), tables.log_snr(t))
+
+
+def close(ours: Decimal, theirs: mpmath.mpf) -> None:
+    assert abs(mp.mpf(str(ours)) - theirs) <= abs(theirs) * mp.mpf(10) ** -40 + mp.mpf(10) ** -55
+
+
+def test_the_embedded_values_are_mpmaths():
+    with mp.workdps(80):
+        for x, log, slope in _gaussians._LOG_NDTR:
+            z = mp.mpf(x)
+            assert float(np.float32(x)) == x
+            assert abs(mp.mpf(log) / log_ndtr(x) - 1) < 1e-20
+            density = mp.exp(-z * z / 2 - log_ndtr(x)) / mp.sqrt(2 * mp.pi)
+            assert abs(mp.mpf(slope) / density - 1) < 1e-20
+
+
+# The command.
+
+
+def test_the_command_prints_a_table(capsys):
+    assert cli.main(["verify"]) == 0
+    head, *rows, last = capsys.readouterr().out.splitlines()
+    assert head.split() == ["identity", "max", "error", "bound", "unit", "verdict"]
+    assert len(rows) >= 30
+    assert all(row.endswith("  ok") for row in rows)
+    assert last == f"{len(rows)} identities, 0 failed: numpy, float64"
+
+
+def test_the_command_prints_json(capsys):
+    assert cli.main(["verify", "--dtype", "float32", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["dtype"] == "float32"
+    assert len(told["identities"]) >= 30
+    for entry in told["identities"]:
+        assert {"identity", "max_error", "bound", "unit", "ok"} <= set(entry)
+        assert entry["ok"] is (entry["max_error"] <= entry["bound"])
+        assert entry["unit"] in {"ulp", "nats", "relative", "absolute"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--backend", "nope"], "backend: 'nope' is unknown"),
+        (["--device", "cuda:9"], "device: 'cuda:9' is not here"),
+        (["--dtype", "float8"], "dtype: 'float8' is unknown"),
+        (["--backend", "cupy"], "cupy"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(words, said, capsys):
+    if words == ["--backend", "cupy"] and backends.available()["cupy"]:
+        pytest.skip("CuPy can be used here")
+    assert cli.main(["verify", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert said in err
+
+
+@pytest.mark.slow
+def test_the_command_switches_jax_to_float64_and_the_function_does_not():
+    pytest.importorskip("jax")
+    run = subprocess.run(
+        [sys.executable, "-m", "tinyddpm", "verify", "--backend", "jax"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    code = "from tinyddpm import verify; verify.identities('jax')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ValueError: dtype: JAX holds no float64 here" in run.stderr

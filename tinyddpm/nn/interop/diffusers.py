@@ -1,0 +1,168 @@
+"""Folders of ``diffusers.DDPMPipeline``, read and written without diffusers.
+
+A folder holds ``model_index.json``, ``unet/`` (`config.json` and safetensors) and ``scheduler/scheduler_config.json``; the
+oldest, `google/ddpm-cifar10-32` among them, have all files side by side.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tinyddpm.denoiser import Denoiser
+from tinyddpm.diffusion import Diffusion
+from tinyddpm.nn import weights
+from tinyddpm.nn.interop import _scheduler, _unet
+from tinyddpm.nn.interop._config import about
+from tinyddpm.nn.unet import UNet
+
+__all__ = ["load_diffusers", "save_diffusers"]
+
+_INDEX, _CONFIG, _SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_SHARDS = f"{_WEIGHTS}.index.json"
+_PARTS = {"unet": "UNet2DModel", "scheduler": "DDPMScheduler"}
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def load_diffusers(dir: str | os.PathLike[str]) -> tuple[UNet, Diffusion, Denoiser]:
+    """The network, process and denoiser (``first_t=0``) of a diffusers DDPM pipeline's folder.
+
+    diffusers computes its betas in float32; here a named schedule is this library's own, in float64, and `trained_betas`
+    are taken as they are written. What only concerns its sampling loop (`timestep_spacing`, `steps_offset`) is dropped.
+    Links, as the hub's cache has them, are followed. Raises `FileNotFoundError` for a missing file and `ValueError` naming
+    the file and the key or tensor that is damaged or has no equal here.
+    """
+    folder = weights.as_path("dir", dir)
+    if os.path.lexists(folder / _INDEX):
+        _check_index(folder / _INDEX)
+    config, scheduler = _part(folder, "unet") / _CONFIG, _part(folder, "scheduler") / _SCHEDULER
+    net = _unet.network(config)
+    diffusion, read_as = _scheduler.process(scheduler, net)
+    net.load_state_dict(_read_weights(config.parent, net), assign=True)
+    return net, diffusion, Denoiser(net.eval(), **read_as)
+
+
+def save_diffusers(dir: str | os.PathLike[str], net: UNet, diffusion: Diffusion, denoiser: Denoiser) -> None:
+    """Write a folder that ``diffusers.DDPMPipeline.from_pretrained`` reads, all or nothing.
+
+    A schedule that diffusers has no name for is written as `trained_betas`. Raises `ValueError` for what diffusers can't
+    express, and where `dir` holds other files; an earlier save is replaced.
+    """
+    for name, value, kind in (
+        ("net", net, UNet),
+        ("diffusion", diffusion, Diffusion),
+        ("denoiser", denoiser, Denoiser),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: a {kind.__name__} is needed, not {type(value).__name__}")
+    scheduler, config = _scheduler.config_of(diffusion, denoiser, net), _unet.config_of(net)
+    names, tensors = _names(net), dict[str, Tensor]()
+    for name, tensor in net.state_dict().items():
+        tensors |= dict(zip(names[name], tensor.chunk(len(names[name])), strict=True))
+    written = frozenset({_INDEX, f"unet/{_CONFIG}", f"unet/{_WEIGHTS}", f"scheduler/{_SCHEDULER}"})
+    with weights.new_folder(weights.as_path("dir", dir), replaces=written) as folder:
+        for part in _PARTS:
+            (folder / part).mkdir()
+        weights.write_json(folder / "unet" / _CONFIG, config)
+        weights.write_tensors(folder / "unet" / _WEIGHTS, tensors, {"format": "pt"})
+        weights.write_json(folder / "scheduler" / _SCHEDULER, scheduler)
+        parts = {part: ["diffusers", kind] for part, kind in _PARTS.items()}
+        weights.write_json(folder / _INDEX, {**about("DDPMPipeline"), **parts})
+
+
+def _check_index(file: Path) -> None:
+    """Refuse a pipeline of other parts than a UNet2DModel and a DDPMScheduler."""
+    index = weights.read_json(file, links=True)
+    parts = {key: value for key, value in index.items() if not key.startswith("_")}
+    for part in parts.keys() | _PARTS.keys():
+        wanted = ["diffusers", _PARTS[part]] if part in _PARTS else "absent"
+        if parts.get(part) != wanted:
+            raise ValueError(f"{file}: {part}={parts.get(part)!r}, but a DDPM pipeline has {wanted!r}")
+
+
+def _part(folder: Path, name: str) -> Path:
+    """The folder of a part: its own, or the whole's in the oldest layout."""
+    own = folder / name
+    flat = folder / {"unet": _CONFIG, "scheduler": _SCHEDULER}[name]
+    return folder if not os.path.lexists(own) and os.path.lexists(flat) else own
+
+
+def _read_weights(folder: Path, net: UNet) -> dict[str, Tensor]:
+    """The network's tensors under our names, from one file or from the shards that an index lists."""
+    names, parts = _names(net), dict[str, Tensor]()
+    for ours, tensor in net.state_dict().items():
+        parts |= dict(zip(names[ours], tensor.chunk(len(names[ours])), strict=True))
+    current = {_older(name): name for name in parts}
+    found: dict[str, Tensor] = {}
+    for file in _weight_files(folder):
+        present = {name: current.get(name, name) for name in weights.read_names(file)}
+        expected = {name: parts[new] for name, new in present.items() if new in parts}
+        tensors, _ = weights.read_tensors(file, expected, links=True)
+        for name, tensor in tensors.items():
+            if present[name] in found:
+                raise ValueError(f"{file}: tensor {name!r} comes twice")
+            found[present[name]] = tensor
+            if tensor.dtype != next(iter(found.values())).dtype:
+                raise ValueError(f"{file}: tensor {name!r} has another dtype than those before it")
+    for name in parts:
+        if name not in found:
+            raise ValueError(f"{folder / _WEIGHTS}: tensor {name!r} is missing")
+    return {ours: torch.cat([found[name] for name in theirs]) for ours, theirs in names.items()}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    file, index = folder / _WEIGHTS, folder / _SHARDS
+    if os.path.lexists(file):
+        return [file]
+    if os.path.lexists(index):
+        shards = weights.read_json(index, links=True).get("weight_map")
+        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+            raise ValueError(f"{index}: the key 'weight_map' is missing or malformed")
+        for name in (listed := sorted(set(shards.values()))):
+            if os.path.basename(name) != name or "\\" in name or not name.endswith(".safetensors"):
+                raise ValueError(f"{index}: {name!r} is no safetensors file of this folder")
+        return [folder / name for name in listed]
+    pickle = next((entry.name for entry in sorted(_entries(folder)) if entry.suffix in _PICKLES), None)
+    there = "" if pickle is None else f"; {pickle} is a pickle, which is never read: save it as safetensors"
+    raise FileNotFoundError(f"{file}: there is no such file{there}")
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    return folder.iterdir() if folder.is_dir() else iter(())
+
+
+def _older(name: str) -> str:
+    """The name that diffusers gave a tensor before its attention was rewritten, as in `google/ddpm-cifar10-32`."""
+    if ".attentions." in name:
+        for new, old in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
+            name = name.replace(f".{new}.", f".{old}.")
+    return name
+
+
+def _names(net: UNet) -> dict[str, tuple[str, ...]]:
+    """For each of our tensors, diffusers' name; three of them where ours is the queries', keys' and values' in one."""
+    levels, blocks = len(net.config["mults"]), net.config["res_blocks"]
+    places = {"time.0": "time_embedding.linear_1", "time.2": "time_embedding.linear_2", "norm_out": "conv_norm_out"}
+    places |= {f"mid.{i}": f"mid_block.{{}}.{i}" for i in range(2)}
+    for way, count in (("down", blocks), ("up", blocks + 1)):
+        for level in range(levels):
+            first = level * (count + 1)
+            places |= {f"{way}.{first + i}": f"{way}_blocks.{level}.{{}}.{i}" for i in range(count)}
+            places[f"{way}.{first + count}.conv"] = f"{way}_blocks.{level}.{way}samplers.0.conv"
+    inner = {"time": "time_emb_proj", "skip": "conv_shortcut", "norm": "group_norm", "out": "to_out.0"}
+    result: dict[str, tuple[str, ...]] = {}
+    for name in net.state_dict():
+        layer, _, kind = name.rpartition(".")
+        if layer.endswith(".conv") or layer in places or "." not in layer:
+            result[name] = (f"{places.get(layer, layer)}.{kind}",)
+            continue
+        block, part = ".".join(layer.split(".")[:2]), layer.split(".")[2:]
+        place = places[block].format("attentions" if part[0] == "attention" else "resnets")
+        leaves = ["to_q", "to_k", "to_v"] if part[-1] == "qkv" else [inner.get(part[-1], part[-1])]
+        result[name] = tuple(f"{place}.{leaf}.{kind}" for leaf in leaves)
+    return result

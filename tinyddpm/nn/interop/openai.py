@@ -1,0 +1,129 @@
+"""Checkpoints in the layout of OpenAI's improved-diffusion and guided-diffusion, from safetensors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyddpm.nn import weights
+from tinyddpm.nn.layers import Attention, Block, Downsample
+from tinyddpm.nn.unet import UNet
+
+__all__ = ["load_openai"]
+
+_DEFAULTS = {"cos_first": True, "freq_shift": 0, "norm_eps": 1e-5, "norm_groups": 32, "downsample_padding": 1}
+_BLOCK = {
+    "norm1": "in_layers.0", "conv1": "in_layers.2", "time": "emb_layers.1", "norm2": "out_layers.0",
+    "conv2": "out_layers.3", "skip": "skip_connection",
+    "attention.norm": "norm", "attention.qkv": "qkv", "attention.out": "proj_out",
+}  # fmt: skip
+
+
+def load_openai(
+    path: str | os.PathLike[str],
+    image_size: int,
+    *,
+    scale_shift: bool = True,
+    new_attention_order: bool = False,
+    **options: Any,
+) -> UNet:
+    """The network of a checkpoint of improved-diffusion or guided-diffusion.
+
+    Parameters
+    ----------
+    path : str or path
+        A safetensors file, or a folder with one. The published `.pt` files are pickles, which are never read.
+    image_size, scale_shift, options
+        `UNet`'s arguments; a checkpoint does not hold them, so they are given as its flags were: `channels`, `mults`,
+        `res_blocks`, `attention` (resolutions), `out_channels`, and `heads` or `head_dim`. The time embedding, norms and
+        padding are OpenAI's, unless named.
+    new_attention_order : bool
+        The flag `use_new_attention_order`: queries of all heads, then keys, then values; else head by head.
+
+    Raises `FileNotFoundError` for a missing file and `ValueError` naming the tensor that does not fit the arguments, that
+    is damaged, or has no equal here (classes, `resblock_updown`). A learned variance is ``Denoiser(variance=
+    "learned_range")``; steps count from 0, and where T is not 1000 the flag `rescale_timesteps` means ``net(x, t * 1000 / T)``.
+    """
+    if not isinstance(new_attention_order, bool):
+        raise TypeError(f"new_attention_order: a bool is needed, not {type(new_attention_order).__name__}")
+    file = _file(weights.as_path("path", path))
+    with torch.device("meta"):  # names and shapes, without the memory
+        net = UNet(image_size, scale_shift=scale_shift, **{**_DEFAULTS, **options})
+    names, shapes = _names(net), net.state_dict()
+    expected = {theirs: _as_theirs(ours, shapes[ours]) for ours, theirs in names.items()}
+    _refuse_others(file, set(weights.read_names(file)), net)
+    tensors, _ = weights.read_tensors(file, expected, links=True)
+    state = {ours: tensors[theirs].reshape(shapes[ours].shape) for ours, theirs in names.items()}
+    if not new_attention_order:
+        for layer, module in net.named_modules():
+            if isinstance(module, Attention):
+                for kind in ("weight", "bias"):
+                    state[f"{layer}.qkv.{kind}"] = _kinds_first(state[f"{layer}.qkv.{kind}"], module.heads)
+    net.load_state_dict(state, assign=True)
+    return net.eval()
+
+
+def _file(path: Path) -> Path:
+    if path.is_dir():
+        found = sorted(path.glob("*.safetensors"))
+        if len(found) == 1:
+            return found[0]
+        problem = "several, name one of them" if found else "none; a pickle (.pt) is never read, save it as safetensors"
+        raise (ValueError if found else FileNotFoundError)(f"{path}: a .safetensors file is needed, it has {problem}")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: a .safetensors file is needed; a pickle (.pt) is never read, save it as safetensors")
+    return path
+
+
+def _refuse_others(file: Path, names: set[str], net: UNet) -> None:
+    """Name the variants of the architecture that have no equal here, rather than their first odd tensor."""
+    if "label_emb.weight" in names:
+        raise ValueError(
+            f"{file}: tensor 'label_emb.weight' belongs to a class-conditional network, which has no equal here"
+        )
+    for i, layer in enumerate(net.down, 1):
+        if isinstance(layer, Downsample) and (odd := f"input_blocks.{i}.0.in_layers.0.weight") in names:
+            raise ValueError(f"{file}: tensor {odd!r} belongs to a residual block that downsamples (resblock_updown), "
+                             "which has no equal here, or to another res_blocks or mults")  # fmt: skip
+
+
+def _kinds_first(tensor: Tensor, heads: int) -> Tensor:
+    """Rows ordered by head and then query, key, value, as query, key, value and then head."""
+    return tensor.reshape(heads, 3, -1, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)
+
+
+def _as_theirs(name: str, tensor: Tensor) -> Tensor:
+    """Attention's matrices are convolutions of width 1 there."""
+    return tensor[..., None] if name.endswith(("qkv.weight", "attention.out.weight")) else tensor
+
+
+def _names(net: UNet) -> dict[str, str]:
+    """For each of our tensors, OpenAI's name."""
+    places = {"time.0": "time_embed.0", "time.2": "time_embed.2", "conv_in": "input_blocks.0.0"}
+    places |= {"norm_out": "out.0", "conv_out": "out.2"}
+    blocks = {f"mid.{i}": ("middle_block", 2 * i) for i in range(2)}
+    for i, module in enumerate(net.down):
+        blocks[f"down.{i}"] = f"input_blocks.{i + 1}", 0
+        if isinstance(module, Downsample):
+            places[f"down.{i}.conv"] = f"input_blocks.{i + 1}.0.op"
+    n, after = -1, 0
+    for i, module in enumerate(net.up):
+        if isinstance(module, Block):
+            n, after = n + 1, 1 + isinstance(module.attention, Attention)
+            blocks[f"up.{i}"] = f"output_blocks.{n}", 0
+        else:  # what changes the resolution belongs to the output block before it
+            places[f"up.{i}.conv"] = f"output_blocks.{n}.{after}.conv"
+    result = {}
+    for name in net.state_dict():
+        layer, _, kind = name.rpartition(".")
+        if layer in places:
+            result[name] = f"{places[layer]}.{kind}"
+        else:
+            block, part = ".".join(layer.split(".")[:2]), ".".join(layer.split(".")[2:])
+            place, first = blocks[block]
+            result[name] = f"{place}.{first + part.startswith('attention')}.{_BLOCK[part]}.{kind}"
+    return result
