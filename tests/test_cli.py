@@ -23,7 +23,7 @@ pytest.importorskip("torch")
 training = pytest.importorskip("tinyddpm.training")
 
 TINY = (
-    "--data digits --steps 3 --T 6 --channels 4 --mults 1,2 --res-blocks 1 --batch-size 8 --checkpoint-every 2".split()
+    ["--data", "digits", "--steps", "3", "--T", "6", "--channels", "4", "--mults", "1,2", "--res-blocks", "1", "--batch-size", "8", "--checkpoint-every", "2"]
 )
 
 

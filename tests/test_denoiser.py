@@ -81,12 +81,16 @@ def test_strided_variances():
         beta = 1 - d.alpha_bar[t] / d.alpha_bar[s]
         tilde = beta * (1 - d.alpha_bar[s]) / (1 - d.alpha_bar[t])
         assert Denoiser(eps_net).p(d, X, t, s).log_var == pytest.approx(math.log(beta), rel=1e-9)
-        assert Denoiser(eps_net, variance="beta_tilde").p(d, X, t, s).log_var == pytest.approx(math.log(tilde), rel=1e-9)
+        assert Denoiser(eps_net, variance="beta_tilde").p(d, X, t, s).log_var == pytest.approx(
+            math.log(tilde), rel=1e-9
+        )
     assert Denoiser(eps_net).p(d, X, 50, 0).log_var == math.log(d.one_minus_alpha_bar[50])
     assert Denoiser(eps_net, variance="beta_tilde").p(d, X, 50, 0).log_var == -math.inf
     t, s = np.array([50, 7]), np.array([0, 3])
     each = [Denoiser(eps_net, variance="beta_tilde").p(d, X[i : i + 1], int(t[i]), int(s[i])).log_var for i in range(2)]
-    np.testing.assert_allclose(np.ravel(Denoiser(eps_net, variance="beta_tilde").p(d, X, t, s).log_var), each, rtol=1e-14)
+    np.testing.assert_allclose(
+        np.ravel(Denoiser(eps_net, variance="beta_tilde").p(d, X, t, s).log_var), each, rtol=1e-14
+    )
 
 
 def range_net(v):
@@ -213,7 +217,11 @@ def test_equal_hashable_and_picklable_by_content():
     [
         ({"net": 3}, TypeError, "net: a callable"),
         ({"predicts": "noise"}, LookupError, "predicts: 'noise' is unknown; known are eps, x0, mu, v, score"),
-        ({"variance": "fixed"}, LookupError, "variance: 'fixed' is unknown; known are beta, beta_tilde, learned, learned_range"),
+        (
+            {"variance": "fixed"},
+            LookupError,
+            "variance: 'fixed' is unknown; known are beta, beta_tilde, learned, learned_range",
+        ),
         ({"variance": np.array([1, 2])}, TypeError, "variance"),
         ({"variance": np.array([[0.1]])}, TypeError, "variance"),
         ({"variance": np.array([0.1, -0.1])}, ValueError, "variance"),

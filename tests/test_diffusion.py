@@ -35,21 +35,26 @@ def exact_rows(beta, every=1):
             if t % every and t < len(beta) - 2:
                 continue
             left_before, left = 1 - before, 1 - alpha_bar
-            yield t, {
-                "alpha": 1 - b,
-                "alpha_bar": alpha_bar,
-                "one_minus_alpha_bar": left,
-                "sqrt_alpha_bar": mp.sqrt(alpha_bar),
-                "beta_tilde": left_before / left * b,
-                "w_x0": mp.sqrt(before) * b / left,
-                "w_xt": mp.sqrt(1 - b) * left_before / left,
-                "log_snr": mp.log(alpha_bar / left) if alpha_bar else -mp.inf,
-            }
+            yield (
+                t,
+                {
+                    "alpha": 1 - b,
+                    "alpha_bar": alpha_bar,
+                    "one_minus_alpha_bar": left,
+                    "sqrt_alpha_bar": mp.sqrt(alpha_bar),
+                    "beta_tilde": left_before / left * b,
+                    "w_x0": mp.sqrt(before) * b / left,
+                    "w_xt": mp.sqrt(1 - b) * left_before / left,
+                    "log_snr": mp.log(alpha_bar / left) if alpha_bar else -mp.inf,
+                },
+            )
 
 
 def worst_ulps(beta, every=1):
     d = Diffusion(beta)
-    worst = dict.fromkeys(("alpha", "alpha_bar", "one_minus_alpha_bar", "sqrt_alpha_bar", "beta_tilde", "w_x0", "w_xt", "log_snr"), 0.0)
+    worst = dict.fromkeys(
+        ("alpha", "alpha_bar", "one_minus_alpha_bar", "sqrt_alpha_bar", "beta_tilde", "w_x0", "w_xt", "log_snr"), 0.0
+    )
     with mp.workdps(60):
         for t, exact in exact_rows(beta, every):
             ours = {name: getattr(d, name)[t] for name in worst if not name.startswith("w_")}
@@ -186,7 +191,14 @@ def test_conversions_at_zero_terminal_snr():
     """Division by zero where peers predict eps on a zero-terminal schedule; here it is refused, and all that exists works."""
     d = Diffusion(schedules.zero_terminal_snr(schedules.linear(50)))
     value, x_t = batch(2, 3), batch(2, 3, seed=1)
-    for source, target in (("eps", "x0"), ("eps", "mu"), ("eps", "v"), ("score", "x0"), ("score", "mu"), ("score", "v")):
+    for source, target in (
+        ("eps", "x0"),
+        ("eps", "mu"),
+        ("eps", "v"),
+        ("score", "x0"),
+        ("score", "mu"),
+        ("score", "v"),
+    ):
         with pytest.raises(ValueError, match=f"t: {target} does not follow from {source} at t = 50"):
             d.convert(value, x_t, 50, source, target)
         t = np.array([50, 49])
@@ -207,7 +219,9 @@ def test_a_step_is_an_int_an_array_or_on_a_device(library):
     host = batch(3, 2, 2)
     x, e = library.array(host), library.array(batch(3, 2, 2, seed=1))
     t = [1, 17, 40]
-    each = np.concatenate([library.host(d.posterior(x[i : i + 1, ...], e[i : i + 1, ...], t[i]).mean) for i in range(3)])
+    each = np.concatenate(
+        [library.host(d.posterior(x[i : i + 1, ...], e[i : i + 1, ...], t[i]).mean) for i in range(3)]
+    )
     for steps in (np.array(t), library.array(np.array(t))):
         np.testing.assert_array_equal(library.host(d.posterior(x, e, steps).mean), each)
         together = library.host(d.convert(x, e, steps, "v", "x0"))
@@ -287,7 +301,11 @@ def test_every_number_of_steps_gives_a_plan():
         gaps = -np.diff(plan)
         assert (plan[0], plan[-1], len(plan)) == (1000, 0, steps + 1)
         assert gaps.max() - gaps.min() <= 1
-    wrong = [n for n in range(1, 1001) if len(np.arange(0, 1000, 1000 / n)) != n or (1000 - np.arange(0, 1000, 1000 / n).round()).min() < 1]
+    wrong = [
+        n
+        for n in range(1, 1001)
+        if len(np.arange(0, 1000, 1000 / n)) != n or (1000 - np.arange(0, 1000, 1000 / n).round()).min() < 1
+    ]
     assert wrong  # the float range, beside ours
 
 
@@ -355,7 +373,9 @@ def test_threads_that_share_a_chain_agree_with_serial_use():
     def work(t):
         return d.convert(d.posterior(x, x, t).mean, x, t, "v", "mu")
 
-    serial = [Diffusion(schedules.linear(300)).convert(d.posterior(x, x, t).mean, x, t, "v", "mu") for t in range(1, 301)]
+    serial = [
+        Diffusion(schedules.linear(300)).convert(d.posterior(x, x, t).mean, x, t, "v", "mu") for t in range(1, 301)
+    ]
     with ThreadPoolExecutor(8) as pool:
         np.testing.assert_array_equal(list(pool.map(work, range(1, 301))), serial)
 
@@ -396,7 +416,11 @@ X = batch(2, 3)
         (lambda d: d.timesteps(0), ValueError, r"steps: 0 is outside 1\.\.10"),
         (lambda d: d.timesteps(11), ValueError, "steps: 11 is outside"),
         (lambda d: d.timesteps(True), TypeError, "steps: an int"),
-        (lambda d: d.timesteps(5, "uniform"), LookupError, "spacing: 'uniform' is unknown; known are even, quadratic, log_snr"),
+        (
+            lambda d: d.timesteps(5, "uniform"),
+            LookupError,
+            "spacing: 'uniform' is unknown; known are even, quadratic, log_snr",
+        ),
         (lambda d: d.respaced([10, 5]), ValueError, "timesteps: .* ends at 0"),
         (lambda d: d.respaced([5, 10, 0]), ValueError, "timesteps: must be strictly decreasing"),
         (lambda d: d.respaced([0]), ValueError, "timesteps"),

@@ -16,7 +16,9 @@ from tinyddpm import Denoiser, Diffusion, backends, noise, samplers, schedules
 from tinyddpm.analytic import GaussianData, MixtureData
 
 SAMPLERS = tuple(samplers.NAMES)
-MIXTURE = MixtureData([0.5, 0.3, 0.2], [[-0.6, 0.2], [0.5, 0.5], [0.1, -0.7]], [[0.02, 0.05], [0.04, 0.02], [0.03, 0.03]])
+MIXTURE = MixtureData(
+    [0.5, 0.3, 0.2], [[-0.6, 0.2], [0.5, 0.5], [0.1, -0.7]], [[0.02, 0.05], [0.04, 0.02], [0.03, 0.03]]
+)
 
 
 def zero_net(x_t, t):
@@ -170,7 +172,9 @@ def test_zero_terminal_snr_with_v(sampler):
         x0 = data.mean + a * data.var / (a**2 * data.var + left) * (x_t - a * data.mean)
         return d.convert(x0, x_t, t, "x0", "v")
 
-    x = d.sample(Denoiser(net, "v", variance="beta_tilde", clip_x0=False), (4000, 2), sampler=sampler, seed=2, dtype="float64")
+    x = d.sample(
+        Denoiser(net, "v", variance="beta_tilde", clip_x0=False), (4000, 2), sampler=sampler, seed=2, dtype="float64"
+    )
     np.testing.assert_allclose(x.mean(0), data.mean, atol=5 * 0.224 / 4000**0.5)
     np.testing.assert_allclose(x.std(0), np.sqrt(data.var), rtol=0.08)  # 5 standard errors and DDIM's first-order error
     with pytest.raises(ValueError, match="predicts: x_0 does not follow from 'eps' at t = 1000"):
@@ -245,9 +249,13 @@ def test_noise_is_drawn_where_the_contract_says():
     index = [5, 900]
     injected = d.sample(Denoiser(zero_net), (2, 3, 4), timesteps=plan, seed=11, index=index, noise=source)
     assert seen == [(30, (5, 900), (3, 4)), (12, (5, 900), (3, 4))]
-    np.testing.assert_array_equal(injected, d.sample(Denoiser(zero_net), (2, 3, 4), timesteps=plan, seed=11, index=index))
+    np.testing.assert_array_equal(
+        injected, d.sample(Denoiser(zero_net), (2, 3, 4), timesteps=plan, seed=11, index=index)
+    )
     x_T = noise.normal(11, index, 0, (3, 4))
-    np.testing.assert_array_equal(injected, d.sample(Denoiser(zero_net), (2, 3, 4), timesteps=plan, seed=11, index=index, x_T=x_T))
+    np.testing.assert_array_equal(
+        injected, d.sample(Denoiser(zero_net), (2, 3, 4), timesteps=plan, seed=11, index=index, x_T=x_T)
+    )
 
 
 def test_strided_moves_follow_the_plan_given():
@@ -402,7 +410,11 @@ def nan_at_five(x_t, t):
         ({"net": wrong_dtype}, ValueError, "net: returned float16 at t = 10"),
         ({"net": lambda x_t, t: x_t.tolist()}, ValueError, "net: returned list at t = 10"),
         ({"net": nan_at_five}, ValueError, "net: NaN or infinity at t = 5"),
-        ({"net": lambda x_t, t: x_t / 0 * 0 if t[0] < 0 else x_t + np.inf}, ValueError, "net: NaN or infinity at t = 10"),
+        (
+            {"net": lambda x_t, t: x_t / 0 * 0 if t[0] < 0 else x_t + np.inf},
+            ValueError,
+            "net: NaN or infinity at t = 10",
+        ),
         ({"shape": (-1, 3)}, ValueError, "shape: -1"),
         ({"shape": 3}, TypeError, "shape"),
         ({"shape": (2**40, 2**20)}, ValueError, "shape|index"),

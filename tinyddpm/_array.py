@@ -59,7 +59,9 @@ def data(*, scalars: bool = False, **arrays: Array) -> Any:
         if xp is None:
             first, xp = name, own
         elif own is not xp:
-            raise TypeError(f"{name}: is of {_library(x)}, but {first} of {_library(arrays[first])}; libraries don't mix")
+            raise TypeError(
+                f"{name}: is of {_library(x)}, but {first} of {_library(arrays[first])}; libraries don't mix"
+            )
         if not own.isdtype(x.dtype, "real floating"):
             raise TypeError(f"{name}: a floating-point array is needed, not {x.dtype}")
         if x.ndim == 0 and not scalars:

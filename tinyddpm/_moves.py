@@ -86,7 +86,9 @@ def on_device(log: Double, t: Steps, s: Steps, x: Array, xp: Any) -> Move:
 
     def log_of(var: Array) -> Array:
         positive = var > 0
-        return xp.where(positive, xp.log(xp.where(positive, var, xp.ones_like(var))), xp.where(var == 0, -math.inf, var))
+        return xp.where(
+            positive, xp.log(xp.where(positive, var, xp.ones_like(var))), xp.where(var == 0, -math.inf, var)
+        )
 
     return Move(xp.exp(log_s / 2) * beta / left_t, w_xs * kept, log_of(beta * kept), w_xs, log_of(beta))
 

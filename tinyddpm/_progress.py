@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from typing import TypeVar
 
 __all__ = ["progress"]
@@ -17,14 +18,12 @@ def progress(items: Iterable[Item], total: int, *, enabled: bool, label: str) ->
     if not enabled:
         yield from items
         return
-    try:
+    if sys.stderr.isatty() and find_spec("tqdm"):
         from tqdm import tqdm
-    except ImportError:
-        tqdm = None
-    if tqdm is None or not sys.stderr.isatty():
-        yield from _lines(items, total, label)
-    else:
+
         yield from tqdm(items, total=total, desc=label, file=sys.stderr)
+    else:
+        yield from _lines(items, total, label)
 
 
 def _lines(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:

@@ -112,7 +112,9 @@ class Denoiser:
         x0 = d.convert(value, x_t, t, self.predicts, "x0")
         return _array.data(x0=x0).clip(x0, -1.0, 1.0) if self.clip_x0 else x0
 
-    def read_p(self, d: Diffusion, value: Array, raw: Array | None, x_t: Array, t: Steps, s: Steps | None = None) -> Gaussian:
+    def read_p(
+        self, d: Diffusion, value: Array, raw: Array | None, x_t: Array, t: Steps, s: Steps | None = None
+    ) -> Gaussian:
         """p(x_s | x_t) from a prediction and the raw variance output."""
         xp = _array.data(x_t=x_t, value=value)
         move = d.move(t, s, x_t, xp)
@@ -124,7 +126,9 @@ class Denoiser:
         xp = _array.data(x_t=x_t)
         return self._log_var(d, d.move(t, s, x_t, xp), raw, _array.steps("t", t, x_t, xp, 1, d.T), s, x_t, xp)
 
-    def _log_var(self, d: Diffusion, move: Move, raw: Array | None, t: Steps, s: Steps | None, x: Array, xp: Any) -> Any:
+    def _log_var(
+        self, d: Diffusion, move: Move, raw: Array | None, t: Steps, s: Steps | None, x: Array, xp: Any
+    ) -> Any:
         if not isinstance(self.variance, str):
             return self._given_log_var(d, t, s, x, xp)
         if self.variance == "learned":
@@ -152,7 +156,9 @@ class Denoiser:
         single = s == t - 1
         if isinstance(s, int | np.ndarray) and isinstance(t, int | np.ndarray):
             if not np.all(single):
-                raise ValueError("variance: a table holds for single steps s = t - 1 only; respace the chain for longer moves")
+                raise ValueError(
+                    "variance: a table holds for single steps s = t - 1 only; respace the chain for longer moves"
+                )
             return log_var
         return xp.where(xp.reshape(single, (-1,) + (1,) * (x.ndim - 1)), log_var, _array.like(math.nan, x, xp))
 

@@ -289,7 +289,9 @@ class Diffusion:
         return _restored, (self.beta, *self._log)
 
     def __repr__(self) -> str:
-        return f"Diffusion(T={self.T}, beta={self.beta[1]:.4g}..{self.beta[-1]:.4g}, alpha_bar_T={self.alpha_bar[-1]:.4g})"
+        return (
+            f"Diffusion(T={self.T}, beta={self.beta[1]:.4g}..{self.beta[-1]:.4g}, alpha_bar_T={self.alpha_bar[-1]:.4g})"
+        )
 
 
 def _restored(beta: Table, hi: Table, lo: Table) -> Diffusion:

@@ -92,7 +92,11 @@ class Gaussian:
         return _array.cast(xp.exp(exponent * self.log_var), self.mean, xp)
 
     def _lifted(self, value: Array | float) -> Array:
-        return _array.like(value, self.mean, _array.data(scalars=True, mean=self.mean)) if isinstance(value, float) else value
+        return (
+            _array.like(value, self.mean, _array.data(scalars=True, mean=self.mean))
+            if isinstance(value, float)
+            else value
+        )
 
 
 def kl(mean1: Array, log_var1: Array | float, mean2: Array, log_var2: Array | float) -> Array:

@@ -214,7 +214,9 @@ class _Source:
         shape = tuple(self.x.shape[1:])
         if self.noise is None:
             name = backends.of(self.x).name if self.backend is None else self.backend.name
-            return normal(self.seed, self.index, t, shape, backend=name, device=device(self.x), dtype=_name(self.x.dtype))
+            return normal(
+                self.seed, self.index, t, shape, backend=name, device=device(self.x), dtype=_name(self.x.dtype)
+            )
         z = self.noise(t, self.index, shape)
         if isinstance(z, np.ndarray):
             z = _array.like(z, self.x, self.xp)
@@ -224,7 +226,9 @@ class _Source:
         return _array.cast(z, self.x, self.xp)
 
 
-def _start(shape: tuple[int, ...], seed: int, index: Sequence[int], x_T: Array | None, backend: str, device: Any, dtype: str) -> Array:
+def _start(
+    shape: tuple[int, ...], seed: int, index: Sequence[int], x_T: Array | None, backend: str, device: Any, dtype: str
+) -> Array:
     library = backends.get(backend)
     if x_T is None:
         with _array.allocating("shape", shape):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyddpm import schedules
+from tinyddpm._array import one_of
 from tinyddpm._commands import command_line, takes_quiet
 from tinyddpm.conversions import KINDS
 from tinyddpm.training import TrainConfig, train
@@ -99,9 +100,11 @@ def _read(file: str) -> dict[str, Any]:
     try:
         with open(file, "rb") as stream:
             given = tomllib.load(stream)
-        TrainConfig.from_dict(given)
-    except (ValueError, TypeError, LookupError) as error:
-        raise ValueError(f"{file}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"config: {file}: {error}") from error
+    known = tuple(field.name for field in dataclasses.fields(TrainConfig))
+    for name in given:
+        one_of(f"config: {file}", name, known)
     return given
 
 
