@@ -22,9 +22,10 @@ Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("torch")
 training = pytest.importorskip("tinyddpm.training")
 
-TINY = (
-    ["--data", "digits", "--steps", "3", "--T", "6", "--channels", "4", "--mults", "1,2", "--res-blocks", "1", "--batch-size", "8", "--checkpoint-every", "2"]
-)
+TINY = [
+    *("--data", "digits", "--steps", "3", "--T", "6", "--channels", "4", "--mults", "1,2", "--res-blocks", "1"),
+    *("--batch-size", "8", "--checkpoint-every", "2"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ WRONG = [
     ("train --data digits --device tpu:7 --out {out}", "tpu:7"),
     ("train --data digits --out {data}/file/run", "file"),
     ("train --data digits --colour blue --out {out}", "--colour"),
-    ("train --config {data}/bad.toml --out {out}", "stepz"),
+    ("train --config {data}/bad.toml --out {out}", "bad.toml: 'stepz'"),
     ("train --config {data}/broken.toml --out {out}", "broken.toml"),
     ("train --config {data}/nowhere.toml --out {out}", "nowhere.toml"),
     ("sample --model {data}/nowhere --out {out}", "nowhere"),
@@ -309,6 +310,13 @@ def test_a_folder_is_completed_not_redrawn(model, tmp_path):
         np.testing.assert_array_equal(np.asarray(Image.open(whole / name)), images(array)[k, 0])
 
 
+def test_batches_end_at_multiples_of_their_size():
+    from tinyddpm._commands.runs import batches
+
+    parts = [part for part, _ in batches(range(3, 13), 4, False)]
+    assert parts == [range(3, 4), range(4, 8), range(8, 12), range(12, 13)]
+
+
 def test_processes_share_a_folder(model, tmp_path, monkeypatch):
     draw = ["sample", "--model", model, "-q", "--batch-size", "2", "-n", "7", "--out"]
     assert main([*draw, str(tmp_path / "one")]) == 0
@@ -364,6 +372,11 @@ def test_evaluate_scores_all_of_other_images(model, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["images"] == 7
     assert main(["evaluate", "--model", model, "--data", str(tmp_path / "own.npy"), "--limit", "3", "-q"]) == 0
     assert "images: 3" in capsys.readouterr().out
+    assert (
+        main(["evaluate", "--model", model, "--data", str(tmp_path / "own.npy"), "--limit", "1", "--json", "-q"]) == 0
+    )
+    alone = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert alone["bits_per_dim"]["error"] is None
 
 
 # Plot.

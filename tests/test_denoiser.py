@@ -261,7 +261,7 @@ def test_bad_steps_are_named():
     d = Diffusion(schedules.linear(10))
     for call in (Denoiser(eps_net).x0, Denoiser(eps_net).eps, Denoiser(eps_net).p):
         for t in (0, 11, np.array([0, 5])):
-            with pytest.raises(ValueError, match="t: .* is outside"):
+            with pytest.raises(ValueError, match=r"t: .* is outside"):
                 call(d, X, t)
         with pytest.raises(TypeError, match="x_t"):
             call(d, X.astype(int), 3)

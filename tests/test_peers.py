@@ -94,8 +94,9 @@ def test_ddpm(theirs, ours, monkeypatch):
 
 
 def test_dpm_solver_2m():
-    plan, theirs = peer_run("DPMSolverMultistepScheduler", 15, algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint",
-                            final_sigmas_type="zero", lower_order_final=True, timestep_spacing="trailing")  # fmt: skip
+    plan, theirs = peer_run("DPMSolverMultistepScheduler", 15, algorithm_type="dpmsolver++", solver_order=2,
+                            solver_type="midpoint", final_sigmas_type="zero", lower_order_final=True,
+                            timestep_spacing="trailing")  # fmt: skip
     np.testing.assert_allclose(our_run("dpm++2m", plan), theirs, atol=FLOAT32)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         analytic,
         backends,
         conversions,
+        edit,
         gaussian,
         guidance,
         likelihood,
@@ -36,6 +37,7 @@ __all__ = [
     "analytic",
     "backends",
     "conversions",
+    "edit",
     "gaussian",
     "guidance",
     "likelihood",
@@ -46,7 +48,7 @@ __all__ = [
     "schedules",
 ]
 
-_NEED_EXTRAS = ("cli", "edit", "nn", "plots", "training", "verify")
+_NEED_EXTRAS = ("cli", "nn", "plots", "training", "verify")
 
 
 def __getattr__(name: str) -> Any:

@@ -98,10 +98,10 @@ def as_int(name: str, value: Any, low: int, high: int) -> int:
     """A Python int or NumPy integer within [low, high]; `bool` is no int."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name}: an int is needed, not {type(value).__name__}")
-    value = operator.index(value)
-    if not low <= value <= high:
-        raise ValueError(f"{name}: {value} is outside {low}..{high}")
-    return value
+    number: int = operator.index(value)
+    if not low <= number <= high:
+        raise ValueError(f"{name}: {number} is outside {low}..{high}")
+    return number
 
 
 def positive_int(name: str, value: Any) -> int:
@@ -113,12 +113,12 @@ def real(name: str, value: Any, low: float = -math.inf, high: float = math.inf, 
     """A finite real number within [low, high], or within (low, high) with `open_ends`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name}: a number is needed, not {type(value).__name__}")
-    value = float(value)
-    inside = low < value < high if open_ends else low <= value <= high
-    if not math.isfinite(value) or not inside:
+    number: float = float(value)
+    inside = low < number < high if open_ends else low <= number <= high
+    if not math.isfinite(number) or not inside:
         ends = ("(", ")") if open_ends else ("[", "]")
-        raise ValueError(f"{name}: {value} is outside {ends[0]}{low}, {high}{ends[1]}")
-    return value
+        raise ValueError(f"{name}: {number} is outside {ends[0]}{low}, {high}{ends[1]}")
+    return number
 
 
 def lookup(name: str, key: Any, known: Any) -> Any:

@@ -131,6 +131,8 @@ class Denoiser:
     ) -> Any:
         if not isinstance(self.variance, str):
             return self._given_log_var(d, t, s, x, xp)
+        if self.learned and raw is None:
+            raise ValueError(f"raw: variance={self.variance!r} needs the network's variance output")
         if self.variance == "learned":
             return raw
         first = math.log(d.weights.beta_tilde[2] if d.T > 1 else d.beta[1])
@@ -144,7 +146,8 @@ class Denoiser:
             low = move.log_beta if low == -math.inf else low
         else:
             low = xp.where(low == -math.inf, move.log_beta, low)
-        return low + (1 + raw) / 2 * (move.log_beta - low)
+        fraction: Array = raw
+        return low + (1 + fraction) / 2 * (move.log_beta - low)
 
     def _given_log_var(self, d: Diffusion, t: Steps, s: Steps | None, x: Array, xp: Any) -> Any:
         if len(self.variance) != d.T + 1:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from tinyddpm import plots
 from tinyddpm._commands import command_line, takes_quiet
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
 def _demo(args: argparse.Namespace, out: Path, progress: bool) -> Iterator[str]:
     config = dataclasses.replace(DEMO, data="digits", out=args.out, steps=args.steps, seed=args.seed, resume=True)
     images = load("digits")
-    yield f"training:  {len(images)} handwritten digits of 8x8 pixels, {config.steps} steps of {config.batch_size}"
+    yield f"training: {len(images)} handwritten digits of 8x8 pixels, {config.steps} steps of {config.batch_size}"
     train(config, progress=progress)
     model = open_run(args.out)
     yield f"model:    {out}"
@@ -70,6 +69,8 @@ def _demo(args: argparse.Namespace, out: Path, progress: bool) -> Iterator[str]:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Torch on one thread: for a network this small a second gains little, and on a busy machine it costs far more."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

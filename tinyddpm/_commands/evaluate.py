@@ -7,8 +7,6 @@ import json
 import math
 from collections.abc import Iterator
 
-import numpy as np
-
 from tinyddpm._commands import takes_model
 from tinyddpm._commands.runs import held_out, open_run, score
 from tinyddpm.likelihood import VLB
@@ -42,7 +40,8 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     vlb = score(model, images, seed=args.seed, batch_size=args.batch_size, progress=not args.quiet)
     about, parts = {"images": len(images), "levels": images.levels}, in_bits(vlb)
     if args.json:
-        yield json.dumps({**{name: {"mean": m, "error": e} for name, (m, e) in parts.items()}, **about}, indent=2)
+        entries = {name: {"mean": m, "error": e if math.isfinite(e) else None} for name, (m, e) in parts.items()}
+        yield json.dumps({**entries, **about}, indent=2)
         return
     for name, (mean, error) in parts.items():
         yield f"{_LABELS[name]}: {mean:.4f} +- {error:.4f}"
@@ -53,6 +52,6 @@ def run(args: argparse.Namespace) -> Iterator[str]:
 def in_bits(vlb: VLB) -> dict[str, tuple[float, float]]:
     """The bound, its terms, rate and distortion: (mean, standard error), all in bits per dimension."""
     summary = vlb.summary()
-    bits = dict.fromkeys(("prior", "kl", "decoder"), 1 / (vlb.dims * math.log(2)))  # the summary has these in nats
-    scaled = {name: bits.get(name, 1.0) * np.array(summary[name]) for name in _LABELS}
-    return {name: (float(mean), float(error)) for name, (mean, error) in scaled.items()}
+    nats, per_dim = ("prior", "kl", "decoder"), 1 / (vlb.dims * math.log(2))
+    scales = {name: per_dim if name in nats else 1.0 for name in _LABELS}
+    return {name: (scale * summary[name][0], scale * summary[name][1]) for name, scale in scales.items()}
