@@ -9,11 +9,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: .venv/installed-train
 	$(BIN)/tinyddpm demo --out demo
 
+# One thread each: two test processes with two threads each would fight over two cores.
 test: .venv/installed-test
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-all: .venv/installed-test .venv/installed-lint
-	$(BIN)/python -m pytest -n 2 -m ''
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m ''
 
 lint: .venv/installed-test .venv/installed-lint
 	$(BIN)/ruff check .

@@ -29,6 +29,7 @@ __all__ = [
     "gather",
     "host_steps",
     "integers",
+    "is_of",
     "like",
     "lookup",
     "on_host",
@@ -67,6 +68,13 @@ def data(*, scalars: bool = False, **arrays: Array) -> Any:
         if x.ndim == 0 and not scalars:
             raise ValueError(f"{name}: an array of shape (B, ...) is needed, not a scalar")
     return xp
+
+
+def is_of(xp: Any, x: Any) -> bool:
+    """Whether x is an array of the namespace xp."""
+    from array_api_compat import array_namespace, is_array_api_obj
+
+    return bool(is_array_api_obj(x) and array_namespace(x) is xp)
 
 
 def same_shape(name: str, x: Array, other: str, y: Array) -> None:

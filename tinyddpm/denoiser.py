@@ -171,11 +171,8 @@ class Denoiser:
             if len(shape) < 2:
                 raise ValueError("x_t: a learned variance needs channels on axis 1")
             shape[1] *= 2
-        if type(out) is not type(x_t):
-            from array_api_compat import array_namespace, is_array_api_obj
-
-            if not is_array_api_obj(out) or array_namespace(out) is not xp:
-                raise ValueError(f"net: returned {type(out).__name__} at {_where(t)}, {type(x_t).__name__} is needed")
+        if type(out) is not type(x_t) and not _array.is_of(xp, out):
+            raise ValueError(f"net: returned {type(out).__name__} at {_where(t)}, {type(x_t).__name__} is needed")
         if tuple(out.shape) != tuple(shape):
             raise ValueError(f"net: returned shape {tuple(out.shape)} at {_where(t)}, {tuple(shape)} is needed")
         if out.dtype != x_t.dtype:

@@ -244,15 +244,15 @@ class Diffusion:
         return Move(*(_array.gather(table, np.arange(x.shape[0]), x, xp) for table in move))
 
     def _weights(self, t: Steps, s: Steps | None) -> Weights:
-        t = _array.host_steps("t", t, 1, self.T)
-        s = t - 1 if s is None else _array.host_steps("s", s, 0, self.T - 1)
-        if np.any(late := np.greater_equal(s, t)):
-            pair = [int(np.extract(late, np.broadcast_to(u, np.shape(late)))[0]) for u in (s, t)]
+        start = _array.host_steps("t", t, 1, self.T)
+        end = _array.host_steps("s", start - 1 if s is None else s, 0, self.T - 1)
+        if np.any(late := np.greater_equal(end, start)):
+            pair = [int(np.extract(late, np.broadcast_to(u, np.shape(late)))[0]) for u in (end, start)]
             raise ValueError(f"s: {pair[0]} is not below t = {pair[1]}")
-        if np.all(np.subtract(t, s) == 1):
-            w = Weights(*(table[t] for table in self.weights))
+        if np.all(np.subtract(start, end) == 1):
+            w = Weights(*(table[start] for table in self.weights))
         else:
-            w = _moves.weights(*(self._at(u) for u in np.broadcast_arrays(t, s)))
+            w = _moves.weights(*(self._at(u) for u in np.broadcast_arrays(start, end)))
         return Weights(*map(float, w)) if np.ndim(w.beta) == 0 else w
 
     def _at(self, t: Any) -> Double:

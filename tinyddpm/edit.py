@@ -264,11 +264,8 @@ def _shares(weights: Iterable[float]) -> list[float]:
 
 def _mask(mask: Array, known: Array, xp: Any) -> Array:
     """The mask as booleans of `known`'s library, device and shape."""
-    if not isinstance(mask, np.ndarray):
-        from array_api_compat import array_namespace, is_array_api_obj
-
-        if not is_array_api_obj(mask) or array_namespace(mask) is not xp:
-            raise TypeError(f"mask: a boolean array of known's library or NumPy is needed, not {type(mask).__name__}")
+    if not isinstance(mask, np.ndarray) and not _array.is_of(xp, mask):
+        raise TypeError(f"mask: a boolean array of known's library or NumPy is needed, not {type(mask).__name__}")
     kind = np.dtype(bool) if isinstance(mask, np.ndarray) else xp.bool
     if mask.dtype != kind:
         raise TypeError(f"mask: booleans are needed (True is kept), not {mask.dtype}")
