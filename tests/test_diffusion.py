@@ -83,6 +83,18 @@ def test_tables_of_a_hundred_thousand_steps_are_within_four_ulp():
     assert np.all(np.diff(d.log_snr) < 0)
 
 
+def test_alpha_bar_keeps_its_digits_down_to_the_smallest_normal_numbers():
+    beta = schedules.linear(100_000)
+    alpha_bar = Diffusion(beta).alpha_bar
+    with mp.workdps(60):
+        exact, worst = mp.mpf(1), 0.0
+        for t, b in enumerate(map(mp.mpf, beta.tolist()), 1):
+            exact *= 1 - b
+            if 1e-312 < alpha_bar[t] < 1e-300 and t % 7 == 0:
+                worst = max(worst, ulp(alpha_bar[t], exact))
+    assert 0 < worst <= 4
+
+
 @given(betas)
 def test_tables_are_within_four_ulp_for_any_betas(beta):
     assert max(worst_ulps(beta).values()) <= 4
