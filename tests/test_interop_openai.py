@@ -198,7 +198,7 @@ def test_the_cache_s_links_are_followed(tmp_path: Path) -> None:
     ("options", "named"),
     [
         ({"scale_shift": False}, "emb_layers"), ({"channels": 64}, "has shape"), ({"mults": (1, 1)}, "tensor"),
-        ({"attention": ()}, "unknown"), ({"res_blocks": 1}, "tensor"), ({"out_channels": 6}, "tensor 'out.2"),
+        ({"attention": ()}, "missing"), ({"res_blocks": 1}, "tensor"), ({"out_channels": 6}, "tensor 'out.2"),
         ({"channels": 24}, "norm_groups"), ({"heads": 3}, "heads"), ({"heads": 2, "head_dim": 2}, "heads"),
         ({"image_size": 7}, "image_size"), ({"mults": (1, 2, 2), "image_size": 16}, "missing"),
     ],

@@ -199,7 +199,7 @@ class UNet(nn.Module):
     def read(cls, file: Path, stored: dict[str, Any], digest: str, source: Path) -> UNet:
         """The network with the arguments `stored` (read from `source`) and the weights of `file`."""
         known = set(UNet(4, mults=(1,), channels=4).config)
-        for key in stored.keys() ^ known:
+        for key in sorted(stored.keys() ^ known):
             raise ValueError(f"{source}: the key {key!r} is {'missing' if key in known else 'unknown'}")
         try:
             with torch.device("meta"):  # names and shapes, without the memory

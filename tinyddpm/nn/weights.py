@@ -77,7 +77,7 @@ def read_tensors(
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError(f"{file}: its metadata is malformed")
-    for name in expected.keys() ^ header.keys():
+    for name in (*sorted(expected.keys() - header.keys()), *sorted(header.keys() - expected.keys())):
         raise ValueError(f"{file}: tensor {name!r} is {'missing' if name in expected else 'unknown'}")
     dtype, places = _places(file, header, expected, start)
     if len(content) != (end := max((stop for _, stop in places.values()), default=start)):
