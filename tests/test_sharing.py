@@ -1,0 +1,58 @@
+"""One set of objects, many threads and processes: everyone gets what serial use gets."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tinyddpm import Denoiser, Diffusion, likelihood, schedules
+from tinyddpm.analytic import MixtureData
+
+CHAIN = Diffusion(schedules.linear(40, 1e-3, 0.4))
+DATA = MixtureData([0.4, 0.6], [[-0.5, 0.1], [0.5, -0.2]], [0.02, 0.05])
+DENOISER = Denoiser(DATA.net(CHAIN))
+
+
+def drawn(job: tuple[Diffusion, Denoiser, str, range]) -> bytes:
+    """What one worker makes: samples of its own numbers, and their bound."""
+    d, denoiser, sampler, index = job
+    x = d.sample(denoiser, (len(index), 2), sampler=sampler, index=index, seed=5, dtype="float64")
+    bound = likelihood.vlb(d, denoiser, np.clip(x, -1, 1), index=index, seed=5)
+    return x.tobytes() + bound.total.tobytes()
+
+
+def jobs() -> list[tuple[Diffusion, Denoiser, str, range]]:
+    """Every sampler, with shares of different sizes."""
+    names = ("ddpm", "ddim", "dpm++2m", "heun", "unipc")
+    return [(CHAIN, DENOISER, names[k % 5], range(k, 3 * k + 1)) for k in range(15)]
+
+
+def test_threads_that_share_everything_agree_with_serial_use() -> None:
+    serial = [drawn(job) for job in jobs()]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(3):
+            assert list(pool.map(drawn, jobs())) == serial
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*fork.*:RuntimeWarning", "ignore:.*fork.*:DeprecationWarning")
+def test_processes_that_are_given_the_objects_agree_with_serial_use(method: str) -> None:
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system has no {method}")
+    serial = [drawn(job) for job in jobs()]
+    pool: Executor = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method))
+    with pool:
+        assert list(pool.map(drawn, jobs())) == serial
+
+
+def test_a_generator_belongs_to_its_thread_alone() -> None:
+    """Two trajectories, advanced in turns, are those that run alone."""
+    alone = [[step.x.copy() for step in CHAIN.trajectory(DENOISER, (3, 2), seed=seed)] for seed in (1, 2)]
+    first, second = (CHAIN.trajectory(DENOISER, (3, 2), seed=seed) for seed in (1, 2))
+    turns = [(a.x.copy(), b.x.copy()) for a, b in zip(first, second, strict=True)]
+    for one, other, (a, b) in zip(*alone, turns, strict=True):
+        np.testing.assert_array_equal(one, a)
+        np.testing.assert_array_equal(other, b)
