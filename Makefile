@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all mutation docs dist api-check lint format clean
 
 demo: .venv/installed-train
 	$(BIN)/tinyddpm demo --out demo
@@ -13,14 +13,32 @@ demo: .venv/installed-train
 test: .venv/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-all: .venv/installed-test .venv/installed-lint
+test-all: .venv/installed-test .venv/installed-lint .venv/installed-docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m ''
+
+# About half an hour of one core; docs/mutation.md reads what it leaves in build/mutation.
+mutation: .venv/installed-mutation
+	$(BIN)/python tests/mutation.py
+
+# site/index.html; it needs no network to be read.
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs -d build/doctrees . site
+
+# The sdist and the wheel.
+dist: .venv/installed-test
+	$(BIN)/python -m hatchling build
+
+# What callers of an older version, by default the last tag, would find broken.
+REF ?= $(shell git describe --tags --abbrev=0 2>/dev/null)
+api-check: .venv/installed-lint
+	$(if $(REF),$(BIN)/griffe check tinyddpm --against $(REF),@echo 'no tag to compare with; make api-check REF=COMMIT names one')
 
 lint: .venv/installed-test .venv/installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/mypy examples/*.py examples/*/*.py
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: .venv/installed-lint
 	$(BIN)/ruff check --fix .
@@ -41,6 +59,14 @@ clean:
 	$(PIP) --editable '.[test]'
 	@touch $@
 
+.venv/installed-mutation: .venv/installed-test
+	$(PIP) --editable '.[mutation]'
+	@touch $@
+
 .venv/installed-lint: .venv/installed-train
 	$(PIP) --editable '.[lint]'
+	@touch $@
+
+.venv/installed-docs: .venv/installed-train
+	$(PIP) --editable '.[docs]'
 	@touch $@

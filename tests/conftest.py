@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from tinyddpm import backends
 
 settings.register_profile("default", deadline=None, derandomize=True)
+settings.register_profile(
+    "mutation", settings.get_profile("default"), max_examples=20, phases=(Phase.explicit, Phase.generate)
+)  # chosen by --hypothesis-profile: many short runs, of which only the verdict counts
 settings.load_profile("default")
 
 

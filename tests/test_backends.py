@@ -418,6 +418,18 @@ def test_gradients_are_off_while_samples_are_drawn() -> None:
     assert torch.is_grad_enabled()
 
 
+def test_gradients_are_off_for_an_arrays_library_where_it_has_any(
+    library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = library.array(np.ones(2))
+    with backends.no_grad(x):
+        if library.name == "torch":
+            assert not importlib.import_module("torch").is_grad_enabled()
+    monkeypatch.setattr(backends, "_registered", {})
+    with backends.no_grad(x):  # an unregistered library too
+        pass
+
+
 def test_the_package_says_what_it_holds() -> None:
     for name in BUILT_IN:
         module = importlib.import_module(f"tinyddpm_backends.{name}_backend")

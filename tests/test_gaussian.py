@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import exact, mp
 
-from tinyddpm import Gaussian, gaussian
+from tinyddpm import Gaussian, backends, gaussian
 
 # float64 results go through a handful of roundings of 1.1e-16 each.
 ROUNDING = 2e-15
@@ -150,11 +151,15 @@ def symmetric(c: np.ndarray) -> np.ndarray:
 
 def test_kl_full_of_nearly_equal_covariances_does_not_cancel() -> None:
     c = np.array([[2.0, 0.5], [0.5, 1.0]])
-    other = c + np.array([[0.0, 1e-9], [1e-9, 0.0]])
+    other = c + np.array([[1e-9, 1e-9], [1e-9, -2e-9]])
     with mp.workdps(80):
         truth = oracles.kl_full(np.zeros(2), c, np.zeros(2), other)
     # The factor of either covariance is rounded at 1e-16 of an entry, against a difference of 1e-9; the result is 1e-19.
     assert relative(gaussian.kl_full(np.zeros(2), c, np.zeros(2), other), truth) < 1e-6
+    squares = [np.array([[r**2]]) for r in (3.0, 3.0 + 2.0**-19)]  # whose roots are exact
+    with mp.workdps(80):
+        truth = oracles.kl_full(np.zeros(1), squares[1], np.zeros(1), squares[0])
+    assert relative(gaussian.kl_full(np.zeros(1), squares[1], np.zeros(1), squares[0]), truth) < 1e-14
 
 
 def test_kl_full_runs_on_every_library(library: Library) -> None:
@@ -167,16 +172,47 @@ def test_kl_full_runs_on_every_library(library: Library) -> None:
 @pytest.mark.parametrize(
     ("cov", "message"),
     [
-        ([[1.0, 2.0], [2.0, 1.0]], "cov2: the covariance is not positive definite"),
-        ([[1.0, 0.5], [0.0, 1.0]], "cov2: the covariance is not symmetric"),
-        ([[1.0, math.nan], [math.nan, 1.0]], "cov2: "),
-        ([[1.0]], r"cov2: shape \(..., 2, 2\)"),
+        ([[1.0, 2.0], [2.0, 1.0]], "the covariance is not positive definite"),
+        ([[1.0, 0.5], [0.0, 1.0]], "the covariance is not symmetric"),
+        ([[1.0, math.nan], [math.nan, 1.0]], ""),
+        ([[0.0, 0.0], [0.0, 0.0]], "the covariance is not positive definite"),
+        ([np.eye(2), [[1.0, 0.5], [0.0, 1.0]]], "the covariance is not symmetric"),
+        ([[1.0]], r"shape \(..., 2, 2\)"),
     ],
 )
 def test_kl_full_refuses(library: Library, cov: Any, message: str) -> None:
     mean, unit = library.array(np.zeros(2)), library.array(np.eye(2))
-    with pytest.raises(ValueError, match=message):
-        gaussian.kl_full(mean, unit, mean, library.array(np.array(cov)))
+    wrong = library.array(np.array(cov))
+    for name, covs in (("cov1", (wrong, unit)), ("cov2", (unit, wrong))):
+        with pytest.raises(ValueError, match=f"^{name}: {message}"):
+            gaussian.kl_full(mean, covs[0], mean, covs[1])
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_kl_full_takes_what_rounding_leaves_unsymmetric(scale: float) -> None:
+    mean, unit = np.zeros(2), np.eye(2)
+    for skew, fine in ((1e-9, True), (1e-7, False)):  # the square root of the precision is 1.5e-8
+        cov = scale * np.array([[1.0, skew], [0.0, 1.0]])
+        if fine:
+            assert gaussian.kl_full(mean, cov, mean, unit) == pytest.approx(np.log(1 / scale) - 1 + scale, rel=1e-6)
+        else:
+            with pytest.raises(ValueError, match=r"^cov1: the covariance is not symmetric"):
+                gaussian.kl_full(mean, cov, mean, unit)
+
+
+def test_kl_full_of_no_batch() -> None:
+    assert gaussian.kl_full(np.zeros((0, 2)), np.zeros((0, 2, 2)), np.zeros(2), np.eye(2)).shape == (0,)
+
+
+@pytest.mark.parametrize("name", ["mean1", "cov1", "mean2", "cov2"])
+def test_kl_full_names_what_is_no_array_of_floats_and_keeps_the_digits_of_what_is(name: str) -> None:
+    mean, cov = np.ones(1, "float32"), np.eye(1, dtype="float32")
+    arguments = {"mean1": mean, "cov1": cov, "mean2": mean, "cov2": cov}
+    with pytest.raises(TypeError, match=f"^{name}: a floating-point array"):
+        gaussian.kl_full(**{**arguments, name: np.ones((1, 1), int)})
+    near = arguments[name].astype(float) + 1e-9  # float32 arithmetic would not see it
+    truth = 1e-18 / 2 if "mean" in name else 1e-18 / 4
+    assert gaussian.kl_full(**{**arguments, name: near}) == pytest.approx(truth, rel=1e-6, abs=0)
 
 
 # The discretized decoder.
@@ -282,6 +318,29 @@ def test_decoder_in_lower_precision(native: Library, dtype: str) -> None:
     np.testing.assert_allclose(native.host(value).astype(float), truth, rtol=2 * eps, atol=8e-7)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_the_float32_result_rounded(native: Library, dtype: str) -> None:
+    if native.name == "numpy" and dtype == "bfloat16":
+        pytest.skip("NumPy has no bfloat16")
+    rng = np.random.default_rng(9)
+    m1, v1, m2, v2, x = (native.array(a, dtype) for a in rng.normal(size=(5, 4, 3)))
+    c1, c2 = (native.array(c, dtype) for c in np.repeat([[np.eye(3), 2 * np.eye(3)]], 4, 0).swapaxes(0, 1))
+
+    def computed(cast: Any) -> list[Any]:
+        a, b, u, v, y, c, e = map(cast, (m1, v1, m2, v2, x, c1, c2))
+        return [Gaussian(a, b).log_prob(y), gaussian.kl(a, b, u, v), gaussian.kl_full(a, c, u, e)]
+
+    eps = 2.0**-10 if dtype == "float16" else 2.0**-7
+    single = computed(lambda a: native.array(native.host(a).astype("float32")))
+    for low, value in zip(computed(lambda a: a), single, strict=True):
+        assert low.dtype == m1.dtype
+        assert np.isfinite(native.host(value)).all()
+        np.testing.assert_allclose(native.host(low).astype("float32"), native.host(value), rtol=eps)
+
+    number = gaussian.kl(native.array([1000.0], dtype), 0.0, 1000.3, 0.0)  # which the dtype itself can't tell from 1000
+    assert float(number[0]) == pytest.approx(0.3**2 / 2, rel=1e-2)
+
+
 def test_a_value_counts_as_its_nearest_level() -> None:
     rng = np.random.default_rng(5)
     level = rng.integers(17, size=200)
@@ -291,6 +350,11 @@ def test_a_value_counts_as_its_nearest_level() -> None:
         gaussian.discretized_log_likelihood(x, mean, -1.0, 17),
         gaussian.discretized_log_likelihood(level / 8 - 1, mean, -1.0, 17),
     )
+
+
+def test_half_a_bin_outside_is_the_last_level() -> None:
+    value = [gaussian.discretized_log_likelihood(np.array([x]), 0.9, -3.0)[0] for x in (1.0, 1 + 1 / 255)]
+    assert value[0] == value[1]
 
 
 def test_decoder_of_a_point() -> None:
@@ -327,33 +391,12 @@ def test_ho2020_is_the_published_approximation(library: Library) -> None:
         assert (error <= 1e-15 * np.exp(-truth) + 1e-13).all()
 
 
-def test_defect_tanh_decoder(differentiable: Library) -> None:
-    """The tanh for the normal CDF is 0.05 bits off at 3 std, 0.6 at 4, 2.2 at 5, and its floor stops the gradient."""
-    x, log_std, std = np.zeros(1), math.log(0.02), 0.02
-
-    def bits(method: str, distance: float) -> float:
-        mean = np.array([distance * std])
-        return gaussian.discretized_log_likelihood(x, mean, log_std, 255, method)[0] / math.log(2)
-
-    for distance, off in ((3, 0.05), (4, 0.6), (5, 2.2)):
-        truth = float(oracles.log_mass(127, 255, exact(distance * std), exact(log_std)) / mp.log(2))
-        assert bits("exact", distance) == pytest.approx(truth, abs=1e-13)
-        assert abs(bits("ho2020", distance) - truth) == pytest.approx(off, rel=0.3)
-
-    def slope(method: str) -> float:
-        x = differentiable.array(np.zeros(1))
-        f = lambda m: gaussian.discretized_log_likelihood(x, m, log_std, 255, method)  # noqa: E731
-        return gradients(differentiable, f, np.array([10 * std]))[0].item()
-
-    assert bits("ho2020", 10) * math.log(2) == pytest.approx(-27.631, abs=1e-3)
-    assert slope("ho2020") == 0
-    assert slope("exact") == pytest.approx(float(oracles.log_mass_gradient(127, 255, 10 * std, log_std)[0]), rel=1e-12)
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"x": np.array([0.0, 1.2])}, ValueError, "x: 1.2 is outside"),
+        ({"x": np.array([0.0, 1 + 1.01 / 255])}, ValueError, r"x: 1\.0039\d+ is outside"),
+        ({"x": np.array([1 + 1 / 255, 1.2])}, ValueError, "x: 1.2 is outside"),
         ({"x": np.array([0.0, math.nan])}, ValueError, "x: nan is outside"),
         ({"x": np.array([0.0, 255.0])}, ValueError, "x: 255.0 is outside"),
         ({"x": np.array([0, 1])}, TypeError, "x: a floating-point array"),
@@ -432,14 +475,61 @@ def test_an_array_log_variance_broadcasts(library: Library) -> None:
     np.testing.assert_allclose(drawn, np.exp(log_var / 2) + np.zeros((2, 3)), rtol=1e-15)
 
 
+def test_a_mean_may_be_one_number(library: Library) -> None:
+    g = Gaussian(library.array(0.5), -0.2)
+    values = [g.var, g.std, g.sample(library.array(2.0)), g.log_prob(library.array(0.5))]
+    expected = [math.exp(-0.2), math.exp(-0.1), 0.5 + 2 * math.exp(-0.1), 0.1 - 0.5 * math.log(2 * math.pi)]
+    assert [float(v) for v in values] == pytest.approx(expected, rel=1e-14)
+    array = Gaussian(library.array(0.5), library.array(-0.2))
+    assert float(array.sample(library.array(2.0))) == pytest.approx(expected[2], rel=1e-14)
+
+
+def test_samples_have_the_means_shape_and_dtype(library: Library) -> None:
+    g = Gaussian(library.array(np.zeros(2), "float32"), 0.0)
+    assert g.sample(library.array(np.ones(2))).dtype == g.mean.dtype
+    assert Gaussian(g.mean, library.array(np.zeros(2))).std.dtype == g.mean.dtype
+    with pytest.raises(ValueError, match=r"^eps: shape \(1,\) differs from mean's \(2,\)"):
+        g.sample(library.array(np.ones(1)))
+
+
+def test_divergence_and_decoder_of_the_class() -> None:
+    rng = np.random.default_rng(8)
+    m1, v1, m2, v2 = rng.normal(size=(4, 5))
+    truth = [float(oracles.kl(*row)) for row in zip(m1, v1, m2, v2, strict=True)]
+    np.testing.assert_allclose(Gaussian(m1, v1).kl(Gaussian(m2, v2)), truth, rtol=1e-13)
+    x = levels_of(256)[:5]
+    eight_bits = gaussian.discretized_log_likelihood(x, m1, v1 / 2, 256)
+    np.testing.assert_array_equal(Gaussian(m1, v1).discretized_log_prob(x), eight_bits)
+    np.testing.assert_array_equal(gaussian.discretized_log_likelihood(x, m1, v1 / 2), eight_bits)
+
+
 def test_equal_and_hashable_by_content(library: Library) -> None:
     def build(value: float = 1.0, log_var: Any = 0.5) -> Gaussian:
         return Gaussian(library.array([0.0, value]), log_var)
 
     assert build() == build()
+    assert hash(build()) != hash(build(2.0))
     assert len({build(), build(), build(2.0), build(log_var=0.25)}) == 3
     assert build(log_var=library.array([0.5])) == build(log_var=library.array([0.5])) != build()
     assert build() != "a Gaussian"
+
+
+def test_libraries_and_dtypes_are_part_of_the_content() -> None:
+    torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
+    zeros = [np.zeros(2, "float16"), torch.zeros(2, dtype=torch.float16), torch.zeros(2, dtype=torch.bfloat16)]
+    zeros += [jax.numpy.zeros(2, "float16"), np.zeros(2, "float32")]
+    assert len({Gaussian(mean, 0.0) for mean in zeros}) == 5
+
+
+def test_equal_by_content_on_a_device_and_of_a_library_that_nobody_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    import array_api_strict as xp
+
+    a, b, c = (Gaussian(xp.asarray([0.0, v], device=xp.Device("device1")), 0.5) for v in (1.0, 1.0, 2.0))
+    assert hash(a) == hash(b)
+    assert a == b != c
+    monkeypatch.delitem(backends._registered, "strict")
+    a, b, c = (Gaussian(xp.asarray([0.0, v]), 0.5) for v in (1.0, 1.0, 2.0))
+    assert a == b != c
 
 
 def test_pickled(native: Library) -> None:
@@ -465,6 +555,40 @@ def test_mixed_libraries_are_refused() -> None:
             wrong()
 
 
+@pytest.mark.parametrize("shape", [(2,), (3, 3), (1, 2, 3), (2, 3, 3)])
+def test_a_log_variance_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"^log_var: shape {re.escape(str(shape))} does not .* mean's \(2, 3\)"):
+        Gaussian(np.zeros((2, 3)), np.zeros(shape))
+    assert Gaussian(np.zeros((2, 3)), np.zeros(3)).std.shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean2": np.zeros((4, 3))}, "mean2: has 3 dimensions, but mean1 2"),
+        ({"mean2": np.zeros((3, 2))}, r"mean2: shape \(3,\) does not broadcast against \(4,\)"),
+        ({"cov1": np.ones((3, 2, 2))}, r"cov1: shape \(3,\) does not broadcast against \(4,\)"),
+        ({"cov2": np.ones((5, 2, 2))}, r"cov2: shape \(5,\) does not broadcast against \(4,\)"),
+    ],
+)
+def test_kl_full_names_what_does_not_fit(change: dict[str, np.ndarray], message: str) -> None:
+    mean, cov = np.zeros((4, 2)), np.eye(2)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        gaussian.kl_full(**{"mean1": mean, "cov1": cov, "mean2": mean, "cov2": cov, **change})
+
+
+def test_the_other_of_a_divergence_is_a_gaussian() -> None:
+    with pytest.raises(TypeError, match=r"^other: "):
+        Gaussian(np.zeros(2), 0.0).kl(np.zeros(2))  # type: ignore[arg-type]
+
+
+def test_numbers_alone_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"^mean1: an array is needed, not float"):
+        gaussian.kl(0.0, 0.0, 0.0, 0.0)
+    with pytest.raises(TypeError, match=r"^mean: an array is needed, not float"):
+        Gaussian(0.0, 0.0)
+
+
 @pytest.mark.parametrize("log_var", [math.nan, math.inf])
 def test_no_variance(log_var: float) -> None:
     with pytest.raises(ValueError, match="log_var: "):
@@ -477,3 +601,4 @@ def test_results_out_of_range_are_infinite_without_warnings() -> None:
     assert Gaussian(np.zeros(1), -100.0).log_prob(far).tolist() == [-math.inf]
     assert gaussian.kl(far, 0.0, -far, 0.0).tolist() == [math.inf]
     assert gaussian.kl(np.zeros(1), 1000.0, np.zeros(1), 0.0).tolist() == [math.inf]
+    assert Gaussian(np.zeros(1), 1000.0).var == math.inf

@@ -20,6 +20,7 @@ FLOORS = (  # from the ground up: a module may import from its own floor or from
     {"diffusion"},
     {"denoiser", "guidance"},
     {"_rows", "analytic"},
+    {"_stepper"},
     {"samplers", "losses"},
     {"edit", "likelihood"},
     {"nn", "training", "verify"},

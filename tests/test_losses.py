@@ -131,8 +131,25 @@ def test_every_loss_agrees_in_every_library(library):
         for t in (STEPS, library.array(STEPS)):
             ours = loss(CHAIN, Denoiser(net, variance="learned_range"), library.array(X0), t, library.array(EPS))
             np.testing.assert_allclose(library.host(ours), expected, rtol=1e-9)  # log Phi: 1e-10
-    single = losses.vlb(CHAIN, Denoiser(EXACT), library.array(X0, "float32"), STEPS, library.array(EPS, "float32"))
+    single = losses.vlb(CHAIN, Denoiser(EXACT), library.array(X0, "float32"), STEPS, library.array(EPS))
     assert single.dtype == xp.float32
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("loss", ALL)
+def test_half_precision_is_finite_and_near(native, loss, dtype):
+    """Within 8 of its units of a loss of size 1 at mid-chain steps, where no weight magnifies what x_t lost to rounding."""
+    if native.name == "numpy" and dtype == "bfloat16":
+        pytest.skip("NumPy has no bfloat16")
+    x0, eps = native.array(X0, dtype), native.array(EPS, dtype)
+    net = Denoiser(lambda x_t, t: native.xp.concat([x_t / 2, 0 * x_t], axis=1), variance="learned_range")
+    exact = loss(
+        CHAIN, Denoiser(lambda x_t, t: np.concatenate([x_t / 2, 0 * x_t], 1), variance="learned_range"), X0, STEPS, EPS
+    )
+    low = native.host(loss(CHAIN, net, x0, STEPS, eps)).astype(float)
+    assert np.isfinite(low).all()
+    unit = 2.0**-10 if dtype == "float16" else 2.0**-7
+    np.testing.assert_allclose(low[2:4], exact[2:4], rtol=8 * unit)
 
 
 @pytest.mark.parametrize("loss", ALL)
@@ -226,14 +243,15 @@ def test_losses_and_gradients_under_jit():
 # Corners.
 
 
-@pytest.mark.parametrize("kind", ["v", "x0"])
+@pytest.mark.parametrize("kind", ["v", "x0", "mu"])
 def test_zero_terminal_snr_has_finite_losses(kind):
     d = Diffusion(schedules.zero_terminal_snr(schedules.linear(T)))
     denoiser = Denoiser(lambda x_t, t: np.zeros_like(x_t), predicts=kind)
     for weighting in ("snr", "min_snr", "p2"):
         loss = losses.weighted(d, denoiser, X0, T, EPS, weighting=weighting)
         np.testing.assert_allclose(loss, 0, atol=1e-30)  # the SNR is 0
-    np.testing.assert_allclose(losses.simple(d, denoiser, X0, T, EPS), np.mean(X0**2, axis=(1, 2)), rtol=1e-12)
+    truth = d.posterior(EPS, X0, T).mean if kind == "mu" else X0  # v is -x_0 there, and x_t is eps
+    np.testing.assert_allclose(losses.simple(d, denoiser, X0, T, EPS), np.mean(truth**2, axis=(1, 2)), rtol=1e-12)
     assert np.isfinite(losses.vlb(d, denoiser, X0, T, EPS)).all()
 
 
@@ -261,6 +279,7 @@ def test_bad_input_is_refused_by_name(loss):
         ((X0, np.array([1, 2, 3, 4, T + 1]), EPS), ValueError, "t"),
         ((X0, 1.0, EPS), TypeError, "t"),
         ((X0, 1, EPS[:, :1]), ValueError, "eps"),
+        ((X0, 1, EPS.astype(int)), TypeError, "eps"),
         ((X0.astype(int), 1, EPS), TypeError, "x0"),
     ]:
         with pytest.raises(error, match=rf"^{name}: "):
@@ -269,13 +288,14 @@ def test_bad_input_is_refused_by_name(loss):
         loss(CHAIN, Denoiser(lambda x, t: x[:, :1]), X0, 1, EPS)
 
 
-def test_data_a_little_outside_count_as_the_last_level():
+@pytest.mark.parametrize("end", [-1.0, 1.0])
+def test_data_a_little_outside_count_as_the_last_level(end):
     """In L_0, as in the bound; the network still sees them as they are."""
-    x0 = np.full((1, 2, 3), 1.3)
-    denoiser = Denoiser(lambda x_t, t: np.full_like(x_t, 0.9), predicts="x0")
-    inside = losses.vlb(CHAIN, denoiser, np.ones_like(x0), 1, EPS[:1])
-    np.testing.assert_allclose(losses.vlb(CHAIN, denoiser, x0, 1, EPS[:1]), inside, rtol=1e-12)
-    ends = [likelihood.vlb(CHAIN, denoiser, x).decoder for x in (x0, np.ones_like(x0))]
+    level = np.full((1, 2, 3), end)
+    denoiser = Denoiser(lambda x_t, t: 0.9 * end + 0 * x_t, predicts="x0")
+    inside = losses.vlb(CHAIN, denoiser, level, 1, EPS[:1])
+    np.testing.assert_allclose(losses.vlb(CHAIN, denoiser, 1.3 * level, 1, EPS[:1]), inside, rtol=1e-12)
+    ends = [likelihood.vlb(CHAIN, denoiser, x).decoder for x in (1.3 * level, level)]
     np.testing.assert_allclose(*ends, rtol=1e-12)
 
 
@@ -368,17 +388,40 @@ def test_samplers_refuse_bad_input_by_name(make):
     ]:
         with pytest.raises(error, match=rf"^{name}: "):
             sampler.update(t, loss)
-    with pytest.raises(TypeError, match=r"^rng: "):
+    with pytest.raises(TypeError, match=r"^rng: a numpy.random.Generator is needed, not RandomState"):
         sampler.sample(3, np.random.RandomState(0))
-    with pytest.raises(ValueError, match=r"^n: "):
-        sampler.sample(-1, np.random.default_rng(0))
+    for n in (-1, 2**61, 2**80):
+        with pytest.raises(ValueError, match=rf"^n: {n} is "):
+            sampler.sample(n, np.random.default_rng(0))
+    assert [a.shape for a in sampler.sample(0, np.random.default_rng(0))] == [(0,), (0,)]
     with pytest.raises(ValueError, match=r"^state: "):
         sampler.load_state_dict({"other": 1})
+    with pytest.raises(TypeError, match=r"^state: "):
+        sampler.load_state_dict(3)
+    with pytest.raises(TypeError, match=r"^loss: numbers are needed, not str"):
+        sampler.update(1, "x")
     for wrong, error in ((0, ValueError), (True, TypeError), (2.0, TypeError)):
         with pytest.raises(error, match=r"^T: "):
             make(wrong)
 
 
 def test_a_state_of_another_T_is_refused():
-    with pytest.raises(ValueError, match=r"^state: history"):
+    with pytest.raises(ValueError, match=r"^state: history has shape \(5, 10\), \(6, 10\) is needed"):
         losses.LossAwareT(6).load_state_dict(losses.LossAwareT(5).state_dict())
+    damaged = filled().state_dict() | {"history": np.full((6, 10), np.nan)}
+    with pytest.raises(ValueError, match=r"^state: history must hold finite numbers"):
+        losses.LossAwareT(6).load_state_dict(damaged)
+    with pytest.raises(ValueError, match=r"^state: a count is negative$"):
+        losses.LossAwareT(6).load_state_dict(filled().state_dict() | {"count": np.full(6, -1)})
+    losses.LossAwareT(6).load_state_dict(losses.LossAwareT(6).state_dict())  # counts of 0 are fine
+    with pytest.raises(ValueError, match=r"^T: 1000000000000000 is more than can be allocated"):
+        losses.LossAwareT(10**15)
+
+
+def test_a_state_is_kept_in_double_precision():
+    sampler, state = losses.LossAwareT(6), filled().state_dict()
+    sampler.load_state_dict({"history": state["history"].astype(np.float32), "count": state["count"].astype(np.int32)})
+    for own in (sampler.state_dict(), losses.LossAwareT(6).state_dict()):
+        assert (own["history"].dtype, own["count"].dtype) == (np.float64, np.int64)
+    sampler.update([1, 2], [0.1, 0.2])  # lists will do
+    assert sampler.state_dict()["history"][:2, -1].tolist() == [0.1, 0.2]

@@ -326,7 +326,8 @@ def test_torchs_words_are_philoxs() -> None:
 
     for blocks in (1, 3):
         index = np.array(EDGE_INDEX, np.uint64)
-        held = torch_backend._philox(TOP, index, 2**63, blocks, 2**40, "cpu").numpy().view(np.uint32)
+        first = torch_backend._first_counters(index, (8 * blocks,), "cpu")
+        held = torch_backend._philox(TOP, first, 2**63, blocks, 2**40).numpy().view(np.uint32)
         expected = [words(TOP, i, 2**63, 2**40, 8 * blocks) for i in EDGE_INDEX]
         assert (held.reshape(len(EDGE_INDEX), -1) == np.array(expected, np.uint32)).all()
 
@@ -408,3 +409,20 @@ def test_a_bad_argument_is_named(argument: str, value: Any, error: type[Exceptio
 def test_empty_shapes_give_empty_draws(native: Any) -> None:
     for index, shape in (([], (3,)), (range(4), (0,)), (range(4), (2, 0, 5))):
         assert native.host(noise.normal(0, index, 1, shape, backend=native.name)).shape == (len(index), *shape)
+
+
+def test_noise_like_an_array(library: Any) -> None:
+    for dtype in ("float32", "float64"):
+        x = library.array(np.zeros((3, 2, 5)), dtype)
+        z = noise.like(x, 4, [7, 0, 9], 2, stream=3)
+        assert type(z) is type(x)
+        assert z.dtype == x.dtype
+        expected = noise.normal(4, [7, 0, 9], 2, (2, 5), stream=3, dtype=dtype)
+        np.testing.assert_allclose(library.host(z), expected, rtol=0, atol=2e-6)
+
+
+def test_sample_numbers() -> None:
+    assert noise.numbers(None, 3) == range(3)
+    assert noise.numbers([5, 4], 2) == [5, 4]
+    with pytest.raises(ValueError, match="index: 3 sample numbers are needed, not 2"):
+        noise.numbers([5, 4], 3)

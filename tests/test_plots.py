@@ -86,6 +86,12 @@ def test_loss_shows_the_log_and_its_running_mean():
         assert smooth[k] == pytest.approx(values[k : k + 4].mean())
 
 
+def test_loss_leaves_out_skipped_steps():
+    figure = plots.loss([{"step": k, "loss": None if k == 3 else 1.0} for k in range(1, 7)])
+    for line in figure.axes[0].lines:
+        assert list(line.get_xdata()) == [1, 2, 4, 5, 6]
+
+
 def test_bound_adds_up_to_bits_per_dim(bound):
     (ax,) = plots.bound(bound).axes
     terms, prior = ax.lines
@@ -101,6 +107,18 @@ def test_rate_distortion_is_the_curve(bound):
     np.testing.assert_array_equal((rate, rmse), bound.curve())
 
 
+def test_sampler_error_shows_each_sampler_its_own_way():
+    errors = {"ddim": {20: 0.1, 10: 0.2}, "heun": {9: 0.05, 19: 0.0125, 21: 0.01}}
+    (ax,) = plots.sampler_error(errors).axes
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    for line, (name, of) in zip(ax.lines, errors.items(), strict=True):
+        assert line.get_label() == name
+        np.testing.assert_array_equal(line.get_xydata(), sorted(of.items()))
+    assert len({line.get_marker() for line in ax.lines}) == 2
+    assert len({str(line._unscaled_dash_pattern) for line in ax.lines}) == 2
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["10", "21"]  # labels that would touch are left out
+
+
 def test_wrong_arguments_are_named():
     for wrong, named, call in (
         (LookupError, "names", lambda: plots.schedules(["zigzag"])),
@@ -110,6 +128,8 @@ def test_wrong_arguments_are_named():
         (ValueError, "labels", lambda: plots.strip([X0], ["a", "b"])),
         (ValueError, "columns", lambda: plots.strip([X0[:0]], ["a"])),
         (ValueError, "records", lambda: plots.loss([])),
+        (ValueError, "errors", lambda: plots.sampler_error({})),
+        (ValueError, "errors", lambda: plots.sampler_error({"ddim": {}})),
         (ValueError, "count", lambda: plots.columns(D, 1)),
     ):
         with pytest.raises(wrong, match=named):

@@ -181,6 +181,15 @@ def test_zero_terminal_snr_with_v(sampler):
         d.sample(Denoiser(zero_net), (1, 2), sampler=sampler)
 
 
+def test_a_chain_too_long_for_the_dtype_is_refused_before_the_network_is_called() -> None:
+    """linear(100_000) ends at alpha_bar = e^-1000: 1 / sqrt(alpha_bar) is a float64, but no float32."""
+    d = Diffusion(schedules.linear(100_000))
+    net = Denoiser(lambda x, t: x)
+    with pytest.raises(ValueError, match="predicts: x_0 does not follow from 'eps' at t = 100000 in float32"):
+        d.sample(net, (2, 3), steps=5)
+    assert np.all(np.isfinite(d.sample(net, (2, 3), steps=5, dtype="float64")))
+
+
 def test_one_jump_returns_the_prediction():
     d = Diffusion(schedules.linear(40))
     x_T = batch(3, 2)
@@ -304,6 +313,15 @@ def test_start_below_T():
     np.testing.assert_array_equal(steps[0].x, x)
 
 
+@pytest.mark.parametrize("spacing", ["even", "quadratic", "log_snr"])
+def test_a_spacing_is_its_plan(spacing):
+    d = Diffusion(schedules.linear(40))
+    one = d.sample(exact(d), (2, 2), steps=7, spacing=spacing)
+    np.testing.assert_array_equal(one, d.sample(exact(d), (2, 2), timesteps=d.timesteps(7, spacing)))
+    steps = d.trajectory(exact(d), (2, 2), steps=7, spacing=spacing)
+    assert tuple(step.t for step in steps) == d.timesteps(7, spacing)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_library_agrees(library, sampler):
     """The same states on every array library, one of which knows nothing but the standard."""
@@ -392,6 +410,8 @@ def nan_at_five(x_t, t):
         ({"steps": 0}, ValueError, r"steps: 0 is outside 1\.\.10"),
         ({"steps": 11}, ValueError, "steps: 11 is outside"),
         ({"steps": 5, "timesteps": (10, 0)}, ValueError, "steps: give either"),
+        ({"spacing": "cubic"}, LookupError, "spacing: 'cubic' is unknown; known are even, quadratic, log_snr"),
+        ({"spacing": "quadratic", "timesteps": (10, 0)}, ValueError, "spacing: give either"),
         ({"timesteps": (7, 0)}, ValueError, "timesteps: a plan from 7, below T = 10, needs x_T"),
         ({"timesteps": (10, 3)}, ValueError, "timesteps: .* ends at 0"),
         ({"timesteps": (10, 3, 3, 0)}, ValueError, "timesteps: must be strictly decreasing"),

@@ -33,6 +33,7 @@ CASES: list[tuple[str, tuple[float, ...]]] = [
     ("sigmoid", (1e-4, 0.02, -6.0, 6.0)),
     ("sigmoid", (1e-30, 0.02, -60.0, 1.0)),
     ("sigmoid", (0.9, 1e-9, -3.0, 40.0)),
+    ("sigmoid", (1e-4, 0.02, -2000.0, 2000.0)),
     ("sigmoid_alpha_bar", (-3.0, 3.0, 1.0, 0.999)),
     ("sigmoid_alpha_bar", (0.0, 3.0, 0.3, 1.0)),
     ("sigmoid_alpha_bar", (-60.0, -20.0, 0.9, 1.0)),
@@ -70,6 +71,20 @@ def test_from_beta_1_to_beta_T(name: str, T: int, beta_1: float, beta_T: float) 
     assert beta[0] == beta_1
     assert beta[-1] == (beta_T if T > 1 else beta_1)
     assert worst_ulp(beta, [SCHEDULES[name](t, T, beta_1, beta_T) for t in range(1, T + 1)]) <= ULP
+
+
+@given(st.sampled_from(["linear", "quadratic", "geometric", "warmup", "sigmoid"]), st.integers(1, 40), probability)
+def test_from_a_beta_to_the_same_is_constant(name: str, T: int, beta: float) -> None:
+    np.testing.assert_array_equal(schedules.NAMES[name](T, beta, beta), schedules.constant(T, beta))
+
+
+@pytest.mark.parametrize("name", ["linear", "quadratic", "geometric", "warmup", "sigmoid"])
+def test_beta_1_may_be_1_where_it_is_the_last(name: str) -> None:
+    schedule = schedules.NAMES[name]
+    assert schedule(1, 1.0, 1.0).tolist() == [1.0]
+    for T, beta_1 in ((2, 1.0), (1, 1.5)):
+        with pytest.raises(ValueError, match=r"^beta_1: "):
+            schedule(T, beta_1, 0.5)
 
 
 @given(st.integers(1, 40), st.floats(-30, 30), st.floats(1e-3, 30), st.floats(0.1, 10))
@@ -118,6 +133,24 @@ def test_max_beta_binds_on_the_last_cosine_step_only() -> None:
     assert beta[-1] == 0.999
     assert beta[-2] < 0.8
     assert (schedules.cosine(max_beta=0.1) <= 0.1).all()
+
+
+DEFAULTS: dict[str, tuple[float, ...]] = {
+    "linear": (1e-4, 0.02),
+    "quadratic": (1e-4, 0.02),
+    "geometric": (1e-4, 0.02),
+    "constant": (0.02,),
+    "warmup": (1e-4, 0.02, 0.1),
+    "jsd": (),
+    "cosine": (0.008, 0.999),
+    "sigmoid": (1e-4, 0.02, -6.0, 6.0),
+    "sigmoid_alpha_bar": (-3.0, 3.0, 1.0, 0.999),
+}
+
+
+@pytest.mark.parametrize("name", schedules.NAMES)
+def test_defaults_are_the_published_ones(name: str) -> None:
+    np.testing.assert_array_equal(schedules.NAMES[name](), schedules.NAMES[name](1000, *DEFAULTS[name]))
 
 
 @pytest.mark.parametrize("name", schedules.NAMES)
@@ -206,7 +239,7 @@ def test_checked_copies_and_freezes() -> None:
         ([0.1, math.nan], ValueError, "beta: beta_2 = nan"),
         ([0.1, 1.5], ValueError, "beta: beta_2 = 1.5"),
         ([-0.1], ValueError, "beta: beta_1 = -0.1"),
-        (["a"], TypeError, "beta: a sequence of numbers"),
+        (["a"], TypeError, "beta: a sequence of numbers is needed, not list"),
         ([True], TypeError, "beta: a sequence of numbers"),
         ([0.1, [0.1]], TypeError, "beta: a sequence of numbers"),
         (None, TypeError, "beta: a sequence of numbers"),
@@ -221,7 +254,7 @@ def test_checked_refuses(beta: Any, error: type[Exception], message: str) -> Non
 @pytest.mark.parametrize("name", schedules.NAMES)
 @pytest.mark.parametrize("T", [0, -1, 10**11, 10**18, 10**40, True, 2.0, "10", None])
 def test_every_schedule_refuses_a_wrong_T(name: str, T: Any) -> None:
-    with pytest.raises((ValueError, TypeError), match=r"^T: "):
+    with pytest.raises((ValueError, TypeError), match=rf"^T: {T if type(T) is int else 'an int'} "):
         schedules.NAMES[name](T)
 
 
@@ -235,6 +268,7 @@ def test_every_schedule_refuses_a_wrong_T(name: str, T: Any) -> None:
         ("quadratic", {"beta_1": "x"}, "beta_1"),
         ("quadratic", {"beta_1": True}, "beta_1"),
         ("constant", {"beta": 1.0}, "beta"),
+        ("constant", {"beta": "x"}, "beta"),
         ("warmup", {"fraction": 1.1}, "fraction"),
         ("warmup", {"beta_T": 1.0}, "beta_T"),
         ("cosine", {"s": -0.1}, "s"),
@@ -242,6 +276,11 @@ def test_every_schedule_refuses_a_wrong_T(name: str, T: Any) -> None:
         ("cosine", {"max_beta": 0.0}, "max_beta"),
         ("cosine", {"max_beta": 1.1}, "max_beta"),
         ("sigmoid", {"start": math.nan}, "start"),
+        ("sigmoid", {"end": math.nan}, "end"),
+        ("sigmoid_alpha_bar", {"start": math.nan}, "start"),
+        ("sigmoid_alpha_bar", {"end": math.nan}, "end"),
+        ("sigmoid_alpha_bar", {"max_beta": 0.0}, "max_beta"),
+        ("sigmoid_alpha_bar", {"max_beta": 1.1}, "max_beta"),
         ("sigmoid_alpha_bar", {"start": 3.0, "end": 3.0}, "end"),
         ("sigmoid_alpha_bar", {"tau": 0.0}, "tau"),
         ("sigmoid_alpha_bar", {"start": -1e308, "end": 1e308}, "start"),
@@ -254,24 +293,25 @@ def test_a_wrong_argument_is_named(name: str, arguments: dict[str, Any], named: 
 
 
 @pytest.mark.parametrize(
-    ("f", "T", "named"),
+    ("f", "T", "message"),
     [
-        (lambda u: 1 - u, None, "T"),
-        ([0.5, 0.2], 3, "T"),
-        ([1.0, 0.5], None, "f"),
-        ([0.5, 0.5], None, "f"),
-        ([0.2, 0.5], None, "f"),
-        ([0.5, 0.0, 0.0], None, "f"),
-        ([0.5, -0.1], None, "f"),
-        ([0.5, math.nan], None, "f"),
-        ([0.9, 1e-30, 1e-60, 1e-61], None, "f"),
-        (lambda u: 1 + u, 5, "f"),
-        (lambda u: math.inf if u == 0 else 1 - u, 5, "f"),
-        (lambda u: "x", 5, "f"),
-        (lambda u: 1 - u, 10**12, "T"),
-        (3.0, 5, "f"),
+        (lambda u: 1 - u, None, "T: the number of steps is needed"),
+        ([0.5, 0.2], 3, "T: 3 differs from the 2 values of f"),
+        ([0.5, 0.2], True, "T: an int is needed"),
+        ([1.0, 0.5], None, "f: "),
+        ([0.5, 0.5], None, "f: "),
+        ([0.2, 0.5], None, "f: "),
+        ([0.5, 0.0, 0.0], None, "f: "),
+        ([0.5, -0.1], None, "f: "),
+        ([0.5, math.nan], None, "f: "),
+        ([0.9, 1e-30, 1e-60, 1e-61], None, "f: "),
+        (lambda u: 1 + u, 5, "f: "),
+        (lambda u: math.inf if u == 0 else 1 - u, 5, "f: "),
+        (lambda u: "x", 5, "f: "),
+        (lambda u: 1 - u, 10**12, "T: "),
+        (3.0, 5, "f: "),
     ],
 )
-def test_from_alpha_bar_refuses(f: Any, T: Any, named: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=f"^{named}: "):
+def test_from_alpha_bar_refuses(f: Any, T: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"^{message}"):
         schedules.from_alpha_bar(f, T)

@@ -14,7 +14,7 @@ import pytest
 from oracles import Tables, log_mass, log_mass_gradient, log_ndtr, mp
 
 import tinyddpm.likelihood
-from tinyddpm import Denoiser, Diffusion, backends, cli, gaussian, guidance, losses, samplers, schedules, verify
+from tinyddpm import Denoiser, Diffusion, _rows, backends, cli, gaussian, guidance, losses, samplers, schedules, verify
 from tinyddpm.analytic import ExactNet
 from tinyddpm.verify import _gaussians, _sampling, _truth
 
@@ -144,7 +144,7 @@ def bound_with(**wrong):
 
 
 def noisy_to_the_end(right):
-    return lambda *args: [dataclasses.replace(row, std=row.std or 0.01) for row in right(*args)]
+    return lambda *args: tuple(dataclasses.replace(row, std=row.std or 0.01) for row in right(*args))
 
 
 # The identity, where the function lives and its name there, and what is wrong with it.
@@ -172,7 +172,7 @@ MISTAKES = {
         "noise does not depend", _sampling, "normal", lambda f: lambda seed, index, *a, **o: f(seed, range(len(index)), *a, **o)
     ),
     "noise at the last move": (
-        "ancestral sampling with variance beta_tilde", samplers, "_with_std", noisy_to_the_end
+        "ancestral sampling with variance beta_tilde", _rows, "denoised", noisy_to_the_end
     ),
     "eta": ("DDIM at eta = 1", samplers.NAMES, "ddim", lambda f: lambda d, plan, eta: f(d, plan, 0.9 * eta)),
     "a fixed variance": ("ancestral sampling with variance beta has", Denoiser, "read_log_var", off_by_a_little),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -24,10 +24,14 @@ __all__ = [
     "allocating",
     "as_int",
     "cast",
+    "clip",
+    "copy",
     "data",
+    "dtype_name",
     "flat",
     "gather",
     "host_steps",
+    "instance",
     "integers",
     "is_of",
     "like",
@@ -37,6 +41,7 @@ __all__ = [
     "positive_int",
     "real",
     "same_shape",
+    "sequence",
     "steps",
 ]
 
@@ -88,6 +93,21 @@ def cast(x: Array, to: Array, xp: Any) -> Array:
     return x if x.dtype == to.dtype else xp.astype(x, to.dtype)
 
 
+def clip(x: Array, xp: Any) -> Array:
+    """x clipped to [-1, 1]: by its own method where it has one, which is several times faster than the portable way."""
+    return x.clip(-1.0, 1.0) if hasattr(x, "clip") else xp.clip(x, -1.0, 1.0)
+
+
+def dtype_name(x: Array) -> str:
+    """x's dtype by name, e.g. "float32"."""
+    return str(x.dtype).rpartition(".")[2]
+
+
+def copy(x: Array) -> Array:
+    """x in memory of its own."""
+    return data(x=x).asarray(x, copy=True)
+
+
 def like(values: Any, x: Array, xp: Any, *, dtype: Any = None) -> Array:
     """Host values (a NumPy array or a number) as an array of x's library, dtype and device."""
     from array_api_compat import device
@@ -129,6 +149,22 @@ def real(name: str, value: Any, low: float = -math.inf, high: float = math.inf, 
     return number
 
 
+def sequence(name: str, values: Any, *, empty: bool = False) -> list[Any]:
+    """The values as a list; text is no sequence of them."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise TypeError(f"{name}: a sequence is needed, not {type(values).__name__}")
+    if not (found := list(values)) and not empty:
+        raise ValueError(f"{name}: at least one is needed")
+    return found
+
+
+def instance(name: str, value: Any, kind: type) -> Any:
+    """`value`, where it is of this type."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: a {kind.__name__} is needed, not {type(value).__name__}")
+    return value
+
+
 def lookup(name: str, key: Any, known: Any) -> Any:
     """The entry of the dict `known` under `key`, or a `LookupError` that lists the known ones."""
     if not isinstance(key, str):
@@ -151,7 +187,7 @@ def allocating(name: str, value: Any) -> Iterator[None]:
     except (MemoryError, OverflowError) as error:
         raise ValueError(f"{name}: {value} is more than can be allocated") from error
     except ValueError as error:
-        if "maximum" in str(error) or "too large" in str(error) or "too big" in str(error):
+        if any(what in str(error) for what in ("maximum", "too large", "too big", "too long")):
             raise ValueError(f"{name}: {value} is more than can be allocated") from error
         raise
 

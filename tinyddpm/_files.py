@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ def replacing(file: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_name(f".{file.name}.{os.getpid()}.new")
+    fresh = file.with_name(f".{file.name}.{secrets.token_hex(4)}.new")  # process numbers repeat across machines
     try:
         with open(fresh, "wb") as stream:
             yield stream

@@ -62,10 +62,11 @@ def one_minus_exp(a: Double) -> Double:
     return _double.neg(_double.expm1(a))
 
 
-def weights(log_t: Double, log_s: Double) -> Weights:
-    """The weights in float64 from log alpha_bar at t and at s, arrays of one shape."""
+def weights(log_t: Double, log_s: Double, beta: Double | None = None) -> Weights:
+    """The weights in float64 from log alpha_bar at t and at s, arrays of one shape, and from beta_{t|s} where it is known."""
     log_ts = minus(log_t, log_s)
-    left_t, left_s, beta = one_minus_exp(log_t), one_minus_exp(log_s), one_minus_exp(log_ts)
+    left_t, left_s = one_minus_exp(log_t), one_minus_exp(log_s)
+    beta = one_minus_exp(log_ts) if beta is None else beta
     w_xs = _double.exp(half(log_ts))
     kept = _double.div(left_s, left_t)
     w_x0 = _double.div(_double.mul(_double.exp(half(log_s)), beta), left_t)

@@ -1,4 +1,7 @@
-"""Progress on standard error: tqdm's bar on a terminal where it is installed, else a plain line now and then."""
+"""Progress on standard error: tqdm's bar on a terminal where it is installed; in logs and notebooks plain lines, and few.
+
+Nothing is coloured, and where there is no terminal nothing is overwritten: no carriage returns, no control sequences.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ Item = TypeVar("Item")
 
 def progress(items: Iterable[Item], total: int, *, enabled: bool, label: str) -> Iterator[Item]:
     """`items`, counted on standard error as they are taken."""
+    if not isinstance(enabled, bool):
+        raise TypeError(f"progress: a bool is needed, not {type(enabled).__name__}")
     if not enabled:
         yield from items
         return
@@ -27,9 +32,19 @@ def progress(items: Iterable[Item], total: int, *, enabled: bool, label: str) ->
 
 
 def _lines(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
-    shown = time.monotonic()
+    """A line when a tenth more time has passed, between five seconds and ten minutes after the last, and at the end."""
+    start = shown = time.monotonic()
     for count, item in enumerate(items, 1):
         yield item
-        if count == total or time.monotonic() - shown > 5:
-            shown = time.monotonic()
-            sys.stderr.write(f"{label}: {count}/{total}\n")
+        now = time.monotonic()
+        if count == total or now - shown > min(max((now - start) / 10, 5), 600):
+            shown = now
+            left = (now - start) / count * (total - count)
+            sys.stderr.write(f"{label}: {count}/{total}{f', {_duration(left)} left' if count < total else ''}\n")
+
+
+def _duration(seconds: float) -> str:
+    """In words, to a unit that can be read at a glance."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

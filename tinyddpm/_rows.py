@@ -9,23 +9,31 @@ DDIM at eta = 0, and the first order of all the others.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from tinyddpm.denoiser import Denoiser
     from tinyddpm.diffusion import Diffusion
 
-__all__ = ["Row", "ddim", "ddpm", "dpm_solver_2m", "heun", "unipc"]
+__all__ = ["Row", "Sampler", "ddim", "ddpm", "denoised", "dpm_solver_2m", "heun", "unipc"]
+
+
+Sampler = Callable[[Any, tuple[int, ...], float], "list[Row]"]
 
 
 @dataclass(frozen=True)
 class Row:
     """One network call at time t and what follows from it.
 
+    `read` weighs (the network's output, the state) for the prediction of x_0, which is then clipped where that is wanted.
     `state` and `base` weigh (base, newest x_0, the one before, ...): the network is called at the state, while the base is
     the last point known to the method's full order. The noise has standard deviation `std` (None: the network's own).
+    `denoised` fills in what is not the sampler's: `read`, `told` and an ancestral move's `std`.
     """
 
     t: int
@@ -36,6 +44,9 @@ class Row:
     std: float | None = 0.0
     whole: bool = True
     """Whether the move to s is complete (the first half of Heun's is not)."""
+    read: tuple[float, float] = (1.0, 0.0)
+    told: int = 0
+    """The number by which the network knows t."""
 
 
 def ddpm(d: Diffusion, timesteps: tuple[int, ...], eta: float) -> list[Row]:
@@ -104,6 +115,38 @@ def unipc(d: Diffusion, timesteps: tuple[int, ...], eta: float) -> list[Row]:
         # The next correction starts from the corrected point, so this one becomes the base.
         rows.append(Row(move.t, move.s, tuple(state), base=corrected))
     return rows
+
+
+@lru_cache(maxsize=2)  # as many moves as there are steps: a long chain is not small
+def denoised(
+    fold: Sampler, d: Diffusion, denoiser: Denoiser, timesteps: tuple[int, ...], eta: float
+) -> tuple[Row, ...]:
+    """A sampler's rows as they are with this denoiser, whose fixed standard deviation goes to the moves that have none yet."""
+    rows = fold(d, timesteps, eta)
+    values, states = d.conversion(denoiser.predicts, "x0")
+    if bad := [row.t for row in rows if math.isnan(values[row.t])]:
+        raise ValueError(f"predicts: x_0 does not follow from {denoiser.predicts!r} at t = {bad[0]}, where alpha_bar is "
+                         f"{d.alpha_bar[bad[0]]}; predict 'v' or 'x0' on such a schedule")  # fmt: skip
+    std = [row.std for row in rows] if denoiser.learned else _fixed_std(d, denoiser, rows)
+    return tuple(
+        replace(
+            row,
+            std=sigma,
+            read=(float(values[row.t]), 0.0 if states is None else float(states[row.t])),
+            told=row.t - 1 + denoiser.first_t,
+        )
+        for row, sigma in zip(rows, std, strict=True)
+    )
+
+
+def _fixed_std(d: Diffusion, denoiser: Denoiser, rows: Sequence[Row]) -> list[float | None]:
+    if all(row.std is not None for row in rows):
+        return [row.std for row in rows]
+    x = np.zeros((len(rows), 1))
+    t, s = (np.array([getattr(row, name) for row in rows]) for name in "ts")
+    single = None if not isinstance(denoiser.variance, str) and np.all(t - s == 1) else s
+    log_var = np.broadcast_to(denoiser.read_log_var(d, None, x, t, single), x.shape)[:, 0]
+    return [math.exp(v / 2) if row.std is None else row.std for row, v in zip(rows, log_var.tolist(), strict=True)]
 
 
 def _corrector(move: _Move, earlier: float | None) -> tuple[float, ...]:

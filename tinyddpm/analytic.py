@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,9 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from tinyddpm import _array
 from tinyddpm._array import Array, Steps
 from tinyddpm._value import Value
-
-if TYPE_CHECKING:
-    from tinyddpm.diffusion import Diffusion
+from tinyddpm.diffusion import Diffusion
 
 __all__ = ["ExactNet", "GaussianData", "MixtureData"]
 
@@ -43,11 +41,11 @@ class _Data(Value):
 
     def net(self, d: Diffusion) -> ExactNet:
         """The optimal eps predictor ``net(x_t, t)`` for the chain d, whose steps it counts as 1..T; for arrays of any library."""
-        return ExactNet(self, d)
+        return ExactNet(self, _array.instance("d", d, Diffusion))
 
     def marginal(self, d: Diffusion, t: int) -> Self:
         """The law of x_t, t in 0..T, as data of the same kind."""
-        t = _array.as_int("t", t, 0, d.T)
+        t = _array.as_int("t", t, 0, _array.instance("d", d, Diffusion).T)
         return self._scaled(float(d.sqrt_alpha_bar[t]), float(d.alpha_bar[t]), float(d.one_minus_alpha_bar[t]))
 
     def sample(self, n: int, seed: int = 0) -> Table:

@@ -9,16 +9,28 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["Array", "Backend", "BackendUnavailable", "Status", "available", "get", "names", "of", "register"]
+__all__ = [
+    "Array",
+    "Backend",
+    "BackendUnavailable",
+    "Status",
+    "Stepper",
+    "available",
+    "get",
+    "names",
+    "no_grad",
+    "of",
+    "register",
+]
 
 Array = Any
 """An array of any library that follows the array-API standard."""
@@ -55,9 +67,35 @@ class Backend:
     """A noise kernel, ``normal(seed, index, step, shape, *, stream, device, dtype)`` with checked arguments and `index` a uint64
     array; None, or where it returns NotImplemented: drawn on the host and moved."""
     stepper: Callable[..., Any] | None = None
-    """An accelerated reverse move (see `samplers`); None: the array-API one."""
+    """``stepper(rows, x, *, seed, index, clip, shown) -> Stepper`` for a state like x, which is copied; `index` is uint64.
+    None, or where it returns NotImplemented: `samplers` moves with array-API operations."""
+    prepared: Callable[..., Any] | None = None
+    """``prepared(net, *, compile, autocast, stepper) -> net``: a network's faster form (see `samplers.Options`), which may make
+    `stepper`'s moves too, where that is not None; None: there is no such form."""
     no_grad: Callable[[], AbstractContextManager[Any]] | None = None
     """A context that switches off gradient recording while samples are drawn; None: nothing to switch off."""
+
+
+class Stepper(Protocol):
+    """What carries one run's state through its rows of weights (`tinyddpm._rows.Row`), in memory of its own.
+
+    It is made with all the rows, and with `clip`, whether predictions are clipped to [-1, 1]. A move may overwrite `state`
+    and `x0`, in place; with `shown` the caller reads both after each move, else only the last state.
+    """
+
+    state: Array
+    """What the network is called at next."""
+
+    @property
+    def x0(self) -> Array:
+        """The newest prediction of x_0."""
+
+    def move(self, k: int, value: Array, std: Array | None = None, z: Array | None = None) -> Any:
+        """Row k's move, after the network's output `value`; called for k = 0, 1, ... in turn.
+
+        `std` is the noise's standard deviation where the row has none, in memory that may be overwritten; `z` the noise where the
+        caller has his own, else that of (seed, index, row.t). Returns False where `value` was seen not to be finite.
+        """
 
 
 @dataclass(frozen=True)
@@ -130,6 +168,15 @@ def of(array: Array) -> Backend:
         f"array: no backend for {type(array).__module__}.{type(array).__qualname__}; loaded are "
         f"{', '.join(dict.fromkeys((*_registered, *_BUILT_IN)))}; load a plug-in with tinyddpm.backends.get(name) first"
     )
+
+
+def no_grad(array: Array) -> AbstractContextManager[Any]:
+    """A context in which `array`'s library records no gradients; one that does nothing where the library is not registered."""
+    try:
+        switch_off = of(array).no_grad
+    except LookupError:  # it records no gradients that we know of
+        return nullcontext()
+    return nullcontext() if switch_off is None else switch_off()
 
 
 def available() -> dict[str, Status]:

@@ -1,13 +1,15 @@
 """The command ``tinyddpm``: the table of commands, and the one place where results and errors become lines.
 
 Results go to standard output; progress and errors to standard error. Exit codes: 0; 2 for bad input, with one line that
-names it; 130 after an interrupt. A command is a module of `tinyddpm._commands`, imported when it is called so that the
-others start fast: it has ``EXAMPLES``, ``arguments(parser)``, and ``run(args)``, which yields the lines to print.
+names it; 130 after an interrupt; 141 where nobody reads on. A command is a module of `tinyddpm._commands`, imported when it
+is called so that the others start fast: it has ``EXAMPLES``, ``arguments(parser)``, and ``run(args)``, which yields the lines
+to print.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -40,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _no_command(words)
         args = parser(name).parse_args(words[1:])
         for line in import_module(f"tinyddpm._commands.{name}").run(args):
-            print(line, flush=True)
+            try:
+                print(line, flush=True)
+            except BrokenPipeError:  # its reader, such as head, has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 128 + 13
     except SystemExit as end:  # argparse showed help
         return int(end.code or 0)
     except KeyboardInterrupt as interrupt:

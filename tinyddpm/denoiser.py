@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyddpm import _array, conversions, plans
 from tinyddpm._array import Array, Steps
+from tinyddpm.diffusion import Diffusion
 from tinyddpm.gaussian import Gaussian
 
 if TYPE_CHECKING:
     from tinyddpm._moves import Move
-    from tinyddpm.diffusion import Diffusion
 
-__all__ = ["Denoiser", "Net"]
+__all__ = ["Denoiser", "Net", "check_model", "refuse_nonfinite"]
 
 Net = Callable[[Array, Array], Array]
 
@@ -76,10 +77,7 @@ class Denoiser:
 
     def eps(self, d: Diffusion, x_t: Array, t: Steps) -> Array:
         """The prediction of eps, consistent with the clipped x_0."""
-        value, _ = self.call(d, x_t, t)
-        if not self.clip_x0:
-            return d.convert(value, x_t, t, self.predicts, "eps")
-        return d.convert(self.read_x0(d, value, x_t, t), x_t, t, "x0", "eps")
+        return self.read_eps(d, self.call(d, x_t, t)[0], x_t, t)
 
     def p(self, d: Diffusion, x_t: Array, t: Steps, s: Steps | None = None) -> Gaussian:
         """p(x_s | x_t) for 0 <= s < t, by default s = t - 1."""
@@ -90,15 +88,19 @@ class Denoiser:
         """The denoiser of the chain ``d.respaced(timesteps)``: its network is told the steps of d that it was trained on."""
         if not isinstance(self.variance, str):
             raise ValueError("variance: a table belongs to single steps; it can't be respaced")
-        return replace(self, net=_Respaced(self.net, tuple(timesteps), self.first_t))
+        return replace(self, net=_Respaced(self.net, plans.checked(timesteps, 2**62), self.first_t))
 
     # The three stages of the above, for losses, bounds and samplers.
 
     def call(self, d: Diffusion, x_t: Array, t: Steps) -> tuple[Array, Array | None]:
         """What the network returns: the prediction, and its raw variance output where `learned`. Refuses a wrong output."""
+        _array.instance("d", d, Diffusion)
         xp = _array.data(x_t=x_t)
         t = _array.steps("t", t, x_t, xp, 1, d.T)
-        net_t = _array.integers(t, self.first_t - 1, x_t, xp)
+        return self.ask(d, x_t, t, _array.integers(t, self.first_t - 1, x_t, xp), xp)
+
+    def ask(self, d: Diffusion, x_t: Array, t: Steps, net_t: Array, xp: Any) -> tuple[Array, Array | None]:
+        """`call` with checked arguments: x_t of the namespace xp, and t as the network counts."""
         guided = getattr(self.net, "guided", None)  # a classifier shifts the score, so it needs to know the chain
         out = self.net(x_t, net_t) if guided is None else guided(x_t, net_t, d, t, self.predicts)
         self._check_output(out, x_t, t, xp)
@@ -111,6 +113,12 @@ class Denoiser:
         """x_0 from a prediction."""
         x0 = d.convert(value, x_t, t, self.predicts, "x0")
         return _array.data(x0=x0).clip(x0, -1.0, 1.0) if self.clip_x0 else x0
+
+    def read_eps(self, d: Diffusion, value: Array, x_t: Array, t: Steps) -> Array:
+        """eps from a prediction, consistent with the clipped x_0."""
+        if not self.clip_x0:
+            return d.convert(value, x_t, t, self.predicts, "eps")
+        return d.convert(self.read_x0(d, value, x_t, t), x_t, t, "x0", "eps")
 
     def read_p(
         self, d: Diffusion, value: Array, raw: Array | None, x_t: Array, t: Steps, s: Steps | None = None
@@ -152,8 +160,7 @@ class Denoiser:
     def _given_log_var(self, d: Diffusion, t: Steps, s: Steps | None, x: Array, xp: Any) -> Any:
         if len(self.variance) != d.T + 1:
             raise ValueError(f"variance: a table of length T + 1 = {d.T + 1} is needed, not {len(self.variance)}")
-        with np.errstate(divide="ignore"):
-            log_var = _array.gather(np.log(self.variance), t, x, xp)
+        log_var = _array.gather(self._log_table, t, x, xp)
         if s is None:
             return log_var
         single = s == t - 1
@@ -164,6 +171,11 @@ class Denoiser:
                 )
             return log_var
         return xp.where(xp.reshape(single, (-1,) + (1,) * (x.ndim - 1)), log_var, _array.like(math.nan, x, xp))
+
+    @cached_property
+    def _log_table(self) -> Any:
+        with np.errstate(divide="ignore"):
+            return np.log(self.variance)
 
     def _check_output(self, out: Any, x_t: Array, t: Steps, xp: Any) -> None:
         shape = list(x_t.shape)
@@ -177,6 +189,10 @@ class Denoiser:
             raise ValueError(f"net: returned shape {tuple(out.shape)} at {_where(t)}, {tuple(shape)} is needed")
         if out.dtype != x_t.dtype:
             raise ValueError(f"net: returned {out.dtype} at {_where(t)}, {x_t.dtype} is needed")
+        # No device is known where a compiler traces, and JAX spreads arrays as it likes.
+        here, there = (getattr(x, "device", None) for x in (x_t, out))
+        if there != here and None not in (here, there) and not hasattr(out, "sharding"):
+            raise ValueError(f"net: returned an array on {there} at {_where(t)}, {here} is needed")
 
     # A value: equal and hashable by content.
 
@@ -194,6 +210,19 @@ class Denoiser:
         return self.net, self.predicts, variance, self.clip_x0, self.first_t
 
 
+def check_model(d: Diffusion, denoiser: Denoiser) -> None:
+    """Refuse what is neither."""
+    _array.instance("d", d, Diffusion)
+    _array.instance("denoiser", denoiser, Denoiser)
+
+
+def refuse_nonfinite(xp: Any, t: int, *outputs: Array | None) -> None:
+    """Blame the network at t for an array of the namespace xp that is not finite."""
+    for out in outputs:
+        if out is not None and not bool(xp.all(xp.isfinite(out))):
+            raise ValueError(f"net: NaN or infinity at t = {t}")
+
+
 @dataclass(frozen=True)
 class _Respaced:
     """A network that is told the steps of the long chain."""
@@ -201,9 +230,6 @@ class _Respaced:
     net: Net
     timesteps: tuple[int, ...]
     first_t: int
-
-    def __post_init__(self) -> None:
-        plans.checked(self.timesteps, 2**62)
 
     def __call__(self, x_t: Array, t: Array) -> Array:
         return self.net(x_t, self._told(x_t, t))

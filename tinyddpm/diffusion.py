@@ -92,15 +92,8 @@ class Diffusion:
     @cached_property
     def log_snr(self) -> Table:
         """log(alpha_bar_t / (1 - alpha_bar_t)); entry 0 is +inf."""
-        # Where the two logarithms cancel, near alpha_bar = 1/2, the ratio is 1 + (2 alpha_bar - 1) / (1 - alpha_bar), and
-        # 2 alpha_bar - 1 = expm1(log alpha_bar + log 2).
-        left = _moves.one_minus_exp(self._log)
-        left = Double(left.hi[1:], left.lo[1:])
         log = self._at(np.arange(1, self.T + 1))
-        apart = _moves.minus(log, _double.log(left)).hi
-        near = np.abs(apart) < 0.5
-        surplus = _double.expm1(_double.add(_double.where(near, log, _LOG_HALF), _double.neg(_LOG_HALF))).hi
-        return _frozen(np.append(np.inf, np.where(near, np.log1p(surplus / left.hi), apart)))
+        return _frozen(np.append(np.inf, _moves.minus(log, _double.log(_moves.one_minus_exp(log))).hi))
 
     @cached_property
     def sqrt_alpha_bar(self) -> Table:
@@ -115,9 +108,9 @@ class Diffusion:
     @cached_property
     def weights(self) -> Weights:
         """The weights of every move (t, t - 1) as tables; entry 0 is NaN."""
-        moves = _moves.weights(self._at(np.arange(1, self.T + 1)), self._at(np.arange(self.T)))
-        w = Weights(*(_frozen(np.append(np.nan, c)) for c in moves))
-        return w._replace(beta=_frozen(np.append(np.nan, self.beta[1:])))
+        start, end = self._at(np.arange(1, self.T + 1)), self._at(np.arange(self.T))
+        moves = _moves.weights(start, end, _double.double(self.beta[1:]))
+        return Weights(*(_frozen(np.append(np.nan, c)) for c in moves))
 
     # q.
 
@@ -246,13 +239,14 @@ class Diffusion:
     def _weights(self, t: Steps, s: Steps | None) -> Weights:
         start = _array.host_steps("t", t, 1, self.T)
         end = _array.host_steps("s", start - 1 if s is None else s, 0, self.T - 1)
-        if np.any(late := np.greater_equal(end, start)):
-            pair = [int(np.extract(late, np.broadcast_to(u, np.shape(late)))[0]) for u in (end, start)]
-            raise ValueError(f"s: {pair[0]} is not below t = {pair[1]}")
-        if np.all(np.subtract(start, end) == 1):
-            w = Weights(*(table[start] for table in self.weights))
-        else:
-            w = _moves.weights(*(self._at(u) for u in np.broadcast_arrays(start, end)))
+        try:
+            start, end = np.broadcast_arrays(start, end)
+        except ValueError:
+            raise ValueError(f"s: shape {np.shape(end)} does not broadcast against t's {np.shape(start)}") from None
+        if np.any(late := end >= start):
+            raise ValueError(f"s: {end[late][0]} is not below t = {start[late][0]}")
+        single = np.all(start - end == 1)
+        w = Weights(*(c[start] for c in self.weights)) if single else _moves.weights(self._at(start), self._at(end))
         return Weights(*map(float, w)) if np.ndim(w.beta) == 0 else w
 
     def _at(self, t: Any) -> Double:
@@ -305,6 +299,3 @@ def _frozen(table: Table) -> Table:
     table = np.ascontiguousarray(table, dtype=np.float64)
     table.flags.writeable = False
     return table
-
-
-_LOG_HALF = _double.log(_double.double(0.5))

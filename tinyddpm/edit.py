@@ -7,16 +7,16 @@ library, dtype and device, and none is written to. A network's NaN is a `ValueEr
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyddpm import _array, _rows, backends, samplers
+from tinyddpm import _array, _rows, backends, noise, plans
 from tinyddpm._array import Array
 from tinyddpm._progress import progress as shown
-from tinyddpm.noise import normal
+from tinyddpm.denoiser import check_model, refuse_nonfinite
 
 if TYPE_CHECKING:
     from tinyddpm.denoiser import Denoiser
@@ -62,11 +62,12 @@ def inpaint(
     seed, index
         Sample k depends on (seed, index[k]) only; default 0 and 0..n-1.
     """
+    check_model(d, denoiser)
     xp = _array.data(known=known)
     keep = _mask(mask, known, xp)
     if _array.on_host(known) and not bool(xp.all(xp.isfinite(known) | ~keep)):
         raise ValueError("known: holds NaN or infinity where the mask keeps it")
-    plan = samplers._plan(d, steps, timesteps, started=True)
+    plan = plans.chosen(d, steps, timesteps, started=True)
     if plan[0] != d.T:
         raise ValueError(f"timesteps: the plan starts at {plan[0]}, not at T = {d.T}")
     jump_length, resamplings = (
@@ -74,20 +75,21 @@ def inpaint(
         _array.positive_int("resamplings", resamplings),
     )
     walk = list(_walk(plan, jump_length, resamplings))
-    noise = _Noise(seed, index, known)
-    x = noise.draw(0)
-    with _no_grad(known):
+    draw = partial(noise.like, known, seed, noise.numbers(index, known.shape[0]), stream=_STREAM)
+    x = draw(0)
+    with backends.no_grad(known):
         for step, (t, s) in enumerate(shown(walk, len(walk), enabled=progress, label="inpaint"), 1):
             if s > t:
-                x = d.q_between(x, t, s).sample(noise.draw(step))
+                x = d.q_between(x, t, s).sample(draw(step))
                 continue
-            p = denoiser.p(d, x, t, s)
+            value, raw = _asked(d, denoiser, x, t)
+            p = denoiser.read_p(d, value, raw, x, t, s)
             # One draw serves both parts: no element is of both.
-            z = noise.draw(step) if s else None
+            z = draw(step) if s else None
             x = p.mean if z is None else p.sample(z)
             x = xp.where(keep, known if z is None else d.q_sample(known, s, z), x)
             if s == 0 or _array.on_host(x):
-                samplers._refuse_nonfinite(xp, t, x)
+                refuse_nonfinite(xp, t, x)
     return x
 
 
@@ -125,22 +127,23 @@ def interpolate(
     sampler, seed, index
         Of the decoding, as in sampling; every weight has the same noise.
     """
+    check_model(d, denoiser)
     xp = _array.data(a=a, b=b)
     _array.same_shape("b", b, "a", a)
     b = _array.cast(b, a, xp)
     shares = _shares(weights)
-    plan = samplers._plan(d, steps, timesteps, started=True)
+    plan = plans.chosen(d, steps, timesteps, started=True)
     _array.one_of("encode", encode, ("diffuse", "invert"))
     mixed = _array.lookup("path", path, {"linear": _linear, "spherical": _spherical})
-    noise = _Noise(seed, index, a)
+    index = noise.numbers(index, a.shape[0])
     if encode == "invert":
         ends = [invert(d, denoiser, x, timesteps=plan, progress=progress) for x in (a, b)]
     else:
-        eps = noise.draw(0)
+        eps = noise.like(a, seed, index, 0, stream=_STREAM)
         ends = [d.q_sample(x, plan[0], eps) for x in (a, b)]
     return xp.stack([
-        d.sample(denoiser, a.shape, sampler=sampler, timesteps=plan, x_T=mixed(*ends, w, xp), seed=seed, index=noise.index,
-                 progress=progress, **noise.place)
+        d.sample(denoiser, a.shape, sampler=sampler, timesteps=plan, x_T=mixed(*ends, w, xp), seed=seed, index=index,
+                 progress=progress)
         for w in shares
     ])  # fmt: skip
 
@@ -170,18 +173,19 @@ def invert(
         Network calls a move; 1 is the usual inversion. The iteration converges for data of one mode on any plan, and otherwise
         where the plan is fine enough. Where it does, 10 leave a round trip of a smooth network close to rounding error.
     """
+    check_model(d, denoiser)
     xp = _array.data(x0=x0)
     iterations = _array.positive_int("iterations", iterations)
     if _array.on_host(x0) and not bool(xp.all(xp.isfinite(x0))):
         raise ValueError("x0: holds NaN or infinity")
-    plan = samplers._plan(d, steps, timesteps, started=True)
+    plan = plans.chosen(d, steps, timesteps, started=True)
     rows = _rows.ddim(d, plan, 0.0)[::-1]
     x = x0
-    with _no_grad(x0):
+    with backends.no_grad(x0):
         for row in shown(rows, len(rows), enabled=progress, label="invert"):
             x = _solved(_inverse_move(d, denoiser, row, x), x, iterations, xp)
             if row is rows[-1] or _array.on_host(x):
-                samplers._refuse_nonfinite(xp, row.t, x)
+                refuse_nonfinite(xp, row.t, x)
     return x
 
 
@@ -192,12 +196,21 @@ def _inverse_move(d: Diffusion, denoiser: Denoiser, row: _rows.Row, x_s: Array) 
     if d.alpha_bar[t] > 0:
         w_xs, _ = d.between_weights(t, s)
         w_eps = w_x0 * float(d.sqrt_one_minus_alpha_bar[t]) / float(d.sqrt_alpha_bar[s])
-        return lambda x_t: w_xs * x_s + w_eps * denoiser.eps(d, x_t, t)
+        return lambda x_t: w_xs * x_s + w_eps * denoiser.read_eps(d, _asked(d, denoiser, x_t, t)[0], x_t, t)
     if s == 0:
         raise ValueError(
             f"timesteps: the move from t = {t}, where alpha_bar is 0, into 0 keeps nothing of x_t to return to"
         )
-    return lambda x_t: x_s / w_xt - (w_x0 / w_xt) * denoiser.x0(d, x_t, t)  # here eps is x_t itself and says nothing
+    # Here eps is x_t itself and says nothing.
+    return lambda x_t: x_s / w_xt - (w_x0 / w_xt) * denoiser.read_x0(d, _asked(d, denoiser, x_t, t)[0], x_t, t)
+
+
+def _asked(d: Diffusion, denoiser: Denoiser, x_t: Array, t: int) -> tuple[Array, Array | None]:
+    """The network's output, which clipping would make finite, refused by the step where the host sees that it is not."""
+    value, raw = denoiser.call(d, x_t, t)
+    if _array.on_host(value):
+        refuse_nonfinite(_array.data(x_t=x_t), t, value, raw)
+    return value, raw
 
 
 def _solved(move: Any, x: Array, iterations: int, xp: Any) -> Array:
@@ -277,27 +290,3 @@ def _mask(mask: Array, known: Array, xp: Any) -> Array:
         raise ValueError(
             f"mask: shape {tuple(mask.shape)} does not broadcast to known's {tuple(known.shape)}"
         ) from None
-
-
-class _Noise:
-    """The edit's noise for arrays like x."""
-
-    def __init__(self, seed: int, index: Sequence[int] | None, x: Array) -> None:
-        from array_api_compat import device
-
-        self.seed, self.shape = _array.as_int("seed", seed, 0, 2**64 - 1), tuple(x.shape)
-        self.index = range(self.shape[0]) if index is None else index
-        if len(self.index) != self.shape[0]:
-            raise ValueError(f"index: {self.shape[0]} sample numbers are needed, not {len(self.index)}")
-        self.place: Any = {"backend": backends.of(x).name, "device": device(x), "dtype": samplers._name(x.dtype)}
-
-    def draw(self, step: int) -> Array:
-        return normal(self.seed, self.index, step, self.shape[1:], stream=_STREAM, **self.place)
-
-
-def _no_grad(x: Array) -> AbstractContextManager[Any]:
-    try:
-        no_grad = backends.of(x).no_grad
-    except LookupError:  # a library that is not registered records no gradients that we know of
-        return nullcontext()
-    return nullcontext() if no_grad is None else no_grad()

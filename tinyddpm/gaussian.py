@@ -68,6 +68,7 @@ class Gaussian:
 
     def kl(self, other: Gaussian) -> Array:
         """KL(self || other)."""
+        other = _array.instance("other", other, Gaussian)
         return kl(self.mean, self.log_var, other.mean, other.log_var)
 
     def discretized_log_prob(self, x: Array, levels: int = 256) -> Array:
@@ -122,6 +123,9 @@ def kl_full(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> Array:
     """
     xp = _array.data(mean1=mean1, cov1=cov1, mean2=mean2, cov2=cov2)
     dtype = _working(xp, mean1, cov1, mean2, cov2)
+    if mean2.shape[-1] != mean1.shape[-1]:
+        raise ValueError(f"mean2: has {mean2.shape[-1]} dimensions, but mean1 {mean1.shape[-1]}")
+    _broadcast(mean1=mean1.shape[:-1], cov1=cov1.shape[:-2], mean2=mean2.shape[:-1], cov2=cov2.shape[:-2])
     m1, m2 = (xp.astype(m, dtype) for m in (mean1, mean2))
     factor1 = _cholesky("cov1", xp.astype(cov1, dtype), m1.shape[-1], xp)
     factor2 = _cholesky("cov2", xp.astype(cov2, dtype), m1.shape[-1], xp)
@@ -211,15 +215,20 @@ def _prepared(**arguments: Any) -> tuple[Any, list[Array]]:
     xp = _array.data(scalars=True, **(arrays or {first: arguments[first]}))
     values = [x if name in arrays else _number(name, x) for name, x in arguments.items()]
     dtype = _working(xp, *arrays.values())
-    shape: tuple[int, ...] = ()
-    for name, x in arrays.items():
-        try:
-            shape = np.broadcast_shapes(shape, tuple(x.shape))
-        except ValueError:
-            raise ValueError(f"{name}: shape {tuple(x.shape)} does not broadcast against {shape}") from None
+    _broadcast(**{name: x.shape for name, x in arrays.items()})
     one = next(iter(arrays.values()))
     lifted = (_array.like(x, one, xp, dtype=dtype) if isinstance(x, float) else x for x in values)
     return xp, [xp.astype(x, dtype, copy=False) for x in lifted]
+
+
+def _broadcast(**shapes: tuple[int, ...]) -> None:
+    """Refuse shapes that don't broadcast together."""
+    shape: tuple[int, ...] = ()
+    for name, own in shapes.items():
+        try:
+            shape = np.broadcast_shapes(shape, tuple(own))
+        except ValueError:
+            raise ValueError(f"{name}: shape {tuple(own)} does not broadcast against {shape}") from None
 
 
 def _working(xp: Any, *arrays: Array) -> Any:

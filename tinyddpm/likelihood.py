@@ -7,21 +7,21 @@ x_0 and eps, is a number times one squared distance: the loop does one reduction
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyddpm import _array, backends, gaussian
+from tinyddpm import _array, backends, gaussian, noise
 from tinyddpm._array import Array
 from tinyddpm._bins import METHODS
 from tinyddpm._progress import progress as shown
 from tinyddpm._value import Value
+from tinyddpm.denoiser import check_model
 from tinyddpm.losses import check_range, eps_error, target
-from tinyddpm.noise import normal
 
 if TYPE_CHECKING:
     from tinyddpm.denoiser import Denoiser
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["VLB", "Curve", "optimal_variance", "vlb"]
 
 Table = NDArray[np.float64]
+_Ask = Callable[[Array, int], tuple[Array, Array | None]]  # what a denoiser's network returns at x_t
 
 _STREAM = 1  # of the noise that likelihoods are estimated with
 
@@ -129,33 +130,37 @@ def vlb(
     gradients, on the rows of x0 in their order; everything else comes back from the device once, at the end. `ValueError` that
     names ``net`` and the step where its output is not finite.
     """
-    xp = _checked(x0)
+    x, xp, ask = _opened(d, denoiser, x0)
     levels = _array.as_int("levels", levels, 2, 65536)
     _array.one_of("decoder", decoder, tuple(METHODS))
     kind = "x0" if denoiser.clip_x0 else denoiser.predicts
-    slope = _slope(d, kind)
-    squares, others = [], []  # at t = T..1: the squared error; the KL where the variance is learned, and L_0
-    steps = shown(_steps(d, denoiser, x0, seed, index), d.T, enabled=progress, label="likelihood")
-    with _no_grad(x0):
+    _existing(d, denoiser.predicts, kind, x, xp)
+    slope = _existing(d, kind, "mu", x, xp)
+    sizes, squares, others = [], [], []  # at t = T..1: of the output, of its error; the KL where it is learned, and L_0
+    steps = shown(_steps(d, ask, x, seed, index), d.T, enabled=progress, label="likelihood")
+    with backends.no_grad(x0):
         for step in steps:
-            value = denoiser.read_x0(d, step.value, step.x_t, step.t) if denoiser.clip_x0 else step.value
-            error = target(d, kind, x0, step.x_t, step.t, step.eps) - value
+            sizes.append(_square_sum(step.value, xp))  # which clipping would hide
+            value = _clipped_x0(d, denoiser, step, xp) if denoiser.clip_x0 else step.value
+            error = target(d, kind, x, step.x_t, step.t, step.eps) - value
             squares.append(_square_sum(error, xp))
             if step.t == 1:
                 mean = d.convert(value, step.x_t, 1, kind, "mu")
-                others.append(_decoder(d, denoiser, x0, mean, step, levels, decoder, xp))
+                others.append(_decoder(d, denoiser, x, mean, step, levels, decoder, xp))
             elif denoiser.learned:
                 others.append(_learned_kl(d, denoiser, float(slope[step.t]) * error, step, xp))
-        norm = _square_sum(x0, xp)
-    square, other, norm = (_on_host(column, xp) for column in (squares, others, [norm]))
-    _refuse(~np.isfinite(square), "is not finite")
+        norm = _square_sum(x, xp)
+    size, square, other, norm = (_on_host(column, xp) for column in (sizes, squares, others, [norm]))
+    _refuse(~np.isfinite(size + square), "is not finite")
     _refuse(np.isnan(other), "gives no likelihood")
     dims = math.prod(x0.shape[1:])
+    with np.errstate(over="ignore"):  # where alpha_bar is next to 0, an error of eps is a boundless one of x_0
+        x0_mse = square / dims * d.conversion(kind, "x0")[0][1:] ** 2
     return VLB(
         prior=d.alpha_bar[-1] / 2 * norm[:, 0] + dims * _variance_kl(np.log(d.one_minus_alpha_bar[-1:]), np.zeros(1)),
         kl=other[:, 1:] if denoiser.learned else _fixed_kl(d, denoiser, slope, square, dims),
         decoder=other[:, 0],
-        x0_mse=square / dims * d.conversion(kind, "x0")[0][1:] ** 2,
+        x0_mse=x0_mse,
         eps_mse=square / dims * eps_error(d, kind)[1:],
         dims=dims,
         levels=levels,
@@ -179,11 +184,11 @@ def optimal_variance(
     the variance of x_0 given x_t; no data in [-1, 1] has more than 1, which is also taken where alpha_bar_t = 0.
     Returns a float64 table (T + 1,) for ``Denoiser(variance=...)``; entry 0 is NaN. Refuses what `vlb` refuses.
     """
-    xp = _checked(x0)
+    x, xp, ask = _opened(d, denoiser, x0)
     draws = _array.positive_int("draws", draws)
-    steps = _steps(d, denoiser, x0, seed, index, draws)
+    steps = _steps(d, ask, x, seed, index, draws)
     norms = []
-    with _no_grad(x0):
+    with backends.no_grad(x0):
         for t, _, x_t, value, _ in shown(steps, draws * d.T, enabled=progress, label="optimal variance"):
             norms.append(_square_sum(d.convert(value, x_t, t, denoiser.predicts, "eps"), xp))
     norm = _on_host(norms, xp).reshape(x0.shape[0], d.T, draws)
@@ -203,22 +208,49 @@ class _Step(NamedTuple):
     raw: Array | None
 
 
+def _opened(d: Diffusion, denoiser: Denoiser, x0: Array) -> tuple[Array, Any, _Ask]:
+    """The data, checked; their namespace; and the network on them. What the host holds is seen through NumPy, in the same memory,
+    where an operation costs less than through most libraries; the network still gets arrays of x0's own."""
+    check_model(d, denoiser)
+    xp = _array.data(x0=x0)
+    if math.prod(x0.shape) == 0:
+        raise ValueError(f"x0: at least one sample of at least one dimension is needed, not shape {tuple(x0.shape)}")
+    check_range("x0", backends.of(x0).to_numpy(x0))
+    if isinstance(x0, np.ndarray) or not _array.on_host(x0) or x0.dtype not in (xp.float32, xp.float64):
+        return x0, xp, partial(denoiser.call, d)
+
+    def ask(x_t: Array, t: int) -> tuple[Array, Array | None]:
+        value, raw = denoiser.call(d, _array.like(x_t, x0, xp), t)
+        return _seen(value), None if raw is None else _seen(raw)
+
+    host = _seen(x0)
+    return host, _array.data(x0=host), ask
+
+
+def _seen(x: Array) -> NDArray[Any]:
+    return np.asarray(x.detach() if hasattr(x, "detach") else x)
+
+
 def _steps(
-    d: Diffusion, denoiser: Denoiser, x0: Array, seed: int, index: Sequence[int] | None, draws: int = 1
+    d: Diffusion, ask: _Ask, x0: Array, seed: int, index: Sequence[int] | None, draws: int = 1
 ) -> Iterator[_Step]:
     """The network's output on noised data, for t = T..1 and each draw."""
-    from array_api_compat import device
-
-    index = range(x0.shape[0]) if index is None else index
-    if len(index) != x0.shape[0]:
-        raise ValueError(f"index: {x0.shape[0]} sample numbers are needed, not {len(index)}")
-    shape, dtype = tuple(x0.shape[1:]), str(x0.dtype).rpartition(".")[2]
-    where = {"backend": backends.of(x0).name, "device": device(x0), "dtype": dtype}
+    index = noise.numbers(index, x0.shape[0])
+    signal, spread = d.sqrt_alpha_bar.tolist(), d.sqrt_one_minus_alpha_bar.tolist()
     for t in range(d.T, 0, -1):
         for draw in reversed(range(draws)):
-            eps = normal(seed, index, t + draw * (d.T + 1), shape, stream=_STREAM, **where)
-            x_t = d.q_sample(x0, t, eps)
-            yield _Step(t, eps, x_t, *denoiser.call(d, x_t, t))
+            eps = noise.like(x0, seed, index, t + draw * (d.T + 1), stream=_STREAM)
+            x_t = signal[t] * x0
+            x_t += spread[t] * eps
+            yield _Step(t, eps, x_t, *ask(x_t, t))
+
+
+def _clipped_x0(d: Diffusion, denoiser: Denoiser, step: _Step, xp: Any) -> Array:
+    by_value, by_state = d.conversion(denoiser.predicts, "x0")
+    x0 = float(by_value[step.t]) * step.value
+    if by_state is not None:
+        x0 += float(by_state[step.t]) * step.x_t
+    return _array.clip(x0, xp)
 
 
 def _decoder(
@@ -226,7 +258,7 @@ def _decoder(
 ) -> Array:
     """L_0 = -log p(x_0 | x_1), shape (B,)."""
     log_std = denoiser.read_log_var(d, step.raw, step.x_t, 1) / 2
-    log_p = gaussian.discretized_log_likelihood(xp.clip(x0, -1.0, 1.0), mean, log_std, levels, method)
+    log_p = gaussian.discretized_log_likelihood(_array.clip(x0, xp), mean, log_std, levels, method)
     return -_sum(log_p, xp)
 
 
@@ -250,25 +282,13 @@ def _variance_kl(log_var1: Table, log_var2: Table) -> Table:
     return gaussian.kl(centre, log_var1, centre, log_var2)  # type: ignore[no-any-return]
 
 
-def _slope(d: Diffusion, kind: str) -> Table:
-    """p's mean per unit of the prediction, at each t."""
-    slope, _ = d.conversion(kind, "mu")
-    if np.any(missing := np.isnan(slope[1:])):
-        raise ValueError(f"denoiser: the mean does not follow from {kind} at t = {1 + np.flatnonzero(missing)[0]}")
+def _existing(d: Diffusion, source: str, target: str, x: Array, xp: Any) -> Table:
+    """`target` per unit of `source` at each t, where it follows from it at all of them in x's precision."""
+    slope, _ = d.conversion(source, target)
+    if np.any(missing := ~(np.abs(slope[1:]) <= float(xp.finfo(x.dtype).max))):
+        t = 1 + np.flatnonzero(missing)[0]
+        raise ValueError(f"denoiser: {target} does not follow from {source} at t = {t} in {_array.dtype_name(x)}")
     return slope
-
-
-def _checked(x0: Array) -> Any:
-    xp = _array.data(x0=x0)
-    if math.prod(x0.shape) == 0:
-        raise ValueError(f"x0: at least one sample of at least one dimension is needed, not shape {tuple(x0.shape)}")
-    check_range("x0", backends.of(x0).to_numpy(x0))
-    return xp
-
-
-def _no_grad(x0: Array) -> Any:
-    no_grad = backends.of(x0).no_grad
-    return nullcontext() if no_grad is None else no_grad()
 
 
 def _sum(x: Array, xp: Any) -> Array:

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tinyddpm import _array, gaussian
 from tinyddpm._array import Array, Steps
+from tinyddpm.denoiser import check_model
 
 if TYPE_CHECKING:
     from tinyddpm.denoiser import Denoiser
@@ -131,8 +132,8 @@ class _Call(NamedTuple):
 
 
 def _called(d: Diffusion, denoiser: Denoiser, x0: Array, t: Steps, eps: Array) -> _Call:
+    check_model(d, denoiser)
     xp = _array.data(x0=x0, eps=eps)
-    _array.same_shape("eps", eps, "x0", x0)
     t, eps = _array.steps("t", t, x0, xp, 1, d.T), _array.cast(eps, x0, xp)
     x_t = d.q_sample(x0, t, eps)
     value, raw = denoiser.call(d, x_t, t)
@@ -192,7 +193,8 @@ class UniformT:
     def sample(self, n: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], Table]:
         """n steps and their weights, arrays (n,) on the host."""
         n = _array.as_int("n", n, 0, 2**62)
-        return _generator(rng).integers(1, self.T, size=n, endpoint=True), np.ones(n)
+        with _array.allocating("n", n):
+            return _generator(rng).integers(1, self.T, size=n, endpoint=True), np.ones(n)
 
     def update(self, t: ArrayLike, loss: ArrayLike) -> None:
         """Take note of losses (B,) at the steps t (B,): nothing is learned from them. `ValueError` outside 1..T."""
@@ -205,15 +207,20 @@ class UniformT:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a `state_dict`; `ValueError` where it is not one of this sampler with this T."""
         own = self.state_dict()
-        if set(state) != set(own):
-            raise ValueError(f"state: the keys {sorted(own)} are needed, not {sorted(state)}")
+        if set(_array.instance("state", state, dict)) != set(own):
+            raise ValueError(f"state: the keys {sorted(own)} are needed, not {sorted(map(str, state))}")
         for key, value in own.items():
             if np.shape(state[key]) != value.shape:
                 raise ValueError(f"state: {key} has shape {np.shape(state[key])}, {value.shape} is needed")
+            if np.asarray(state[key]).dtype.kind not in "iuf" or not np.all(np.isfinite(state[key])):
+                raise ValueError(f"state: {key} must hold finite numbers")
 
     def _checked(self, t: ArrayLike, loss: ArrayLike) -> tuple[NDArray[np.int64], Table]:
-        steps: Any = np.atleast_1d(_array.host_steps("t", t if hasattr(t, "shape") else np.asarray(t), 1, self.T))
-        losses = np.atleast_1d(np.asarray(loss, dtype=np.float64))
+        steps: Any = np.atleast_1d(_array.host_steps("t", np.asarray(t), 1, self.T))
+        try:
+            losses = np.atleast_1d(np.asarray(loss, dtype=np.float64))
+        except (TypeError, ValueError):
+            raise TypeError(f"loss: numbers are needed, not {type(loss).__name__}") from None
         if steps.shape != losses.shape or steps.ndim != 1:
             raise ValueError(f"loss: one number for each t is needed, not shape {losses.shape} for {steps.shape}")
         if not np.all(np.isfinite(losses)):
@@ -244,9 +251,10 @@ class LossAwareT(UniformT):
 
     def sample(self, n: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], Table]:
         """n steps drawn with probability p_t, and the weights 1 / (T p_t), arrays (n,) on the host."""
-        prob = self.prob
-        drawn = _generator(rng).choice(self.T, size=_array.as_int("n", n, 0, 2**62), p=prob)
-        return drawn + 1, 1 / (self.T * prob[drawn])
+        n, prob = _array.as_int("n", n, 0, 2**62), self.prob
+        with _array.allocating("n", n):
+            drawn = _generator(rng).choice(self.T, size=n, p=prob)
+            return drawn + 1, 1 / (self.T * prob[drawn])
 
     def update(self, t: ArrayLike, loss: ArrayLike) -> None:
         """Take note of losses (B,), before weighting, at the steps t (B,). `ValueError` outside 1..T or where not finite."""
@@ -263,6 +271,8 @@ class LossAwareT(UniformT):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a `state_dict`; `ValueError` where it is not one of this sampler with this T."""
         super().load_state_dict(state)
+        if np.any(np.less(state["count"], 0)):
+            raise ValueError("state: a count is negative")
         self._history = np.array(state["history"], dtype=np.float64)
         self._count = np.array(state["count"], dtype=np.int64)
 

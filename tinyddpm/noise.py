@@ -12,20 +12,17 @@ streams of their own. The period is 2^128 blocks a step; 2^64 samples of any siz
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from tinyddpm import backends
-from tinyddpm._array import as_int, one_of
+from tinyddpm._array import as_int, dtype_name, one_of
 
-__all__ = ["normal"]
+__all__ = ["as_words", "like", "normal", "numbers"]
 
 _WORD = 2**64
-_BLOCK = 32_768  # elements: all passes over a block stay in the second-level cache
 
 
 def normal(
@@ -61,7 +58,7 @@ def normal(
     seed, step, stream = (
         as_int(name, value, 0, _WORD - 1) for name, value in (("seed", seed), ("step", step), ("stream", stream))
     )
-    sizes, rows = _sizes(shape), _rows(index)
+    sizes, rows = _sizes(shape), as_words(index)
     one_of("dtype", dtype, ("float16", "bfloat16", "float32", "float64"))
     if not isinstance(exact, bool | np.bool_):
         raise TypeError(f"exact: a bool is needed, not {type(exact).__name__}")
@@ -70,10 +67,30 @@ def normal(
         drawn = there.normal(seed, rows, step, sizes, stream=stream, device=device, dtype=dtype)
         if drawn is not NotImplemented:
             return drawn
-    drawn = _draw(seed, rows, step, sizes, stream, np.float64 if dtype == "float64" else np.float32)
-    if backend == "numpy" and device is None and drawn.dtype == dtype:
-        return drawn
+    kind = "float64" if dtype == "float64" else "float32"
+    host: Any = backends.get("numpy").normal
+    drawn = host(seed, rows, step, sizes, stream=stream, device=None, dtype=kind)
     return there.from_numpy(drawn, dtype=dtype, device=device)
+
+
+def like(
+    x: backends.Array, seed: int, index: Iterable[int], step: int, *, stream: int = 0, exact: bool = False
+) -> backends.Array:
+    """The noise of x's shape (n, ...), library, device and dtype; `index` holds n sample numbers."""
+    from array_api_compat import device
+
+    where: Any = {"backend": backends.of(x).name, "device": device(x), "dtype": dtype_name(x)}
+    return normal(seed, index, step, tuple(x.shape[1:]), stream=stream, exact=exact, **where)
+
+
+def numbers(index: Sequence[int] | None, n: int) -> Sequence[int]:
+    """`index`, where it holds n sample numbers; by default 0..n-1."""
+    index = range(n) if index is None else index
+    if not hasattr(index, "__len__"):
+        raise TypeError(f"index: a sequence of ints is needed, not {type(index).__name__}")
+    if len(index) != n:
+        raise ValueError(f"index: {n} sample numbers are needed, not {len(index)}")
+    return index
 
 
 def _sizes(shape: Any) -> tuple[int, ...]:
@@ -82,8 +99,8 @@ def _sizes(shape: Any) -> tuple[int, ...]:
     return tuple(as_int("shape", size, 0, 2**62) for size in shape)
 
 
-def _rows(index: Any) -> np.ndarray[Any, Any]:
-    """The sample numbers as a uint64 array."""
+def as_words(index: Any) -> np.ndarray[Any, Any]:
+    """The sample numbers as a uint64 array, checked."""
     if isinstance(index, range) and index:
         for end in (index[0], index[-1]):
             as_int("index", end, 0, _WORD - 1)
@@ -106,72 +123,3 @@ def _rows(index: Any) -> np.ndarray[Any, Any]:
             raise ValueError(f"index: {array.min()} is outside 0..{_WORD - 1}")
         return array.astype(np.uint64)
     return np.array([as_int("index", i, 0, _WORD - 1) for i in index], dtype=np.uint64)
-
-
-def _draw(
-    seed: int, index: np.ndarray[Any, Any], step: int, shape: tuple[int, ...], stream: int, dtype: Any
-) -> np.ndarray[Any, Any]:
-    """The draw on the host, in float32 or float64, as many samples at a time as fill a block."""
-    n = math.prod(shape)
-    try:
-        out = np.empty((len(index), *shape), dtype)
-    except (MemoryError, ValueError, OverflowError):
-        raise ValueError(f"shape: {len(index)} samples of shape {shape} can't be allocated") from None
-    if out.size:
-        blocks = -(-n // 8)
-        rows = max(1, _BLOCK // (8 * blocks))
-        raw = _raw(seed, stream, step, blocks)
-        work = [np.empty(min(rows * 4 * blocks, _BLOCK // 2), dtype) for _ in range(3)]
-        flat = out.reshape(len(index), n)
-        for block, pieces in itertools.groupby(itertools.pairwise(_edges(index, rows)), lambda piece: piece[0] // rows):
-            words = [raw(int(index[start]), stop - start) for start, stop in pieces]
-            whole = words[0] if len(words) == 1 else np.concatenate(words)
-            _box_muller(whole, flat[block * rows : (block + 1) * rows], *work)
-    return out
-
-
-def _edges(index: np.ndarray[Any, Any], rows: int) -> list[int]:
-    """Where `index` is cut: at every multiple of `rows`, and wherever the sample numbers are not consecutive."""
-    jumps = np.flatnonzero((index[1:] != index[:-1] + np.uint64(1)) | (index[1:] == 0)) + 1
-    return sorted({*range(0, len(index), rows), *jumps.tolist(), len(index)})
-
-
-def _raw(seed: int, stream: int, step: int, blocks: int) -> Callable[[int, int], np.ndarray[Any, Any]]:
-    """A function (first, count) -> the 8 * blocks random uint32 of each of `count` consecutive samples."""
-    philox = np.random.Philox(key=np.array([seed, stream], np.uint64))
-    state: Any = philox.state  # setting its counter is ten times faster than a new generator
-
-    def raw(first: int, count: int) -> np.ndarray[Any, Any]:
-        high, low = divmod(first * blocks, _WORD)
-        state["state"]["counter"] = np.array([low, high, step, 0], np.uint64)
-        philox.state = state
-        return philox.random_raw(4 * blocks * count).astype("<u8", copy=False).view("<u4")
-
-    return raw
-
-
-def _box_muller(words: np.ndarray[Any, Any], out: np.ndarray[Any, Any], *work: np.ndarray[Any, Any]) -> None:
-    """Fill each row of `out` with the normals of its words, in pieces that fit the three workspaces.
-
-    Every function that rounds runs over contiguous memory, so that a value's bits don't depend on its place.
-    """
-    count, n = out.shape
-    pairs = words.reshape(count, 2, -1)
-    half, kind = pairs.shape[2], out.dtype.type
-    width = len(work[0]) // count
-    for start in range(0, half, width):
-        stop = min(start + width, half)
-        r, angle, cos = (space[: count * (stop - start)].reshape(count, -1) for space in work)
-        np.copyto(r, pairs[:, 0, start:stop])
-        np.add(r, kind(0.5), out=r)
-        np.multiply(r, kind(2**-32), out=r)
-        np.log(r, out=r)
-        np.multiply(r, kind(-2), out=r)
-        np.sqrt(r, out=r)
-        np.copyto(angle, pairs[:, 1, start:stop].view("<i4"))
-        np.multiply(angle, kind(2 * math.pi * 2**-32), out=angle)
-        np.cos(angle, out=cos)
-        np.sin(angle, out=angle)
-        for place, wave in ((start, cos), (half + start, angle)):
-            kept = out[:, place : min(place + stop - start, n)]
-            np.multiply(r[:, : kept.shape[1]], wave[:, : kept.shape[1]], out=kept)

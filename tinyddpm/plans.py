@@ -12,7 +12,7 @@ from tinyddpm import _array
 if TYPE_CHECKING:
     from tinyddpm.diffusion import Diffusion
 
-__all__ = ["SPACINGS", "checked", "even", "log_snr", "quadratic"]
+__all__ = ["SPACINGS", "checked", "chosen", "even", "log_snr", "quadratic"]
 
 
 def even(d: Diffusion, steps: int) -> tuple[int, ...]:
@@ -59,6 +59,25 @@ def checked(timesteps: Iterable[int], T: int) -> tuple[int, ...]:
     for t, s in zip(plan, plan[1:], strict=False):
         if s >= t:
             raise ValueError(f"timesteps: must be strictly decreasing, but {t} is followed by {s}")
+    return plan
+
+
+def chosen(
+    d: Diffusion, steps: int | None, timesteps: Iterable[int] | None, spacing: str = "even", *, started: bool = False
+) -> tuple[int, ...]:
+    """The plan that a caller's options name: `timesteps` itself, or else `steps` moves from T, by default all.
+
+    Where the caller has the state at the plan's first step (`started`) that may be below T.
+    """
+    if timesteps is None:
+        return d.timesteps(d.T if steps is None else steps, spacing)
+    if steps is not None:
+        raise ValueError("steps: give either steps or timesteps, not both")
+    if spacing != "even":
+        raise ValueError("spacing: give either spacing or timesteps, not both")
+    plan = checked(timesteps, d.T)
+    if plan[0] != d.T and not started:
+        raise ValueError(f"timesteps: a plan from {plan[0]}, below T = {d.T}, needs x_T, the state there")
     return plan
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "forward",
     "loss",
     "rate_distortion",
+    "sampler_error",
     "save",
     "schedules",
     "strip",
@@ -43,11 +44,14 @@ FORMATS = (".png", ".pdf", ".svg")
 _STYLES = (
     ("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"), ("#000000", (0, (5, 1, 1, 1, 1, 1))),
 )  # fmt: skip
+_MARKERS = "os^Dv"
 
 
 def schedules(names: Sequence[str] = ("linear", "quadratic", "geometric", "cosine"), T: int = 1000) -> Figure:
     """beta, alpha_bar and log SNR of the named schedules against t."""
-    processes = {name: Diffusion(_array.lookup("names", name, _schedules.NAMES)(T)) for name in names}
+    processes = {
+        name: Diffusion(_array.lookup("names", name, _schedules.NAMES)(T)) for name in _array.sequence("names", names)
+    }
     figure, axes = _figure(1, 3, (10.5, 3.2))
     quantities = {"beta": r"$\beta_t$", "alpha_bar": r"$\bar\alpha_t$", "log_snr": r"$\log\,\mathrm{SNR}_t$"}
     for ax, (quantity, label) in zip(axes.flat, quantities.items(), strict=True):
@@ -64,25 +68,32 @@ def forward(d: Diffusion, x0: Array, t: Sequence[int] | None = None, *, seed: in
 
     By default nine steps from 0 to T, denser near the data. Each image keeps its noise eps along the row.
     """
+    _array.instance("d", d, Diffusion)
     x0 = _images("x0", x0)
-    t = columns(d) if t is None else tuple(t)
+    _array.data(x0=x0)
+    t = columns(d) if t is None else tuple(_array.sequence("t", t))
     eps = noise.normal(seed, range(len(x0)), 0, x0.shape[1:], stream=3, dtype=str(x0.dtype))
     return strip([d.q_sample(x0, u, eps) for u in t], [f"$t = {u}$" for u in t])
 
 
 def columns(d: Diffusion, count: int = 9) -> tuple[int, ...]:
     """`count` steps from 0 to T, or as many as there are: denser near the data, where pictures change most."""
+    _array.instance("d", d, Diffusion)
     return d.timesteps(min(d.T, _array.as_int("count", count, 2, 1000) - 1), "quadratic")[::-1]
 
 
 def trajectory(steps: Sequence[Step]) -> Figure:
     """The states of a few samples on their way, NumPy arrays (N, C, H, W): a row for each sample, a column a step."""
-    return strip([step.x for step in steps], [f"$t = {step.t}$" for step in steps])
+    from tinyddpm.samplers import Step
+
+    states = [_array.instance("steps", step, Step) for step in _array.sequence("steps", steps)]
+    return strip([step.x for step in states], [f"$t = {step.t}$" for step in states])
 
 
 def strip(columns: Sequence[Array], labels: Sequence[str]) -> Figure:
     """Images in rows: column k shows ``columns[k]``, (N, C, H, W) in [-1, 1] with C = 1 or 3, under ``labels[k]``."""
-    if not columns or len(columns) != len(labels):
+    columns, labels = _array.sequence("columns", columns), _array.sequence("labels", labels)
+    if len(columns) != len(labels):
         raise ValueError(f"labels: {len(columns)} columns need as many labels, not {len(labels)}")
     columns = [_images("columns", x) for x in columns]
     rows = len(columns[0])
@@ -97,10 +108,16 @@ def strip(columns: Sequence[Array], labels: Sequence[str]) -> Figure:
 
 
 def loss(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """The loss of a run against the step, from the lines of its ``log.jsonl``: each step's, and their running mean."""
-    if not records:
-        raise ValueError("records: at least one step is needed")
-    step, value = (np.array([record[key] for record in records], float) for key in ("step", "loss"))
+    """The loss of a run against the step, from the lines of its ``log.jsonl``: each step's, and their running mean.
+
+    Steps that were skipped, whose loss is None, are left out.
+    """
+    lines = _array.sequence("records", records)
+    try:
+        lines = [line for line in lines if line["loss"] is not None]
+        step, value = (np.array([line[key] for line in lines], float) for key in ("step", "loss"))
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("records: every line needs a number of a step and of a loss") from None
     window = max(1, len(value) // 50)
     total = np.cumsum(np.append(0.0, value))
     mean = (total[window:] - total[:-window]) / window
@@ -115,6 +132,7 @@ def loss(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 def bound(vlb: VLB) -> Figure:
     """Where the bits go: the bound's term for each t, in bits per dimension: mean and standard error over images."""
+    _check_bound(vlb)
     per_dim = 1 / (vlb.dims * math.log(2))  # of nats summed over dimensions
     terms = np.concatenate([vlb.decoder[:, None], vlb.kl], axis=1) * per_dim
     mean, error = terms.mean(0), _error(terms)
@@ -133,6 +151,7 @@ def bound(vlb: VLB) -> Figure:
 
 def rate_distortion(vlb: VLB) -> Figure:
     """Distortion (RMSE of the predicted x_0, in levels) against the bits sent, as t falls from T."""
+    _check_bound(vlb)
     rate, rmse = (np.asarray(a) for a in vlb.curve())
     figure, axes = _figure(1, 1, (6, 3.4))
     ax = axes[0, 0]
@@ -141,10 +160,33 @@ def rate_distortion(vlb: VLB) -> Figure:
     return figure
 
 
+def sampler_error(errors: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Samplers' errors against network calls, ``errors[sampler][calls]``: straight lines whose slopes are the orders."""
+    if not isinstance(errors, Mapping) or not all(isinstance(of, Mapping) for of in errors.values()):
+        raise TypeError("errors: a mapping of mappings, errors[sampler][calls], is needed")
+    if not errors or not all(errors.values()):
+        raise ValueError("errors: at least one sampler with one number of calls is needed")
+    figure, axes = _figure(1, 1, (6, 3.8))
+    ax = axes[0, 0]
+    for k, (name, of) in enumerate(errors.items()):
+        ax.plot(*zip(*sorted(of.items()), strict=True), label=name, marker=_MARKERS[k % 5], markersize=5, **_style(k))
+    ax.set(xlabel="network calls", ylabel="RMS error of $x_0$", xscale="log", yscale="log")
+    calls = sorted({calls for of in errors.values() for calls in of})
+    few = [n for n, later in zip(calls, [*calls[1:], math.inf], strict=True) if later > 1.2 * n]
+    ax.set_xticks(few, [str(n) for n in few])
+    ax.minorticks_off()
+    ax.legend(frameon=False)
+    return figure
+
+
 def save(figure: Figure, file: str | os.PathLike[str]) -> None:
     """Write `figure` as PNG, PDF or SVG by the file's suffix, whole or not at all."""
     from tinyddpm._files import replacing
 
+    if not hasattr(figure, "savefig"):
+        raise TypeError(f"figure: a Matplotlib figure is needed, not {type(figure).__name__}")
+    if not isinstance(file, str | os.PathLike):
+        raise TypeError(f"file: a path is needed, not {type(file).__name__}")
     kind = _array.one_of("file", Path(file).suffix.lower(), FORMATS)
     with replacing(file) as stream:
         figure.savefig(stream, format=kind[1:], dpi=160, bbox_inches="tight")
@@ -173,6 +215,12 @@ def _images(name: str, x: ArrayLike) -> NDArray[Any]:
     if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.size:
         raise ValueError(f"{name}: images of shape (N, C, H, W) with C = 1 or 3 are needed, not {x.shape}")
     return x
+
+
+def _check_bound(vlb: VLB) -> None:
+    from tinyddpm.likelihood import VLB
+
+    _array.instance("vlb", vlb, VLB)
 
 
 def _error(values: NDArray[np.float64]) -> NDArray[np.float64]:

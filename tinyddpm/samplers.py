@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
@@ -17,18 +17,21 @@ import numpy as np
 from tinyddpm import _array, _rows, backends, plans
 from tinyddpm._array import Array
 from tinyddpm._progress import progress as shown
-from tinyddpm._rows import Row
-from tinyddpm.noise import normal
+from tinyddpm._rows import Row, Sampler
+from tinyddpm._stepper import Portable
+from tinyddpm.backends import Stepper
+from tinyddpm.denoiser import check_model, refuse_nonfinite
+from tinyddpm.noise import as_words, normal, numbers
 
 if TYPE_CHECKING:
-    from tinyddpm.denoiser import Denoiser
+    from tinyddpm.denoiser import Denoiser, Net
     from tinyddpm.diffusion import Diffusion
 
 __all__ = ["NAMES", "Noise", "Options", "Step", "sample", "trajectory"]
 
 Noise = Callable[[int, Sequence[int], tuple[int, ...]], Array]
 
-NAMES: dict[str, Callable[[Any, tuple[int, ...], float], list[Row]]] = {
+NAMES: dict[str, Sampler] = {
     "ddpm": _rows.ddpm,
     "ddim": _rows.ddim,
     "dpm++2m": _rows.dpm_solver_2m,
@@ -53,9 +56,11 @@ class Options(TypedDict, total=False):
     sampler: str
     """"ddpm" (default), "ddim", "dpm++2m", "heun" or "unipc"."""
     steps: int | None
-    """The number of moves, evenly spaced; default T."""
+    """The number of moves; default T."""
+    spacing: str
+    """How they are spaced: "even" (default), "quadratic" or "log_snr" (see `Diffusion.timesteps`)."""
     timesteps: Iterable[int] | None
-    """The plan itself, instead of `steps`: strictly decreasing to 0, from T, or from below T where `x_T` is given."""
+    """The plan itself, instead of these: strictly decreasing to 0, from T, or from below T where `x_T` is given."""
     eta: float
     """DDIM's, in [0, 1]; at 0 (default) nothing is random but the start."""
     seed: int
@@ -73,6 +78,10 @@ class Options(TypedDict, total=False):
     """Its device; default the library's own."""
     dtype: str
     """By name; default "float32"."""
+    compile: bool
+    """Compile the network (Torch): at the first call, for every new shape. On CUDA a whole move becomes one graph."""
+    autocast: str | None
+    """Run the network in "bfloat16" or "float16" where that is safe (`torch.autocast`); the state keeps its dtype."""
     progress: bool
     """Show progress on standard error."""
     callback: Callable[[Step], object] | None
@@ -82,10 +91,11 @@ class Options(TypedDict, total=False):
 def sample(d: Diffusion, denoiser: Denoiser, shape: Sequence[int], **options: Unpack[Options]) -> Array:
     """Draw samples of shape `shape` = (n, ...); see `Options`.
 
-    Bad arguments are refused by name; a bad output of the network is a `ValueError` that names ``net`` and the step.
+    Bad arguments are refused by name; a bad output of the network is a `ValueError` that names ``net`` and the step. The
+    network is called at a state that the next move may write over: it copies what it means to keep.
     """
     x = None
-    for step in trajectory(d, denoiser, shape, **options):
+    for step in _run(d, denoiser, shape, every=None, **options):
         x = step.x
     return x
 
@@ -94,14 +104,7 @@ def trajectory(
     d: Diffusion, denoiser: Denoiser, shape: Sequence[int], *, every: int = 1, **options: Unpack[Options]
 ) -> Iterator[Step]:
     """The states that `sample` passes through: the start (x0 = None), every `every`-th after it, and the end, t = 0."""
-    every = _array.positive_int("every", every)
-    return _thinned(_run(d, denoiser, shape, **options), every)
-
-
-def _thinned(steps: Iterator[Step], every: int) -> Iterator[Step]:
-    for k, step in enumerate(steps):
-        if k % every == 0 or step.t == 0:
-            yield step
+    return _run(d, denoiser, shape, every=_array.positive_int("every", every), **options)
 
 
 def _run(
@@ -109,8 +112,10 @@ def _run(
     denoiser: Denoiser,
     shape: Sequence[int],
     *,
+    every: int | None,
     sampler: str = "ddpm",
     steps: int | None = None,
+    spacing: str = "even",
     timesteps: Iterable[int] | None = None,
     eta: float = 0.0,
     seed: int = 0,
@@ -120,10 +125,16 @@ def _run(
     backend: str = "numpy",
     device: Any = None,
     dtype: str = "float32",
+    compile: bool = False,
+    autocast: str | None = None,
     progress: bool = False,
     callback: Callable[[Step], object] | None = None,
 ) -> Iterator[Step]:
     """Check everything, fold the plan, and return the loop."""
+    check_model(d, denoiser)
+    for name, function in (("noise", noise), ("callback", callback)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name}: a callable is needed, not {type(function).__name__}")
     fold = _array.lookup("sampler", sampler, NAMES)
     eta = _array.real("eta", eta, 0.0, 1.0)
     if eta and sampler != "ddim":
@@ -131,99 +142,103 @@ def _run(
     shape = _shape(shape)
     if math.prod(shape) >= 2**48:
         raise ValueError(f"shape: {shape} is more than can be allocated")
-    index = range(shape[0]) if index is None else index
-    if len(index) != shape[0]:
-        raise ValueError(f"index: {shape[0]} sample numbers are needed, not {len(index)}")
-    plan = _plan(d, steps, timesteps, started=x_T is not None)
-    rows = fold(d, plan, eta)
-    if sampler == "ddpm" and not denoiser.learned:
-        rows = _with_std(d, denoiser, rows)
-    _check_readable(d, denoiser, plan)
+    seed, index = _array.as_int("seed", seed, 0, 2**64 - 1), numbers(index, shape[0])
+    plan = plans.chosen(d, steps, timesteps, spacing, started=x_T is not None)
+    rows = _rows.denoised(fold, d, replace(denoiser, net=_unasked), plan, eta)
     x = _start(shape, seed, index, x_T, backend, device, dtype)
-    source = _Source(seed, index, noise, x)
-    states = _states(d, denoiser, rows, x, source)
-    return _told(shown(states, len(plan) - 1, enabled=progress, label=sampler), Step(plan[0], x, None), callback)
+    _check_range(rows, denoiser, x)
+    seen = every is not None or callback is not None
+    stepper = _stepper(rows, x, seed, index, denoiser.clip_x0, seen)
+    given = None if noise is None else partial(_given, noise, index, x)
+    if compile or autocast is not None:
+        options: Any = {"compile": compile, "autocast": autocast, "stepper": stepper if given is None else None}
+        denoiser = replace(denoiser, net=_prepared(denoiser.net, x, **options))
+    states = shown(_states(d, denoiser, rows, stepper, given, seen), len(plan) - 1, enabled=progress, label=sampler)
+    return _told(states, Step(plan[0], x, None), callback, every)
 
 
-def _told(steps: Iterator[Step], start: Step, callback: Callable[[Step], object] | None) -> Iterator[Step]:
-    yield start
-    for step in steps:
+def _told(
+    steps: Iterator[Step], start: Step, callback: Callable[[Step], object] | None, every: int | None
+) -> Iterator[Step]:
+    """The steps that are asked for, in memory that no later move writes to."""
+    if every is not None:
+        yield start
+    for k, step in enumerate(steps, 1):
+        wanted = step.t == 0 or (every is not None and k % every == 0)
+        if step.t and (wanted or callback is not None):
+            step = Step(step.t, _array.copy(step.x), _array.copy(step.x0))
         if callback is not None:
             callback(step)
-        yield step
+        if wanted:
+            yield step
 
 
-def _states(d: Diffusion, denoiser: Denoiser, rows: list[Row], x: Array, source: _Source) -> Iterator[Step]:
-    """The loop: the state after each whole move."""
-    xp = _array.data(x_T=x)
-    a_value, a_state = d.conversion(denoiser.predicts, "x0")
-    on_host = _array.on_host(x)
-    state = base = x
-    history: list[Array] = []
-    for row in rows:
-        with source.no_grad():
-            value, raw = denoiser.call(d, state, row.t)
+def _states(
+    d: Diffusion,
+    denoiser: Denoiser,
+    rows: Sequence[Row],
+    stepper: Stepper,
+    given: Callable[[int], Array] | None,
+    seen: bool,
+) -> Iterator[Step]:
+    """The loop: the state after each whole move, which the next one may overwrite."""
+    xp, on_host = _array.data(x_T=stepper.state), _array.on_host(stepper.state)
+    for k, (row, told) in enumerate(zip(rows, _labels(rows, stepper.state, xp), strict=True)):
+        x = stepper.state
+        with backends.no_grad(x):
+            value, raw = denoiser.ask(d, x, row.t, told, xp)
             if on_host:
-                _refuse_nonfinite(xp, row.t, value, raw)
-            x0 = float(a_value[row.t]) * value
-            if a_state is not None:
-                x0 = float(a_state[row.t]) * state + x0
-            if denoiser.clip_x0:
-                x0 = xp.clip(x0, -1.0, 1.0)
-            history = [x0, *history[:2]]
-            new = _combined(row.state, base, history)
-            if row.std is None:
-                std = xp.exp(denoiser.read_log_var(d, raw, state, row.t, row.s) / 2)
-                new = new + std * source.draw(row.t)
-            elif row.std:
-                new = new + row.std * source.draw(row.t)
-            base = new if row.base is None else _combined(row.base, base, history)
-            state = new
+                refuse_nonfinite(xp, row.t, raw)
+            std = None if row.std is not None else xp.exp(denoiser.read_log_var(d, raw, x, row.t, row.s) / 2)
+            z = None if given is None or row.std == 0.0 else given(row.t)
+            finite = stepper.move(k, value, std, z)
+        if finite is False:
+            raise ValueError(f"net: NaN or infinity at t = {row.t}")
+        if row.s == 0 and not on_host:
+            refuse_nonfinite(xp, row.t, stepper.state)
         if row.whole:
-            if row.s == 0 and not on_host:
-                _refuse_nonfinite(xp, row.t, state)
-            yield Step(row.s, state, x0)
+            yield Step(row.s, stepper.state, stepper.x0 if seen else None)
 
 
-def _combined(weights: Sequence[float], base: Array, history: list[Array]) -> Array:
-    """weights[0] * base + weights[1] * newest x_0 + ..., in that order."""
-    terms = [w * a for w, a in zip(weights, (base, *history), strict=False) if w != 0.0]
-    return sum(terms[1:], terms[0]) if terms else 0.0 * base
+def _labels(rows: Sequence[Row], x: Array, xp: Any) -> Iterator[Array]:
+    """What the network is told at each row: an integer array (B,), made many at a time."""
+    many = max(1, 2**16 // max(1, x.shape[0]))
+    for first in range(0, len(rows), many):
+        told = np.array([row.told for row in rows[first : first + many]])
+        table = _array.integers(np.repeat(told[:, None], x.shape[0], axis=1), 0, x, xp)
+        yield from (table[k, ...] for k in range(len(told)))
 
 
-class _Source:
-    """Where noise and gradients-off come from for arrays like x."""
+def _stepper(rows: Sequence[Row], x: Array, seed: int, index: Sequence[int], clip: bool, seen: bool) -> Stepper:
+    """The backend's own, or the portable one."""
+    try:
+        make = backends.of(x).stepper
+    except LookupError:  # a library that is not registered can sample where no noise of ours is needed
+        make = None
+    options: Any = {"seed": seed, "clip": clip, "shown": seen}
+    own = NotImplemented if make is None else make(rows, x, index=as_words(index), **options)
+    return Portable(rows, x, index=index, **options) if own is NotImplemented else own
 
-    def __init__(self, seed: int, index: Sequence[int], noise: Noise | None, x: Array) -> None:
-        self.seed, self.index, self.noise, self.x = seed, index, noise, x
-        self.xp = _array.data(x_T=x)
-        try:
-            self.backend: backends.Backend | None = backends.of(x)
-        except LookupError:  # a library that is not registered can sample where no noise of ours is needed
-            self.backend = None
 
-    def no_grad(self) -> AbstractContextManager[Any]:
-        if self.backend is None or self.backend.no_grad is None:
-            return nullcontext()
-        return self.backend.no_grad()
+def _prepared(net: Net, x: Array, **options: Any) -> Net:
+    """The network's faster form for states like x."""
+    backend = backends.of(x)
+    if backend.prepared is None:
+        name = "compile" if options["compile"] else "autocast"
+        raise ValueError(f"{name}: the backend {backend.name!r} runs networks as they are; Torch's does more")
+    prepared: Net = backend.prepared(net, **options)
+    return prepared
 
-    def draw(self, t: int) -> Array:
-        """The noise of the move from t."""
-        from array_api_compat import device
 
-        shape = tuple(self.x.shape[1:])
-        if self.noise is None:
-            name = backends.of(self.x).name if self.backend is None else self.backend.name
-            return normal(
-                self.seed, self.index, t, shape, backend=name, device=device(self.x), dtype=_name(self.x.dtype)
-            )
-        z = self.noise(t, self.index, shape)
-        if isinstance(z, np.ndarray):
-            z = _array.like(z, self.x, self.xp)
-        if _array.data(noise=z) is not self.xp:
-            raise TypeError(f"noise: returned {type(z).__name__} at t = {t}, {type(self.x).__name__} is needed")
-        _array.same_shape("noise", z, "the state", self.x)
-        return _array.cast(z, self.x, self.xp)
+def _given(noise: Noise, index: Sequence[int], x: Array, t: int) -> Array:
+    """The caller's noise of the move from t, for a state like x."""
+    xp, z = _array.data(x_T=x), noise(t, index, tuple(x.shape[1:]))
+    if isinstance(z, np.ndarray):
+        z = _array.like(z, x, xp)
+    if _array.data(noise=z) is not xp:
+        raise TypeError(f"noise: returned {type(z).__name__} at t = {t}, {type(x).__name__} is needed")
+    _array.same_shape("noise", z, "the state", x)
+    return _array.cast(z, x, xp)
 
 
 def _start(
@@ -243,44 +258,20 @@ def _start(
     return x_T
 
 
-def _plan(d: Diffusion, steps: int | None, timesteps: Iterable[int] | None, *, started: bool) -> tuple[int, ...]:
-    if timesteps is None:
-        return d.timesteps(d.T if steps is None else steps)
-    if steps is not None:
-        raise ValueError("steps: give either steps or timesteps, not both")
-    plan = plans.checked(timesteps, d.T)
-    if plan[0] != d.T and not started:
-        raise ValueError(f"timesteps: a plan from {plan[0]}, below T = {d.T}, needs x_T, the state there")
-    return plan
+def _check_range(rows: Sequence[Row], denoiser: Denoiser, x: Array) -> None:
+    """Refuse a plan along which x_0 leaves the numbers of x's dtype."""
+    limit = float(_array.data(x_T=x).finfo(x.dtype).max)
+    if bad := [row.t for row in rows if max(map(abs, row.read)) > limit]:
+        dtype = _array.dtype_name(x)
+        raise ValueError(f"predicts: x_0 does not follow from {denoiser.predicts!r} at t = {bad[0]} in {dtype}")
 
 
-def _with_std(d: Diffusion, denoiser: Denoiser, rows: list[Row]) -> list[Row]:
-    """The rows with the denoiser's fixed standard deviation on every move that is noisy."""
-    x = np.zeros((len(rows), 1))
-    t, s = (np.array([getattr(row, name) for row in rows]) for name in "ts")
-    single = None if not isinstance(denoiser.variance, str) and np.all(t - s == 1) else s
-    log_var = np.broadcast_to(denoiser.read_log_var(d, None, x, t, single), x.shape)[:, 0]
-    return [replace(row, std=math.exp(v / 2) if row.s else 0.0) for row, v in zip(rows, log_var.tolist(), strict=True)]
-
-
-def _check_readable(d: Diffusion, denoiser: Denoiser, plan: tuple[int, ...]) -> None:
-    a, _ = d.conversion(denoiser.predicts, "x0")
-    if bad := [t for t in plan[:-1] if math.isnan(a[t])]:
-        raise ValueError(f"predicts: x_0 does not follow from {denoiser.predicts!r} at t = {bad[0]}, where alpha_bar is "
-                         f"{d.alpha_bar[bad[0]]}; predict 'v' or 'x0' on such a schedule")  # fmt: skip
-
-
-def _refuse_nonfinite(xp: Any, t: int, *outputs: Array | None) -> None:
-    for out in outputs:
-        if out is not None and not bool(xp.all(xp.isfinite(out))):
-            raise ValueError(f"net: NaN or infinity at t = {t}")
+def _unasked(x_t: Array, t: Array) -> Array:
+    """In place of the network where a plan is folded, so that a folded plan is found again for any."""
+    return x_t
 
 
 def _shape(shape: Sequence[int]) -> tuple[int, ...]:
     if isinstance(shape, int) or not isinstance(shape, Sequence) or not shape:
         raise TypeError(f"shape: a sequence (n, ...) of ints is needed, not {shape!r}")
     return tuple(_array.as_int("shape", k, 0, 2**62) for k in shape)
-
-
-def _name(dtype: Any) -> str:
-    return str(dtype).rpartition(".")[2]

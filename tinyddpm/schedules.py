@@ -59,7 +59,7 @@ def geometric(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Beta
 
 def constant(T: int = 1000, beta: float = 0.02) -> Beta:
     """The same beta at every step."""
-    t, beta = _t(T), _positive("beta", beta, 1.0)
+    t, beta = _t(T), _array.real("beta", beta)
     return _valid(np.full(len(t), beta))
 
 
@@ -144,8 +144,8 @@ def from_alpha_bar(f: Callable[[float], float] | ArrayLike, T: int | None = None
         alpha_bar = np.append(1.0, _floats("f", f))
         if T is not None and _array.positive_int("T", T) != len(alpha_bar) - 1:
             raise ValueError(f"T: {T} differs from the {len(alpha_bar) - 1} values of f")
-    if not (alpha_bar[0] < np.inf and (alpha_bar[:-1] > alpha_bar[1:]).all() and alpha_bar[-1] >= 0):
-        raise ValueError("f: alpha_bar has to fall strictly, from below 1 at t = 1 to no less than 0 at T")
+    if not (alpha_bar[0] < np.inf and (alpha_bar[:-1] > alpha_bar[1:]).all()):
+        raise ValueError("f: alpha_bar has to fall strictly, and from below 1 at t = 1")
     drop = alpha_bar[:-1] - alpha_bar[1:]  # exact to half a unit; the plain quotient's difference from 1 is not
     return _valid(drop / alpha_bar[:-1], "f")
 

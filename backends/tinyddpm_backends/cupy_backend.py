@@ -10,7 +10,7 @@ import numpy as np
 
 from tinyddpm.backends import Backend, BackendUnavailable
 
-from . import counters, host_array, known, load
+from . import counters, depth, host_array, known, load, table
 
 __all__ = ["BACKEND", "LOG_NDTR", "NOISE"]
 
@@ -69,16 +69,51 @@ __device__ void box_muller(unsigned int b, unsigned int c, double *x, double *y)
 }
 
 template <typename real>
-__device__ void normal(real *out, const word *low, const word *high, word seed, word stream, word step, word blocks,
-                       word n, word count)
+struct Store { real *out; };
+
+template <typename real>
+__device__ void put(const Store<real> &to, word i, real z)
+{
+    to.out[i] = z;
+}
+
+template <typename real>
+struct Move {
+    real *state, *base, *x0;
+    const real *before, *earlier, *value, *std, *z;
+    const double *row;
+    bool clip;
+};
+
+template <typename real>
+__device__ void put(const Move<real> &to, word i, real z)
+{
+    const double *w = to.row;
+    real base = to.base[i], before = to.before ? to.before[i] : (real)0, earlier = to.earlier ? to.earlier[i] : (real)0;
+    real x0 = (real)w[0] * to.value[i] + (real)w[1] * to.state[i];
+    if (to.clip)
+        x0 = x0 < (real)-1 ? (real)-1 : x0 > (real)1 ? (real)1 : x0;
+    real noise = (to.std ? to.std[i] : (real)w[2]) * (to.z ? to.z[i] : z);
+    real state = (real)w[3] * base + (real)w[4] * x0 + (real)w[5] * before + (real)w[6] * earlier + noise;
+    to.state[i] = state;
+    if (to.x0)
+        to.x0[i] = x0;
+    if (to.base != to.state)
+        to.base[i] = (real)w[7] * state + (real)w[8] * base + (real)w[9] * x0 + (real)w[10] * before + (real)w[11] * earlier;
+}
+
+template <typename real, typename Target>
+__device__ void normal(Target out, bool drawn, const word *low, const word *high, word seed, word stream, word step,
+                       word blocks, word n, word count)
 {
     word threads = (blocks + 1) / 2, thread = (word)blockIdx.x * blockDim.x + threadIdx.x;
     word sample = thread / threads, part = thread % threads, half = 4 * blocks;
     if (sample >= count)
         return;
     word first = low[sample], carried = high[sample];
-    unsigned int radii[8], angles[8];
-    philox(first + part, carried + (first + part < first), step, seed, stream, radii);
+    unsigned int radii[8] = {0}, angles[8] = {0};
+    if (drawn)
+        philox(first + part, carried + (first + part < first), step, seed, stream, radii);
     word held = ~0ULL;
     #pragma unroll
     for (int side = 0; side < 2; ++side) {
@@ -86,18 +121,19 @@ __device__ void normal(real *out, const word *low, const word *high, word seed, 
         bool odd = (blocks + four) % 2;
         if (four >= blocks)
             return;
-        if (block != held)
+        if (drawn && block != held)
             philox(first + block, carried + (first + block < first), step, seed, stream, angles);
         held = block;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
             word place = 4 * four + i;
-            real x, y;
-            box_muller(radii[4 * side + i], odd ? angles[4 + i] : angles[i], &x, &y);
+            real x = 0, y = 0;
+            if (drawn)
+                box_muller(radii[4 * side + i], odd ? angles[4 + i] : angles[i], &x, &y);
             if (place < n)
-                out[sample * n + place] = x;
+                put(out, sample * n + place, x);
             if (half + place < n)
-                out[sample * n + half + place] = y;
+                put(out, sample * n + half + place, y);
         }
     }
 }
@@ -105,13 +141,31 @@ __device__ void normal(real *out, const word *low, const word *high, word seed, 
 extern "C" __global__ void normal_float32(float *out, const word *low, const word *high, word seed, word stream,
                                           word step, word blocks, word n, word count)
 {
-    normal(out, low, high, seed, stream, step, blocks, n, count);
+    normal<float>(Store<float>{out}, true, low, high, seed, stream, step, blocks, n, count);
+}
+
+extern "C" __global__ void move_float32(float *state, float *base, float *x0, const float *before, const float *earlier,
+                                        const float *value, const float *std, const float *z, const double *row,
+                                        word clip, word drawn, const word *low, const word *high, word seed, word stream,
+                                        word step, word blocks, word n, word count)
+{
+    Move<float> move = {state, base, x0, before, earlier, value, std, z, row, clip != 0};
+    normal<float>(move, drawn != 0, low, high, seed, stream, step, blocks, n, count);
 }
 
 extern "C" __global__ void normal_float64(double *out, const word *low, const word *high, word seed, word stream,
                                           word step, word blocks, word n, word count)
 {
-    normal(out, low, high, seed, stream, step, blocks, n, count);
+    normal<double>(Store<double>{out}, true, low, high, seed, stream, step, blocks, n, count);
+}
+
+extern "C" __global__ void move_float64(double *state, double *base, double *x0, const double *before, const double *earlier,
+                                        const double *value, const double *std, const double *z, const double *row,
+                                        word clip, word drawn, const word *low, const word *high, word seed, word stream,
+                                        word step, word blocks, word n, word count)
+{
+    Move<double> move = {state, base, x0, before, earlier, value, std, z, row, clip != 0};
+    normal<double>(move, drawn != 0, low, high, seed, stream, step, blocks, n, count);
 }
 """
 
@@ -199,6 +253,45 @@ def _normal(seed: int, index: Any, step: int, shape: tuple[int, ...], *, stream:
         return out.astype(dtype, copy=False)
 
 
+class _Stepper:
+    """The moves of one run: one kernel each, in place, with the noise inside."""
+
+    def __init__(self, rows: Any, x: Any, *, seed: int, index: Any, clip: bool, shown: bool) -> None:
+        cupy = _cupy()
+        self._rows, self._seed, self._clip, self._n = rows, seed, clip, math.prod(x.shape[1:])
+        with x.device:
+            self.state = x.copy(order="C")
+            self._base = self.state.copy() if any(row.base is not None for row in rows) else self.state
+            kept = depth(rows) if depth(rows) > 1 else int(shown)
+            self._history = [cupy.zeros_like(self.state) for _ in range(kept)]
+            self._table = cupy.asarray(table(rows, 3))
+            self._counters = [cupy.asarray(words) for words in counters(index, -(-self._n // 8))]
+        self._kernel = _noise_kernels().get_function(f"move_{x.dtype}")
+
+    @property
+    def x0(self) -> Any:
+        return self._history[0]
+
+    def move(self, k: int, value: Any, std: Any = None, z: Any = None) -> None:
+        self._history = self._history[-1:] + self._history[:-1]
+        null, blocks, count = np.uint64(0), -(-self._n // 8), self.state.shape[0]
+        if self.state.size == 0:
+            return
+        with self.state.device:
+            x0, before, earlier = (*self._history, null, null, null)[:3]
+            given = (null if array is None else _cupy().ascontiguousarray(array) for array in (value, std, z))
+            drawn = z is None and self._rows[k].std != 0.0
+            words = map(np.uint64, (self._seed, 0, self._rows[k].t, blocks, self._n, count))
+            places = self.state, self._base, x0, before, earlier, *given, self._table[k]
+            flags = np.uint64(self._clip), np.uint64(drawn)
+            threads = count * ((blocks + 1) // 2)
+            self._kernel((-(-threads // 128),), (128,), (*places, *flags, *self._counters, *words))
+
+
+def _stepper(rows: Any, x: Any, **options: Any) -> Any:
+    return _Stepper(rows, x, **options) if x.dtype in (np.float32, np.float64) else NotImplemented
+
+
 BACKEND = Backend(
     name="cupy",
     roots=("cupy",),
@@ -209,4 +302,5 @@ BACKEND = Backend(
     devices=_devices,
     version=lambda: str(_cupy().__version__),
     normal=_normal,
+    stepper=_stepper,
 )

@@ -10,7 +10,7 @@ import numpy as np
 
 from tinyddpm.backends import Backend, BackendUnavailable
 
-from . import counters, host_array, known, load
+from . import counters, depth, host, host_array, known, load, table
 
 __all__ = ["BACKEND"]
 
@@ -208,6 +208,59 @@ def _kernel() -> Any:
     return jax.jit(normal, static_argnames=("shape", "dtype"))
 
 
+@lru_cache(maxsize=1)
+def _move() -> Any:
+    """One move, compiled: the formula of `table`."""
+    jax = _jax()
+
+    def weighed(weights: Any, arrays: Any) -> Any:
+        return sum(w * array for w, array in zip(weights, arrays, strict=True))
+
+    def move(state: Any, base: Any, history: Any, value: Any, weights: Any, std: Any, z: Any, *, clip: bool) -> Any:
+        width = len(history) + 1
+        x0 = weights[0] * value + weights[1] * state
+        history = (x0.clip(-1.0, 1.0) if clip else x0, *history[:-1])
+        sources = state if base is None else base, *history
+        state = weighed(weights[3 : 3 + width], sources)
+        if z is not None:
+            state = state + (weights[2] if std is None else std) * z
+        if base is not None:
+            base = weighed(weights[3 + width :], (state, *sources))
+        return state, base, history, jax.numpy.isfinite(value).all()
+
+    return jax.jit(move, static_argnames=("clip",))
+
+
+class _Stepper:
+    """The moves of one run, each one compiled function; arrays are immutable, so each state is a new one."""
+
+    def __init__(self, rows: Any, x: Any, *, seed: int, index: Any, clip: bool, shown: bool) -> None:
+        (self._place,) = x.devices()
+        self._rows, self._seed, self._index, self._clip = rows, seed, index, clip
+        self._table = table(rows, depth(rows)).astype(x.dtype)
+        self.state, self._base = x, x if any(row.base is not None for row in rows) else None
+        self._history = (_jax().numpy.zeros_like(x),) * depth(rows)
+
+    @property
+    def x0(self) -> Any:
+        return self._history[0]
+
+    def move(self, k: int, value: Any, std: Any = None, z: Any = None) -> bool | None:
+        row, on_host = self._rows[k], self._place.platform == "cpu"
+        if z is None and row.std != 0.0:
+            place = self._seed, self._index, row.t, tuple(self.state.shape[1:]), 0
+            dtype = str(self.state.dtype)
+            z = host.normal(*place, dtype) if on_host else _draw(*place, self._place, dtype)
+        arrays = self.state, self._base, self._history, value, self._table[k], std, z
+        self.state, self._base, self._history, finite = _move()(*arrays, clip=self._clip)
+        return bool(finite) if on_host else None
+
+
+def _stepper(rows: Any, x: Any, **options: Any) -> Any:
+    single = len(x.devices()) == 1 and str(x.dtype) in ("float32", "float64")
+    return _Stepper(rows, x, **options) if single else NotImplemented
+
+
 BACKEND = Backend(
     name="jax",
     roots=("jax", "jaxlib"),
@@ -218,4 +271,5 @@ BACKEND = Backend(
     devices=lambda: tuple(_found()),
     version=lambda: str(_jax().__version__),
     normal=_normal,
+    stepper=_stepper,
 )

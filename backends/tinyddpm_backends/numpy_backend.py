@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyddpm.backends import Backend, BackendUnavailable
 
-from . import host_array, known
+from . import host, host_array, known
 
 __all__ = ["BACKEND"]
 
@@ -23,10 +23,14 @@ def _namespace() -> Any:
 
 
 def _from_numpy(array: Any, *, dtype: str | None = None, device: Any = None) -> np.ndarray[Any, Any]:
+    _check(device)
+    own = host_array(array)
+    return own if dtype is None else own.astype(known("dtype", dtype, _DTYPES), copy=False)
+
+
+def _check(device: Any) -> None:
     if device not in (None, "cpu"):
         raise BackendUnavailable(f"device: {device!r} is not here; NumPy has cpu only")
-    host = host_array(array)
-    return host if dtype is None else host.astype(known("dtype", dtype, _DTYPES), copy=False)
 
 
 def _to_numpy(x: Any) -> np.ndarray[Any, Any]:
@@ -47,6 +51,20 @@ def _log_ndtr(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return value.astype(x.dtype, copy=False)
 
 
+def _normal(
+    seed: int, index: Any, step: int, shape: tuple[int, ...], *, stream: int, device: Any, dtype: str
+) -> np.ndarray[Any, Any]:
+    _check(device)
+    known("dtype", dtype, _DTYPES)
+    return host.normal(seed, index, step, shape, stream, "float64" if dtype == "float64" else "float32").astype(
+        dtype, copy=False
+    )
+
+
+def _stepper(rows: Any, x: np.ndarray[Any, Any], **options: Any) -> Any:
+    return host.Stepper(rows, x, **options) if x.dtype in (np.float32, np.float64) else NotImplemented
+
+
 BACKEND = Backend(
     name="numpy",
     roots=("numpy",),
@@ -56,4 +74,6 @@ BACKEND = Backend(
     log_ndtr=_log_ndtr,
     devices=lambda: ("cpu",),
     version=lambda: np.__version__,
+    normal=_normal,
+    stepper=_stepper,
 )

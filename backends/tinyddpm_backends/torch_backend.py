@@ -113,24 +113,35 @@ def _normal(seed: int, index: Any, step: int, shape: tuple[int, ...], *, stream:
 
 def _draw(seed: int, index: Any, step: int, shape: tuple[int, ...], stream: int, place: str, dtype: str) -> Any:
     """Philox4x64-10 and Box-Muller in Torch operations, laid out as `tinyddpm.noise` says."""
-    torch, n = _torch(), math.prod(shape)
+    return _normals(seed, _first_counters(index, shape, place), step, shape, stream, dtype)
+
+
+def _first_counters(index: Any, shape: tuple[int, ...], place: Any) -> tuple[Any, Any]:
+    """The two words of each sample's first counter, (len(index), 1): uint64, held as int64."""
+    words = counters(index, -(-math.prod(shape) // 8))
+    low, high = (_torch().from_numpy(word.view(np.int64)).to(place)[:, None] for word in words)
+    return low, high
+
+
+def _normals(seed: int, first: tuple[Any, Any], step: Any, shape: tuple[int, ...], stream: int, dtype: str) -> Any:
+    """The noise of samples with these first counters; the step may be a number on their device."""
+    torch, n, count = _torch(), math.prod(shape), len(first[0])
     real = torch.float64 if dtype == "float64" else torch.float32
-    words = _philox(seed, index, step, -(-n // 8), stream, place)
-    pairs = words.view(torch.int32).reshape(len(index), 2, -1)
+    pairs = _philox(seed, first, step, -(-n // 8), stream).view(torch.int32).reshape(count, 2, -1)
     u = ((pairs[:, 0].to(torch.int64) & _LOW).to(real) + 0.5) * 2**-32
     angle = pairs[:, 1].to(real) * (2 * math.pi * 2**-32)
     r = torch.sqrt(torch.log(u) * -2)
     z = torch.cat((r * torch.cos(angle), r * torch.sin(angle)), 1)[:, :n]
-    return z.reshape(len(index), *shape).to(getattr(torch, dtype)).contiguous()
+    return z.reshape(count, *shape).to(getattr(torch, dtype)).contiguous()
 
 
-def _philox(seed: int, index: Any, step: int, blocks: int, stream: int, place: str) -> Any:
-    """Each sample's 4 * blocks Philox words, of shape (len(index), blocks, 4): uint64, held as int64."""
-    torch = _torch()
-    low, high = (torch.from_numpy(word.view(np.int64)).to(place)[:, None] for word in counters(index, blocks))
-    a = low + torch.arange(blocks, dtype=torch.int64, device=place)
+def _philox(seed: int, first: tuple[Any, Any], step: Any, blocks: int, stream: int) -> Any:
+    """Each sample's 4 * blocks Philox words, of shape (count, blocks, 4): uint64, held as int64."""
+    torch, (low, high) = _torch(), first
+    a = low + torch.arange(blocks, dtype=torch.int64, device=low.device)
     carry = (a ^ _SIGN) < (low ^ _SIGN)
-    b, c, d = high + carry.to(torch.int64), torch.full_like(a, _int64(step)), torch.zeros_like(a)
+    b, d = high + carry.to(torch.int64), torch.zeros_like(a)
+    c = d + (_int64(step) if isinstance(step, int) else step)
     for turn in range(10):
         key0, key1 = _int64(seed + turn * 0x9E3779B97F4A7C15), _int64(stream + turn * 0xBB67AE8584CAA73B)
         a, b, c, d = (
@@ -154,6 +165,30 @@ def _int64(word: int) -> int:
     return (word + 2**63) % 2**64 - 2**63
 
 
+def _stepper(rows: Any, x: Any, *, seed: int, index: Any, clip: bool, shown: bool) -> Any:
+    torch = _torch()
+    if x.dtype not in (torch.float32, torch.float64):
+        return NotImplemented
+    from . import torch_moves
+
+    if x.device.type == "cpu":
+        return torch_moves.HostStepper(rows, x, seed=seed, index=index, clip=clip, shown=shown)
+    shape, dtype = tuple(x.shape[1:]), str(x.dtype).rpartition(".")[2]
+    first = _first_counters(index, shape, x.device)
+
+    def draw(step: Any) -> Any:
+        return _normals(seed, first, step, shape, 0, dtype)
+
+    return torch_moves.DeviceStepper(rows, x, draw, clip=clip)
+
+
+def _prepared(net: Any, **options: Any) -> Any:
+    _torch()
+    from . import torch_moves
+
+    return torch_moves.prepared(net, **options)
+
+
 BACKEND = Backend(
     name="torch",
     roots=("torch",),
@@ -164,5 +199,7 @@ BACKEND = Backend(
     devices=_devices,
     version=lambda: str(_torch().__version__),
     normal=_normal,
+    stepper=_stepper,
+    prepared=_prepared,
     no_grad=lambda: _torch().no_grad(),
 )

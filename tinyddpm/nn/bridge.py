@@ -39,6 +39,9 @@ class _Bridged:
         known = backends.get(self.backend)
         if not _owns(known, x):
             raise TypeError(f"x: an array of {self.backend} is needed, not {type(x).__name__}")
+        for name, value in (("t", t), *(("y", value) for value in y)):
+            if not hasattr(value, "shape"):
+                raise TypeError(f"{name}: an array is needed, not {type(value).__name__}")
         place, dtype = _of(self.net)
         own, *rest = (_to_torch(array, known) for array in (x, t, *y))
         with torch.no_grad():

@@ -213,6 +213,11 @@ class UNet(nn.Module):
         return net.eval()
 
     def _check(self, x: Tensor, t: Tensor, y: Tensor | None) -> None:
+        for name, value in (("x", x), ("t", t), ("y", y)):
+            if not isinstance(value, Tensor) and not (name == "y" and value is None):
+                raise TypeError(f"{name}: a tensor is needed, not {type(value).__name__}")
+        if not x.is_floating_point():
+            raise TypeError(f"x: a floating-point tensor is needed, not {x.dtype}")
         channels, scale = self.conv_in.in_channels, 2 ** (len(self.config["mults"]) - 1)
         if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % scale or x.shape[3] % scale:
             raise ValueError(f"x: (B, {channels}, height, width), both divisible by {scale}, not {tuple(x.shape)}")
@@ -246,6 +251,8 @@ def _checked(**config: Any) -> dict[str, Any]:
     config["attention"] = _ints("attention", config["attention"], 2**16)
     if not 1 <= len(mults) <= 12:
         raise ValueError(f"mults: one to twelve levels are needed, not {len(mults)}")
+    if config["res_blocks"] * len(mults) > 128:
+        raise ValueError(f"res_blocks: {config['res_blocks']} on each of {len(mults)} levels is more than 128 in all")
     size = config["image_size"]
     if hasattr(size, "__len__"):
         sides = size = _ints("image_size", size, 2**16)

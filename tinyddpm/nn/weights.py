@@ -34,7 +34,8 @@ __all__ = [
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_HEADER_LIMIT = 16 * 2**20
+_HEADER_LIMIT = 2**20
+_HEADER_ROOM, _ENTRY_ROOM = 2**16, 2**10  # bytes of a header: its metadata, and each tensor's entry
 _JSON_LIMIT = 16 * 2**20
 
 
@@ -67,38 +68,42 @@ def read_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file and its metadata.
 
-    `expected` gives the names and shapes (its tensors may be on the meta device), which bound what is read at all and
-    are compared with the header before a tensor is made. All must have one floating dtype and finite values, and the
-    file the hash `sha256`.
+    `expected` gives the names and shapes (its tensors may be on the meta device). They bound the header, which is compared
+    with them and with the file's size before any tensor is made or read. All must have one floating dtype and finite
+    values, and the file the hash `sha256`.
     """
-    room = 8 * sum(tensor.numel() for tensor in expected.values())
-    content = read_file(file, 8 + _HEADER_LIMIT + room, links=links)
-    header, start = _header(file, content)
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ValueError(f"{file}: its metadata is malformed")
-    for name in (*sorted(expected.keys() - header.keys()), *sorted(header.keys() - expected.keys())):
-        raise ValueError(f"{file}: tensor {name!r} is {'missing' if name in expected else 'unknown'}")
-    dtype, places = _places(file, header, expected, start)
-    if len(content) != (end := max((stop for _, stop in places.values()), default=start)):
-        raise ValueError(f"{file}: has {len(content)} bytes, its tensors need {end}")
-    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+    digest = hashlib.sha256()
+    with _opened(file, links) as (stream, size):
+        header, head = _header(file, stream, size, _HEADER_ROOM + _ENTRY_ROOM * len(expected))
+        digest.update(head)
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+            raise ValueError(f"{file}: its metadata is malformed")
+        for name in (*sorted(expected.keys() - header.keys()), *sorted(header.keys() - expected.keys())):
+            raise ValueError(f"{file}: tensor {name!r} is {'missing' if name in expected else 'unknown'}")
+        dtype, places = _places(file, header, expected, len(head))
+        if size != (end := max((stop for _, stop in places.values()), default=len(head))):
+            raise ValueError(f"{file}: has {size} bytes, its tensors need {end}")
+        tensors = {}
+        for name in places:  # in the order in which they lie
+            tensors[name] = torch.empty(expected[name].shape, dtype=dtype)
+            content = tensors[name].reshape(-1).view(torch.uint8).numpy().data
+            if stream.readinto(content) != content.nbytes:
+                raise ValueError(f"{file}: changed while it was read")
+            digest.update(content)
+    if sha256 is not None and digest.hexdigest() != sha256:
         raise ValueError(f"{file}: its SHA-256 is not the recorded one")
-    tensors = {}
-    for name, (begin, stop) in places.items():
-        flat = torch.frombuffer(bytearray(content[begin:stop]) or bytearray(8), dtype=dtype)  # a copy, so aligned
-        tensors[name] = flat[: expected[name].numel()].reshape(expected[name].shape)
-        if not bool(torch.isfinite(tensors[name]).all()):
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{file}: tensor {name!r} holds NaN or infinity")
     return tensors, metadata
 
 
 def read_names(file: Path) -> list[str]:
     """The names of the tensors in a safetensors file, which may be a link; nothing else of it is checked."""
-    with _opened(file, links=True) as (stream, _):
-        head = bytearray(stream.read(8))
-        head += stream.read(min(int.from_bytes(head, "little"), _HEADER_LIMIT))
-    return [name for name in _header(file, head)[0] if name != "__metadata__"]
+    with _opened(file, links=True) as (stream, size):
+        header, _ = _header(file, stream, size, _HEADER_LIMIT)
+    return [name for name in header if name != "__metadata__"]
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
@@ -191,12 +196,18 @@ def _opened(file: Path, links: bool) -> Iterator[tuple[BufferedReader, int]]:
         os.close(handle)
 
 
-def _header(file: Path, content: bytearray) -> tuple[dict[str, Any], int]:
-    """The parsed header and where the tensors start."""
-    length = int.from_bytes(content[:8], "little")
-    if not 2 <= length <= min(_HEADER_LIMIT, len(content) - 8):
-        raise ValueError(f"{file}: is no safetensors file: a header of {length} bytes in a file of {len(content)}")
-    return _parse(f"{file}: its header", content[8 : 8 + length]), 8 + length
+def _header(file: Path, stream: BufferedReader, size: int, limit: int) -> tuple[dict[str, Any], bytes]:
+    """The parsed header, of at most `limit` bytes, and all the bytes before the tensors; no more is read."""
+    head = stream.read(8)
+    length = int.from_bytes(head, "little")
+    if not 2 <= length <= size - 8:
+        raise ValueError(f"{file}: is no safetensors file: a header of {length} bytes in a file of {size}")
+    if length > limit:
+        raise ValueError(f"{file}: its header has {length} bytes, at most {limit} are expected")
+    head += stream.read(length)
+    if len(head) != 8 + length:
+        raise ValueError(f"{file}: changed while it was read")
+    return _parse(f"{file}: its header", head[8:]), head
 
 
 def _places(

@@ -1,0 +1,250 @@
+"""Noise and reverse moves in host memory, for NumPy and for Torch on a CPU.
+
+Both go over their elements piece by piece, small enough for all passes over one to stay in the second-level cache.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import depth
+
+__all__ = ["Noise", "Stepper", "normal"]
+
+Array = NDArray[Any]
+
+_WORD = 2**64
+_BLOCK = 32_768  # elements of a piece; a multiple of 16
+
+
+def normal(seed: int, index: NDArray[np.uint64], step: int, shape: tuple[int, ...], stream: int, dtype: str) -> Array:
+    """The draw of `tinyddpm.noise`, whose checks its arguments have passed, in float32 or float64."""
+    try:
+        out = np.empty((len(index), *shape), dtype)
+    except (MemoryError, ValueError, OverflowError):
+        raise ValueError(f"shape: {len(index)} samples of shape {shape} can't be allocated") from None
+    if out.size:
+        n = math.prod(shape)
+        Noise(seed, stream, index, n, dtype).draw(step, out.reshape(len(index), n))
+    return out
+
+
+class Noise:
+    """The draws of `tinyddpm.noise` for samples of n elements, with workspaces of its own.
+
+    A piece is a few whole samples or, where one is too large, a range of one sample's first half and the same of its second.
+    """
+
+    def __init__(self, seed: int, stream: int, index: NDArray[np.uint64], n: int, dtype: Any) -> None:
+        self.index, self.n, self.blocks, self.kind = index, n, -(-n // 8), np.dtype(dtype).type
+        self.half = 4 * self.blocks
+        rows, width = max(1, _BLOCK // max(1, 2 * self.half)), min(self.half, _BLOCK // 2)
+        self.pieces = [
+            (first, min(first + rows, len(index)), start, min(start + width, self.half))
+            for first in range(0, len(index), rows)
+            for start in range(0, self.half, width or 1)
+        ]
+        self._runs = {first: _runs(index[first:last], self.blocks) for first, last, _, _ in self.pieces}
+        self._work = np.empty((3, min(len(index), rows) * width), dtype)
+        self._philox: Any = np.random.Philox(key=np.array([seed, stream], np.uint64))
+        self._counter: Any = self._philox.state  # setting it is ten times faster than a new generator
+
+    def places(self, piece: tuple[int, int, int, int]) -> list[slice]:
+        """Where a piece lies among all elements in C order."""
+        first, last, start, stop = piece
+        if stop - start == self.half:
+            return [slice(first * self.n, last * self.n)]
+        sides = ((start, stop), (self.half + start, min(self.half + stop, self.n)))
+        return [slice(first * self.n + a, first * self.n + b) for a, b in sides]
+
+    def draw(self, step: int, out: Array) -> None:
+        """Fill `out`, shape (len(index), n)."""
+        for piece in self.pieces:
+            self.apply(_fill, piece, step, out)
+
+    def apply(
+        self, put: Callable[[Array, Array, Array], object], piece: tuple[int, int, int, int], step: int, out: Array
+    ) -> None:
+        """``put(part, r, wave)`` for the two parts of a piece of `out`, shape (len(index), n): the noise is r * wave."""
+        first, last, start, stop = piece
+        r, *waves = self._polar(*self._words(piece, step))
+        for place, wave in zip((start, self.half + start), waves, strict=True):
+            part = out[first:last, place : min(place + stop - start, self.n)]
+            put(part, r[:, : part.shape[1]], wave[:, : part.shape[1]])
+
+    def several(self, steps: Sequence[int]) -> Array:
+        """The draws of several steps at once, shape (len(steps), len(index), n), where they all fit one piece."""
+        words = [self._words(self.pieces[0], step) for step in steps]
+        radii, angles = (np.concatenate(column) for column in zip(*words, strict=True))
+        if self._work.shape[1] < radii.size:
+            self._work = np.empty((3, radii.size), self.kind)
+        r, cos, sin = self._polar(radii, angles)
+        z = np.concatenate((r * cos, r * sin), axis=1)
+        return z[:, : self.n].reshape(len(steps), len(self.index), self.n)
+
+    def _words(self, piece: tuple[int, int, int, int], step: int) -> tuple[Array, Array]:
+        """The random words of a piece's radii (uint32) and angles (int32), both (samples, width)."""
+        first, last, start, stop = piece
+        if stop - start == self.half:
+            runs = [self._raw(step, origin, count) for origin, count in self._runs[first]]
+            words = (runs[0] if len(runs) == 1 else np.concatenate(runs)).reshape(last - first, 2, self.half)
+            return words[:, 0], words[:, 1].view("<i4")
+        origin, width = self._runs[first][0][0], stop - start
+        radii = self._raw(step, origin + start // 8, -(-width // 8))
+        block, left = divmod(self.half + start, 8)
+        angles = self._raw(step, origin + block, -(-(left + width) // 8))[left:]
+        return radii[None, :width], angles[None, :width].view("<i4")
+
+    def _raw(self, step: int, first: int, count: int) -> Array:
+        """The 8 * count words of the generator's blocks from `first` on."""
+        high, low = divmod(first, _WORD)
+        self._counter["state"]["counter"] = np.array([low, high, step, 0], np.uint64)
+        self._philox.state = self._counter
+        return self._philox.random_raw(4 * count).astype("<u8", copy=False).view("<u4")  # type: ignore[no-any-return]
+
+    def _polar(self, radii: Array, angles: Array) -> tuple[Array, Array, Array]:
+        """Box-Muller's radius, cosine and sine, in the workspaces.
+
+        Every function that rounds runs over contiguous memory, so that a value's bits don't depend on its place.
+        """
+        kind = self.kind
+        r, cos, sin = (space[: radii.size].reshape(radii.shape) for space in self._work)
+        np.copyto(r, radii)
+        np.add(r, kind(0.5), out=r)
+        np.multiply(r, kind(2**-32), out=r)
+        np.log(r, out=r)
+        np.multiply(r, kind(-2), out=r)
+        np.sqrt(r, out=r)
+        np.copyto(sin, angles)
+        np.multiply(sin, kind(2 * math.pi * 2**-32), out=sin)
+        np.cos(sin, out=cos)
+        np.sin(sin, out=sin)
+        return r, cos, sin
+
+
+def _runs(index: NDArray[np.uint64], blocks: int) -> list[tuple[int, int]]:
+    """(first block, number of blocks) of each run of consecutive samples."""
+    jumps = np.flatnonzero((index[1:] != index[:-1] + np.uint64(1)) | (index[1:] == 0)) + 1
+    edges = itertools.pairwise([0, *jumps.tolist(), len(index)])
+    return [(int(index[a]) * blocks, (b - a) * blocks) for a, b in edges]
+
+
+class Stepper:
+    """The moves of one run, in place (see `tinyddpm.backends.Stepper`)."""
+
+    def __init__(
+        self, rows: Sequence[Any], x: Array, *, seed: int, index: NDArray[np.uint64], clip: bool, shown: bool
+    ) -> None:
+        self.rows, self.clip = rows, clip
+        self.state = np.array(x, order="C")
+        self._flat = self.state.reshape(-1)
+        self._base = self._flat.copy() if any(row.base is not None for row in rows) else self._flat
+        self._noise = Noise(seed, 0, index, math.prod(x.shape[1:]), x.dtype)
+        self._samples = self.state.reshape(len(index), self._noise.n)
+        self._areas = [(piece, self._noise.places(piece)) for piece in self._noise.pieces]
+        self._cuts = [slice(cut, cut + _BLOCK) for cut in range(0, self._flat.size, _BLOCK)]
+        self._value, self._work = np.empty(0), np.empty((2, min(_BLOCK, self._flat.size)), x.dtype)
+        kept = depth(rows) if depth(rows) > 1 else int(shown)
+        self._history = [np.empty_like(self._flat) for _ in range(kept)]
+        # Small samples cost calls, not time: the noise of as many moves as fill a piece is drawn at once.
+        self._moves_ahead = _BLOCK // max(1, 2 * self._noise.half * len(index))
+        self._ahead: dict[int, Array] = {}
+
+    @property
+    def x0(self) -> Array:
+        """The newest prediction, kept where it is shown."""
+        return self._history[0].reshape(self.state.shape)
+
+    def move(self, k: int, value: Array, std: Array | None = None, z: Array | None = None) -> bool:
+        """Row k's move; whether the network's output was finite."""
+        row, flat, value, noise = self.rows[k], self._flat, self._contiguous(value), None
+        self._history = self._history[-1:] + self._history[:-1]
+        if z is not None:
+            noise = (z * (row.std if std is None else std)).reshape(-1)
+        elif std is not None:
+            noise = self._scaled(std, row.t).reshape(-1)
+        elif row.std and self._moves_ahead > 1 and len(self._areas) == 1:
+            noise = self._drawn(k)
+            np.multiply(noise, row.std, out=noise)
+        finite = True
+        with np.errstate(over="ignore", invalid="ignore"):  # told by the result
+            if row.std and noise is None:  # piece by piece, with its noise
+                for piece, places in self._areas:
+                    for place in places:
+                        finite &= self._combine(row, value[place], place)
+                    self._noise.apply(partial(_add, row.std), piece, row.t, self._samples)
+            else:
+                for place in self._cuts:
+                    finite &= self._combine(row, value[place], place)
+                    if noise is not None:
+                        np.add(flat[place], noise[place], out=flat[place])
+        return finite
+
+    def _combine(self, row: Any, value: Array, place: slice) -> bool:
+        """x_0 and what the row makes of it, in one place; whether the network's output was finite there."""
+        x, base, (x0, work) = self._flat[place], self._base[place], self._work[:, : len(value)]
+        history = [x_0[place] for x_0 in self._history] or [x0]
+        x0, (a_value, a_state) = history[0], row.read
+        np.multiply(value, a_value, out=x0)
+        if a_state:
+            np.add(x0, np.multiply(x, a_state, out=work), out=x0)
+        finite = math.isfinite(np.dot(x0, x0)) or bool(np.isfinite(value).all())  # the square may overflow
+        if self.clip:
+            x0.clip(-1.0, 1.0, out=x0)
+        _weigh(row.state, base, history, x, work)
+        if row.base is not None:
+            _weigh(row.base, base, history, base, work)
+        elif self._base is not self._flat:
+            np.copyto(base, x)
+        return finite
+
+    def _drawn(self, k: int) -> Array:
+        if k not in self._ahead:
+            noisy = (j for j in range(k, len(self.rows)) if self.rows[j].std)
+            ahead = list(itertools.islice(noisy, self._moves_ahead))
+            z = self._noise.several([self.rows[j].t for j in ahead])
+            self._ahead = dict(zip(ahead, z.reshape(len(ahead), -1), strict=True))
+        return self._ahead[k]
+
+    def _scaled(self, std: Array, t: int) -> Array:
+        samples = std.reshape(self._samples.shape)
+        for piece in self._noise.pieces:
+            self._noise.apply(_scale, piece, t, samples)
+        return samples
+
+    def _contiguous(self, value: Array) -> Array:
+        """The network's output in C order, copied only where it must be."""
+        if value.flags.c_contiguous:
+            return value.reshape(-1)
+        if not self._value.size:
+            self._value = np.empty_like(self._flat)
+        np.copyto(self._value.reshape(value.shape), value)
+        return self._value
+
+
+def _weigh(weights: Sequence[float], base: Array, history: Sequence[Array], out: Array, work: Array) -> None:
+    """weights[0] * base + weights[1] * newest x_0 + ..., in that order; `out` may be the base."""
+    np.multiply(base, weights[0], out=out)
+    for weight, x0 in zip(weights[1:], history, strict=False):
+        if weight:
+            np.add(out, np.multiply(x0, weight, out=work), out=out)
+
+
+def _fill(part: Array, r: Array, wave: Array) -> None:
+    np.multiply(r, wave, out=part)
+
+
+def _add(std: float, part: Array, r: Array, wave: Array) -> None:
+    np.multiply(r, wave, out=wave)
+    np.add(part, np.multiply(wave, std, out=wave), out=part)
+
+
+def _scale(part: Array, r: Array, wave: Array) -> None:
+    np.multiply(part, np.multiply(r, wave, out=wave), out=part)

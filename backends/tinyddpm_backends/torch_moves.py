@@ -1,0 +1,148 @@
+"""Torch's reverse moves, and the faster form of a network that `compile` and `autocast` ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import depth, host, table
+
+__all__ = ["DeviceStepper", "HostStepper", "prepared"]
+
+Draw = Callable[[Any], Tensor]
+
+
+class HostStepper:
+    """The moves on a CPU: NumPy's, in memory that both see."""
+
+    def __init__(self, rows: Sequence[Any], x: Tensor, **options: Any) -> None:
+        self._host = host.Stepper(rows, x.numpy(force=True), **options)
+        self.state = torch.from_numpy(self._host.state)
+
+    @property
+    def x0(self) -> Tensor:
+        return torch.from_numpy(self._host.x0)
+
+    def move(self, k: int, value: Tensor, std: Tensor | None = None, z: Tensor | None = None) -> bool:
+        own_std, own_z = (None if x is None else x.numpy(force=True) for x in (std, z))
+        return self._host.move(k, value.numpy(force=True), own_std, own_z)
+
+
+class DeviceStepper:
+    """The moves on a device, in place; nothing is ever read back.
+
+    The rows are one formula whose weights lie in a table on the device (`table`), so that one CUDA graph serves them all.
+    """
+
+    def __init__(self, rows: Sequence[Any], x: Tensor, draw: Draw, *, clip: bool) -> None:
+        self._rows, self._clip, self._draw, self.moved = rows, clip, draw, 0
+        self.fixed = all(row.std is not None for row in rows)  # so that the table says it all
+        self._depth = depth(rows)
+        self._apart = any(row.base is not None for row in rows)
+        self.state = x.clone(memory_format=torch.contiguous_format)
+        self._base = self.state.clone() if self._apart else self.state
+        self._history = [torch.zeros_like(self.state) for _ in range(self._depth)]
+        self._work = torch.empty_like(self.state)
+        self.table = torch.from_numpy(table(rows, self._depth)).to(x.device, x.dtype)
+        self.steps = torch.tensor([row.t for row in rows], device=x.device)
+
+    @property
+    def x0(self) -> Tensor:
+        return self._history[0]
+
+    def move(self, k: int, value: Tensor, std: Tensor | None = None, z: Tensor | None = None) -> None:
+        if self.moved > k:  # with the network, in one graph
+            return
+        noise = None
+        if self._rows[k].std != 0.0:
+            noise = self._draw(self._rows[k].t) if z is None else z
+        self.advance(value, self.table[k], noise if std is None or noise is None else std.mul_(noise), std is None)
+
+    def noise(self, step: Tensor) -> Tensor | None:
+        """The noise of a step that is read on the device, where any row has some."""
+        return self._draw(step) if any(row.std != 0.0 for row in self._rows) else None
+
+    def advance(self, value: Tensor, weights: Tensor, noise: Tensor | None, scaled: bool = True) -> None:
+        """One move with these weights, a row of the table; the noise is times their std unless it is already."""
+        a_value, a_state, std, *rest = weights.unbind()
+        for older, newer in zip(self._history[:0:-1], self._history[-2::-1], strict=True):
+            older.copy_(newer)
+        x0, sources = self._history[0], (self._base, *self._history)
+        torch.mul(value, a_value, out=x0)
+        x0.addcmul_(self.state, a_state)
+        if self._clip:
+            x0.clamp_(-1.0, 1.0)
+        self._weigh(rest[: self._depth + 1], sources, self.state)
+        if noise is not None:
+            self.state.addcmul_(noise, std) if scaled else self.state.add_(noise)
+        if self._apart:
+            self._weigh(rest[self._depth + 1 :], (self.state, *sources), self._work)
+            self._base.copy_(self._work)
+
+    def _weigh(self, weights: Sequence[Tensor], arrays: Sequence[Tensor], out: Tensor) -> None:
+        torch.mul(arrays[0], weights[0], out=out)
+        for weight, array in zip(weights[1:], arrays[1:], strict=True):
+            out.addcmul_(array, weight)
+
+
+class Graph:
+    """A network whose k-th call also makes the k-th move: both are one CUDA graph, captured at the first call."""
+
+    def __init__(self, net: Callable[..., Any], stepper: DeviceStepper) -> None:
+        self._net, self._stepper, self._k = net, stepper, 0
+        self._graph: Any = None
+
+    def __call__(self, x: Tensor, t: Tensor) -> Any:
+        stepper, k = self._stepper, self._k
+        if self._graph is None:
+            self._weights, self._step, self._t = stepper.table[0].clone(), stepper.steps[0].clone(), t.clone()
+            self._graph = self._captured()
+        self._weights.copy_(stepper.table[k])
+        self._step.copy_(stepper.steps[k])
+        self._t.copy_(t)
+        self._graph.replay()
+        stepper.moved = self._k = k + 1
+        return self._out
+
+    def _captured(self) -> Any:
+        stepper, side = self._stepper, torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what is set up or compiled at a first call must not be captured
+            for _ in range(3):
+                self._net(stepper.state, self._t)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._out = self._net(stepper.state, self._t)
+            stepper.advance(self._out, self._weights, stepper.noise(self._step))
+        return graph
+
+
+def prepared(
+    net: Callable[..., Any], *, compile: bool, autocast: str | None, stepper: Any = None
+) -> Callable[..., Any]:
+    """The network compiled, in channels_last, with autocast; on CUDA in one graph with `stepper`'s moves where one is given."""
+    if hasattr(net, "guided"):
+        raise ValueError(
+            "compile: a network that a classifier's gradient guides can't be compiled, nor run under autocast"
+        )
+    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    if autocast is not None and autocast not in dtypes:
+        raise LookupError(f"autocast: {autocast!r} is unknown here; known are {', '.join(dtypes)}")
+    called = torch.compile(net, dynamic=False) if compile else net
+    images = isinstance(net, torch.nn.Module)
+
+    def run(x: Tensor, t: Tensor) -> Any:
+        cast: Any = nullcontext()
+        if autocast is not None:
+            cast = torch.autocast(x.device.type, dtypes[autocast], cache_enabled=False)
+        with cast:
+            out = called(x.contiguous(memory_format=torch.channels_last) if images and x.ndim == 4 else x, t)
+        return out.to(x.dtype) if autocast is not None and isinstance(out, Tensor) else out
+
+    graphed = compile and isinstance(stepper, DeviceStepper) and stepper.state.is_cuda and stepper.fixed
+    return Graph(run, stepper) if graphed else run

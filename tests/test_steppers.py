@@ -1,0 +1,455 @@
+"""The backends' own moves are the portable ones, in memory of their own and without leaking it to the user."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import shutil
+import subprocess
+import tracemalloc
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import batch
+from tinyddpm_backends import counters, cupy_backend, depth, host, table
+
+from tinyddpm import Denoiser, Diffusion, _array, _rows, backends, guidance, noise, samplers, schedules
+from tinyddpm._stepper import Portable
+
+SAMPLERS = tuple(samplers.NAMES)
+CHAIN = Diffusion(schedules.linear(30, 1e-3, 0.2))
+STEPS = 9
+EXACT = {"numpy": 0, "torch": 0, "jax": 8}
+"""Units in the last place of the largest number in play; XLA fuses products and sums, NumPy and Torch on a CPU don't."""
+
+
+def wavy(x_t, t):
+    """A network that any library runs, with outputs on both sides of the clip."""
+    return (0.7 * x_t + 0.3) / (1 + x_t * x_t)
+
+
+def wide(x_t, t):
+    """The same with a learned variance between the two ends."""
+    xp = _array.data(x_t=x_t)
+    return xp.concat([wavy(x_t, t), 0.5 * wavy(x_t, t)], axis=1)
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The registry, put back afterwards."""
+    monkeypatch.setattr(backends, "_registered", dict(backends._registered))
+    return backends._registered
+
+
+def portable(registry: Any, name: str) -> None:
+    """Take away the backend's own stepper."""
+    registry[name] = replace(backends.get(name), stepper=None)
+
+
+def states(library: Any, shape: tuple[int, ...], **options: Any) -> list[np.ndarray]:
+    """Every state and prediction of a run."""
+    denoiser = options.pop("denoiser", Denoiser(wavy))
+    x_T = library.array(1.5 * batch(*shape, seed=5), options.pop("dtype", "float32"))
+    steps = CHAIN.trajectory(denoiser, shape, steps=STEPS, x_T=x_T, **options)
+    return [library.host(x) for step in steps for x in (step.x, step.x0) if x is not None]
+
+
+def worst_ulps(a: list[np.ndarray], b: list[np.ndarray]) -> float:
+    top = max(np.abs(x).max() for x in b)
+    return max(np.abs(x.astype(float) - y).max() for x, y in zip(a, b, strict=True)) / np.spacing(top)
+
+
+CASES = {
+    "plain": {},
+    "double": {"dtype": "float64"},
+    "unclipped": {"denoiser": Denoiser(wavy, clip_x0=False)},
+    "v": {"denoiser": Denoiser(wavy, "v", variance="beta_tilde")},
+    "own noise": {"noise": lambda t, index, shape: batch(len(index), *shape, seed=t)},
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("case", CASES)
+def test_the_backends_moves_are_the_portable_ones(native: Any, sampler: str, case: str, registry: Any) -> None:
+    shape = (3, 2, 5)
+    own = states(native, shape, sampler=sampler, **CASES[case])
+    portable(registry, native.name)
+    plain = states(native, shape, sampler=sampler, **CASES[case])
+    assert worst_ulps(own, plain) <= EXACT[native.name]
+
+
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
+def test_a_learned_variance_moves_as_the_portable_way_does(native: Any, variance: str, registry: Any) -> None:
+    options = {"denoiser": Denoiser(wide, variance=variance)}
+    own = states(native, (3, 2, 5), **options)
+    portable(registry, native.name)
+    assert worst_ulps(own, states(native, (3, 2, 5), **options)) <= EXACT[native.name]
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(SAMPLERS), st.integers(1, 6), st.integers(1, 90), st.sampled_from([16, 32, 64, 1024]), st.booleans()
+)
+def test_pieces_leave_no_seam(sampler: str, count: int, n: int, block: int, eta: bool) -> None:
+    """However the elements are cut the moves are the same, bit for bit; so are the draws."""
+    eta = 0.5 if eta and sampler == "ddim" else 0.0
+    index = [7 * k * k + 2**40 for k in range(count - 1)] + [2**64 - 1]
+    options = {"sampler": sampler, "eta": eta, "steps": STEPS, "index": index}
+    whole = CHAIN.sample(Denoiser(wavy), (count, n), **options)
+    drawn = noise.normal(3, index, 5, (n,))
+    kept, host._BLOCK = host._BLOCK, block
+    try:
+        np.testing.assert_array_equal(CHAIN.sample(Denoiser(wavy), (count, n), **options), whole)
+        np.testing.assert_array_equal(noise.normal(3, index, 5, (n,)), drawn)
+    finally:
+        host._BLOCK = kept
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_the_user_sees_stays(native: Any, sampler: str) -> None:
+    """Steps are snapshots: later moves leave them alone, and writing to them changes nothing of the run."""
+    options = {"sampler": sampler, "steps": 6, "backend": native.name}
+    end = native.host(CHAIN.sample(Denoiser(wavy), (2, 3), **options))
+    told: list[Any] = []
+    steps = CHAIN.trajectory(Denoiser(wavy), (2, 3), callback=told.append, **options)
+    seen = [(step, native.host(step.x)) for step in steps]
+    for step, then in seen:
+        np.testing.assert_array_equal(native.host(step.x), then)
+    for step, (_, then) in zip(told, seen[1:], strict=True):
+        np.testing.assert_array_equal(native.host(step.x), then)
+    np.testing.assert_array_equal(seen[-1][1], end)
+    if native.name != "jax":  # whose arrays can't be written to
+        for step in CHAIN.trajectory(Denoiser(wavy), (2, 3), **options):
+            last = native.host(step.x)
+            step.x[...] = 9.0
+        np.testing.assert_array_equal(last, end)
+
+
+def test_the_callers_start_is_not_written_to(native: Any) -> None:
+    x_T = native.array(batch(2, 3), "float32")
+    for sampler in SAMPLERS:
+        CHAIN.sample(Denoiser(wavy), (2, 3), sampler=sampler, x_T=x_T)
+        np.testing.assert_array_equal(native.host(x_T), batch(2, 3).astype(np.float32))
+
+
+AWKWARD = {
+    "the state itself": lambda x, t: x,
+    "the state reversed": lambda x, t: x[::-1],
+    "channels last": lambda x, t: np.ascontiguousarray(np.moveaxis(0.5 * x, 1, -1)).transpose(0, 3, 1, 2),
+    "one row for all": lambda x, t: np.broadcast_to(0.5 * x[:1], x.shape),
+    "read-only": lambda x, t: np.frombuffer((0.5 * x).tobytes(), x.dtype).reshape(x.shape),
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("net", AWKWARD.values(), ids=AWKWARD)
+def test_any_layout_of_the_networks_output(sampler: str, net: Any) -> None:
+    options = {"sampler": sampler, "steps": 5}
+    x = CHAIN.sample(Denoiser(net), (3, 2, 4, 4), **options)
+    plain = CHAIN.sample(Denoiser(lambda x, t: np.array(net(x, t), order="C")), (3, 2, 4, 4), **options)
+    np.testing.assert_array_equal(x, plain)
+
+
+@pytest.mark.parametrize(("sampler", "eta"), [(s, 0.0) for s in SAMPLERS] + [("ddim", 1.0)])
+@pytest.mark.parametrize("shape", [(16, 3, 64, 64), (1, 3, 256, 256)])
+def test_no_move_allocates_a_state(sampler: str, eta: float, shape: tuple[int, ...]) -> None:
+    """The peak of the memory that NumPy asks for inside the loop, with a network that needs none."""
+    value = 0.1 * np.ones(shape, np.float32)
+    rows = _rows.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(6), eta)
+    stepper = host.Stepper(rows, value, seed=0, index=np.arange(shape[0], dtype=np.uint64), clip=True, shown=True)
+    tracemalloc.start()
+    try:
+        for k in range(len(rows)):
+            stepper.move(k, value)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < value.nbytes / 2
+
+
+def test_sample_copies_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(x):
+        raise AssertionError("copied")
+
+    monkeypatch.setattr(_array, "copy", refuse)
+    CHAIN.sample(Denoiser(wavy), (2, 3), steps=4)
+    with pytest.raises(AssertionError, match="copied"):
+        CHAIN.sample(Denoiser(wavy), (2, 3), steps=4, callback=lambda step: None)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_is_not_finite_is_named_with_its_step(native: Any, sampler: str, bad: float) -> None:
+    def net(x, t):
+        return x * 0 + (bad if int(t[0]) <= 12 else 0.1)
+
+    t = next(t for t in CHAIN.timesteps(5) if t <= 12)
+    with pytest.raises(ValueError, match=f"net: NaN or infinity at t = {t}"):
+        CHAIN.sample(Denoiser(net), (2, 3), sampler=sampler, steps=5, backend=native.name)
+
+
+def test_what_is_large_but_finite_passes(native: Any) -> None:
+    """Its square leaves float32's range, which the cheap check meets first."""
+    x = CHAIN.sample(Denoiser(lambda x, t: x * 0 + 1e30), (2, 3), steps=4, backend=native.name)
+    assert np.abs(native.host(x)).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_states_take_the_portable_way(dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    x = CHAIN.sample(Denoiser(wavy), (2, 3), steps=4, backend="torch", dtype=dtype)
+    assert x.dtype == getattr(torch, dtype)
+    rows = _rows.denoised(_rows.ddim, CHAIN, Denoiser(wavy), (30, 0), 0.0)
+    assert backends.get("torch").stepper(rows, x, seed=0, index=np.arange(2), clip=True, shown=False) is NotImplemented
+
+
+# ------------------------------------------------------------------------------------- the moves of devices, on the host
+
+
+def device_rows(sampler: str, eta: float = 0.0) -> Any:
+    return _rows.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(STEPS), eta)
+
+
+def run(stepper: Any, rows: Any, source: Any = None) -> list[Any]:
+    result = []
+    for k, row in enumerate(rows):
+        stepper.move(k, wavy(stepper.state, None), None, None if source is None or not row.std else source(row.t))
+        result += [np.asarray(x).copy() for x in (stepper.state, stepper.x0)]
+    return result
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_torchs_device_moves_are_the_portable_ones(sampler: str) -> None:
+    """On the CPU, which takes another way; one row of the table serves as the weights, as in a CUDA graph."""
+    torch = pytest.importorskip("torch")
+    from tinyddpm_backends.torch_backend import _first_counters, _normals
+    from tinyddpm_backends.torch_moves import DeviceStepper
+
+    rows, x, index = device_rows(sampler), torch.from_numpy(1.5 * batch(3, 2, 5)), np.arange(3, dtype=np.uint64)
+    first = _first_counters(index, (2, 5), "cpu")
+    stepper = DeviceStepper(rows, x, lambda step: _normals(4, first, step, (2, 5), 0, "float64"), clip=True)
+    plain = run(Portable(rows, x.numpy(), seed=4, index=index, clip=True, shown=True), rows)
+    assert worst_ulps(run(stepper, rows), plain) <= 16
+
+
+def test_torchs_noise_reads_its_step_on_the_device() -> None:
+    torch = pytest.importorskip("torch")
+    from tinyddpm_backends.torch_backend import _first_counters, _normals
+
+    first = _first_counters(np.arange(3, dtype=np.uint64), (7,), "cpu")
+    assert torch.equal(
+        _normals(9, first, torch.tensor(11), (7,), 0, "float32"), _normals(9, first, 11, (7,), 0, "float32")
+    )
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_graph_of_network_and_move_takes_each_rows_numbers(sampler: str) -> None:
+    """As a CUDA graph is used, with the replay spelled out: only what lies in its static memory tells the moves apart."""
+    torch = pytest.importorskip("torch")
+    from tinyddpm_backends.torch_backend import _first_counters, _normals
+    from tinyddpm_backends.torch_moves import DeviceStepper, Graph
+
+    rows, x, index = device_rows(sampler), torch.from_numpy(1.5 * batch(3, 2, 5)), np.arange(3, dtype=np.uint64)
+    first = _first_counters(index, (2, 5), "cpu")
+    stepper = DeviceStepper(rows, x, lambda step: _normals(4, first, step, (2, 5), 0, "float64"), clip=True)
+    assert stepper.fixed
+    told = []
+
+    class Replayed(Graph):
+        def _captured(self) -> Any:
+            return self
+
+        def replay(self) -> None:
+            told.append(int(self._t[0]))
+            self._out = wavy(stepper.state, self._t)
+            stepper.advance(self._out, self._weights, stepper.noise(self._step))
+
+    net, states = Replayed(wavy, stepper), []
+    for k, row in enumerate(rows):
+        stepper.move(k, net(stepper.state, torch.full((3,), row.told)))
+        states += [stepper.state.numpy().copy(), stepper.x0.numpy().copy()]
+    assert told == [row.told for row in rows]
+    plain = run(Portable(rows, x.numpy(), seed=4, index=index, clip=True, shown=True), rows)
+    assert worst_ulps(states, plain) <= 16
+
+
+# ---------------------------------------------------------------------------------------------- compiled, under autocast
+
+
+def image_net() -> Any:
+    """A small network of convolutions, (x, t) -> eps."""
+    import torch
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Sequential(
+                torch.nn.Conv2d(2, 16, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(16, 2, 3, padding=1)
+            )
+
+        def forward(self, x: Any, t: Any) -> Any:
+            return self.inner(x) + 0.01 * t.to(x.dtype).reshape(-1, 1, 1, 1)
+
+    torch.manual_seed(0)
+    return Net().requires_grad_(False)
+
+
+def image(net: Any, **options: Any) -> Any:
+    return CHAIN.sample(Denoiser(net), (2, 2, 8, 8), sampler="ddpm", steps=6, backend="torch", **options)
+
+
+def test_a_compiled_network_gets_images_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    compiled = []
+
+    def stand_in(net: Any, **options: Any) -> Any:
+        def called(x: Any, t: Any) -> Any:
+            assert x.is_contiguous(memory_format=torch.channels_last)
+            return net(x, t)
+
+        compiled.append(options)
+        return called
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    net = image_net()
+    np.testing.assert_allclose(image(net, compile=True), image(net), rtol=0, atol=1e-5)  # convolutions in another order
+    assert compiled == [{"dynamic": False}]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ for Torch's compiler")
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+def test_a_compiled_run_is_the_eager_one(autocast: str | None) -> None:
+    """Within 1e-5 in float32, as convolutions round; within bfloat16's 3 digits under autocast."""
+    pytest.importorskip("torch")
+    net = image_net()
+    bound = 1e-5 if autocast is None else 0.05
+    np.testing.assert_allclose(image(net, compile=True, autocast=autocast), image(net), rtol=0, atol=bound)
+
+
+def test_autocast_runs_the_network_narrow_and_keeps_the_states_dtype() -> None:
+    torch = pytest.importorskip("torch")
+    net, seen = image_net(), []
+    net.inner.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    x = image(net, autocast="bfloat16")
+    assert x.dtype == torch.float32
+    assert set(seen) == {torch.bfloat16}
+    wide = image(net)
+    assert 0 < (x - wide).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"compile": True}, ValueError, "compile: the backend 'numpy'"),
+        ({"autocast": "bfloat16"}, ValueError, "autocast: the backend 'numpy'"),
+        (
+            {"autocast": "float8", "backend": "torch"},
+            LookupError,
+            "autocast: 'float8' is unknown here; known are bfloat16",
+        ),
+    ],
+)
+def test_what_can_not_be_made_faster_says_so(options: Any, error: type[Exception], message: str) -> None:
+    if options.get("backend") == "torch":
+        pytest.importorskip("torch")
+    with pytest.raises(error, match=message):
+        CHAIN.sample(Denoiser(wavy), (2, 3), steps=2, **options)
+
+
+def test_a_guided_network_is_not_compiled() -> None:
+    pytest.importorskip("torch")
+    guided = guidance.classifier(wavy, lambda x, t: x * 0, 1.0)
+    with pytest.raises(ValueError, match="compile: a network that a classifier's gradient guides"):
+        CHAIN.sample(Denoiser(guided), (2, 3), steps=2, backend="torch", compile=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_cuda_graph_is_the_eager_run(sampler: str) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device for torch")
+    net = image_net().cuda()
+    options = {"sampler": sampler, "steps": 6, "backend": "torch", "device": "cuda"}
+    eager, graphed = (CHAIN.sample(Denoiser(net), (2, 2, 8, 8), compile=c, **options) for c in (False, True))
+    torch.testing.assert_close(graphed, eager, rtol=0, atol=1e-4)
+
+
+SHIM = """
+#include <cmath>
+#define __device__ static
+#define __global__
+static struct { unsigned long long x; } blockIdx, threadIdx, blockDim = {128};
+static unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
+{ return (unsigned __int128)a * b >> 64; }
+"""
+GRID = """
+extern "C" void grid(word grid, double *state, double *base, double *x0, double *before, double *earlier, double *value,
+                     double *std, double *z, double *row, word clip, word drawn, word *low, word *high, word a, word b,
+                     word c, word d, word e, word f)
+{
+    for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x)
+        for (threadIdx.x = 0; threadIdx.x < 128; ++threadIdx.x)
+            move_float64(state, base, x0, before, earlier, value, std, z, row, clip, drawn, low, high, a, b, c, d, e, f);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """CuPy's kernel, run thread by thread on the host."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ to compile the CUDA source for the host")
+    folder = tmp_path_factory.mktemp("move")
+    (folder / "move.cpp").write_text(SHIM + cupy_backend.NOISE + GRID)
+    subprocess.run(["g++", "-O1", "-shared", "-fPIC", "-o", "move.so", "move.cpp"], cwd=folder, check=True)
+    return ctypes.CDLL(str(folder / "move.so")).grid
+
+
+class Emulated:
+    """CuPy's stepper with the launch replaced."""
+
+    def __init__(self, kernel: Any, rows: Any, x: np.ndarray, seed: int, index: np.ndarray) -> None:
+        self.kernel, self.rows, self.seed, self.n = kernel, rows, seed, math.prod(x.shape[1:])
+        self.state = x.copy()
+        self.base = x.copy() if any(row.base is not None for row in rows) else self.state
+        self.history = [np.zeros_like(x) for _ in range(depth(rows))]
+        self.table, self.counters = table(rows, 3), counters(index, -(-self.n // 8))
+
+    @property
+    def x0(self) -> np.ndarray:
+        return self.history[0]
+
+    def move(self, k: int, value: np.ndarray, std: Any = None, z: Any = None) -> None:
+        self.history = self.history[-1:] + self.history[:-1]
+        places = [self.state, self.base, *self.history, *[None] * (3 - len(self.history)), value, std, z, self.table[k]]
+        pointers = [ctypes.c_void_p(None if place is None else place.ctypes.data) for place in places]
+        blocks, count, drawn = -(-self.n // 8), len(value), z is None and self.rows[k].std != 0
+        words = [1, drawn], [self.seed, 0, self.rows[k].t, blocks, self.n, count]
+        flags, rest = ([ctypes.c_uint64(word) for word in group] for group in words)
+        low, high = (ctypes.c_void_p(words.ctypes.data) for words in self.counters)
+        grid = ctypes.c_uint64(-(-count * ((blocks + 1) // 2) // 128))
+        self.kernel(grid, *pointers, *flags, low, high, *rest)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("shape", [(3, 2, 5), (2, 41), (1, 1)])
+@pytest.mark.parametrize("given", [False, True])
+def test_cupys_kernel_is_the_portable_move(kernel: Any, sampler: str, shape: tuple[int, ...], given: bool) -> None:
+    rows, x, index = device_rows(sampler), 1.5 * batch(*shape), np.arange(5, 5 + shape[0], dtype=np.uint64)
+    source = (lambda t: batch(*shape, seed=t)) if given else None
+    plain = run(Portable(rows, x, seed=4, index=index, clip=True, shown=True), rows, source)
+    assert worst_ulps(run(Emulated(kernel, rows, x, 4, index), rows, source), plain) <= 16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_devices_moves_are_the_hosts(cuda: Any, sampler: str) -> None:
+    options = {"sampler": sampler, "steps": STEPS, "seed": 2}
+    x = CHAIN.sample(Denoiser(wavy), (3, 2, 5), backend=cuda.name, device="cuda", **options)
+    np.testing.assert_allclose(cuda.host(x), CHAIN.sample(Denoiser(wavy), (3, 2, 5), **options), rtol=0, atol=2e-5)

@@ -1,0 +1,56 @@
+"""The moves of a run by the array-API standard alone: what a backend's own stepper does faster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tinyddpm import _array
+from tinyddpm._array import Array
+from tinyddpm._rows import Row
+from tinyddpm.noise import like
+
+__all__ = ["Portable"]
+
+
+class Portable:
+    """A `backends.Stepper` for any library; each state is a new array."""
+
+    def __init__(
+        self, rows: Sequence[Row], x: Array, *, seed: int, index: Sequence[int], clip: bool, shown: bool
+    ) -> None:
+        self._rows, self._seed, self._index, self._clip = rows, seed, index, clip
+        self._xp, self._on_host = _array.data(x_T=x), _array.on_host(x)
+        self.state = self._base = x
+        self._history: list[Array] = []
+
+    @property
+    def x0(self) -> Array:
+        """The newest prediction."""
+        return self._history[0]
+
+    def move(self, k: int, value: Array, std: Array | None = None, z: Array | None = None) -> bool:
+        """Row k's move; False where the host sees that the network's output is not finite."""
+        row, x, xp = self._rows[k], self.state, self._xp
+        if self._on_host and not bool(xp.all(xp.isfinite(value))):
+            return False
+        a_value, a_state = row.read
+        x0 = a_value * value
+        if a_state:
+            x0 = x0 + a_state * x
+        if self._clip:
+            x0 = _array.clip(x0, xp)
+        self._history = [x0, *self._history[:2]]
+        self.state = _weighed(row.state, self._base, self._history)
+        if row.std != 0.0:
+            z = like(x, self._seed, self._index, row.t) if z is None else z
+            sigma: Any = row.std if std is None else std
+            self.state = self.state + sigma * z
+        self._base = self.state if row.base is None else _weighed(row.base, self._base, self._history)
+        return True
+
+
+def _weighed(weights: Sequence[float], base: Array, history: Sequence[Array]) -> Array:
+    """weights[0] * base + weights[1] * newest x_0 + ..., in that order."""
+    terms = [w * a for w, a in zip(weights, (base, *history), strict=False) if w != 0.0]
+    return sum(terms[1:], terms[0]) if terms else 0.0 * base
