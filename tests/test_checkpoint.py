@@ -8,6 +8,9 @@ import hashlib
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ pytest.importorskip("sklearn")
 
 from tinyddpm.nn import UNet, weights  # noqa: E402
 from tinyddpm.training import CheckpointError, TrainConfig, load_run, train  # noqa: E402
-from tinyddpm.training.checkpoint import Log, find, locked, read_state  # noqa: E402
+from tinyddpm.training.checkpoint import find, locked, read_state  # noqa: E402
+from tinyddpm.training.log import Log  # noqa: E402
 
 FILES = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "unet.json"}
 
@@ -75,6 +79,14 @@ def test_layout(run: Path) -> None:
 def test_older_checkpoints_are_removed_but_one(tmp_path: Path) -> None:
     train(tiny(tmp_path, steps=5, checkpoint_every=1), progress=False)
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"step-00000004", "step-00000005"}
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_so_many_checkpoints_stay(tmp_path: Path, keep: int) -> None:
+    train(tiny(tmp_path, steps=5, checkpoint_every=1, keep=keep), progress=False)
+    names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
+    assert names == {f"step-0000000{k}" for k in range(6 - keep, 6)}
+    assert load_run(tmp_path).step == 5
 
 
 def test_load_takes_the_averaged_weights(run: Path) -> None:
@@ -188,18 +200,94 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
     assert load_run(run).step == 4
 
 
-def test_a_read_only_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_takes_no_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match=r"out .*file"):
         train(tiny(tmp_path / "file" / "run"), progress=False)
 
 
+def test_a_read_only_place_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write anywhere, so the system's answer for such a place is played where a file would be made."""
+    if os.geteuid():
+        for folder in (run, run / "checkpoints"):
+            folder.chmod(0o500)
+    else:
+        opened = open
+
+        def refused(file: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
+            if str(file).startswith(str(run)) and mode[0] != "r":
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+            return opened(file, mode, *rest, **options)
+
+        monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(CheckpointError, match=rf"^out {run}: can't be written: Permission denied$"):
+        train(tiny(run, resume=True, steps=4), progress=False)
+    monkeypatch.undo()
+    for folder in (run, run / "checkpoints"):
+        folder.chmod(0o700)
+    assert load_run(run).step == 3
+
+
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     with locked(tmp_path / "run"), pytest.raises(ValueError, match=r"^out: another run"):
-        train(tiny(tmp_path / "run"), progress=False)
+        train(tiny(tmp_path / "run", data="nowhere"), progress=False)  # before its data are read
     train(tiny(tmp_path / "run"), progress=False)
     with pytest.raises(ValueError, match=r"^out: .* holds a run already"):
         train(tiny(tmp_path / "run"), progress=False)
+
+
+def test_the_lock_ends_with_its_process_whatever_that_has_forked(tmp_path: Path) -> None:
+    """As a worker would be that outlives a killed run."""
+    script = f"""
+import os, sys, time
+from pathlib import Path
+from tinyddpm.training.checkpoint import locked
+with locked(Path({str(tmp_path)!r})):
+    if os.fork() == 0:
+        os.close(1)
+        time.sleep(60)
+        os._exit(0)
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, process_group=0)
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == b"locked\n"
+        with pytest.raises(ValueError, match=r"^out: another run"):
+            train(tiny(tmp_path), progress=False)
+        holder.kill()
+        holder.wait()
+        train(tiny(tmp_path), progress=False)
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.stdout.close()
+        holder.wait()
+
+
+@pytest.mark.parametrize("room", [0, 3000, 8000])
+def test_files_that_cannot_grow_leave_the_last_checkpoint_whole(run: Path, room: int) -> None:
+    """The system's own refusal, at a limit for the size of files: of the log (0), of the state, of the weights."""
+    before = {p.name: p.read_bytes() for p in (run / "last").iterdir()}
+    words = ["train", "--out", str(run), "--resume", "--steps", "9", "--quiet"]
+    script = f"""
+import resource, sys
+from tinyddpm import cli
+from tinyddpm.training import load
+load("digits")
+resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
+sys.exit(cli.main({words!r}))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode not in (0, -signal.SIGXFSZ)
+    (line,) = ended.stderr.splitlines()
+    named = str(run) if room == 0 else str(run / "checkpoints" / "step-00000004")
+    assert named in line
+    assert "File too large" in line
+    assert {p.name: p.read_bytes() for p in (run / "last").iterdir()} == before
+    train(tiny(run, resume=True, steps=4), progress=False)
+    assert load_run(run).step == 4
+    assert not [p for p in run.rglob(".*") if p.name != ".lock"]
 
 
 def test_what_a_killed_write_left_is_swept_and_harmless(run: Path) -> None:
@@ -208,11 +296,12 @@ def test_what_a_killed_write_left_is_swept_and_harmless(run: Path) -> None:
     (run / "checkpoints" / ".step-00000004.new-1" / "model.safetensors").write_text("half")
     shutil.copytree(run / "checkpoints" / "step-00000003", run / "checkpoints" / "step-00000004")
     (run / ".last.new").symlink_to("checkpoints/step-00000004")
+    (run / ".log.jsonl.1.new").write_text("half")
     assert load_run(run).step == 3
     train(tiny(run, resume=True, steps=4), progress=False)
     assert load_run(run).step == 4
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"step-00000003", "step-00000004"}
-    assert not os.path.lexists(run / ".last.new")
+    assert not [p for p in run.iterdir() if p.name.endswith(".new")]
 
 
 def test_log_drops_what_comes_again_and_half_lines(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,16 @@ from tinyddpm._array import positive_int
 from tinyddpm._progress import progress as shown
 from tinyddpm.likelihood import VLB, vlb
 from tinyddpm.samplers import Step
-from tinyddpm.training import Images, Run, load, load_run
+from tinyddpm.training import Images, Run, load_run
 
 __all__ = ["batches", "device_of", "follow", "held_out", "open_run", "read_log", "score"]
 
 
 def open_run(model: str, device: str | None = None) -> Run:
-    """The run in the folder `model`, on `device`: by default the first CUDA device, else the CPU."""
+    """The run in the folder `model`, on `device`: by default this process's CUDA device, else the CPU."""
     torch = backends.get("torch")
     if device is None:
-        device = "cuda" if len(torch.devices()) > 1 else "cpu"
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if len(torch.devices()) > 1 else "cpu"
     torch.from_numpy(np.empty(0, np.float32), device=device)  # a wrong device is told by name
     return load_run(model, device)
 
@@ -36,7 +37,7 @@ def device_of(run: Run) -> str:
 
 def held_out(run: Run, data: str, limit: int | None = None) -> Images:
     """The images of `data` to score: where the run was trained on them, those that it held out."""
-    images = load(data)
+    images = dataclasses.replace(run.config, data=data).images()
     if data == run.config.data:
         images = images.split(run.config.held_out)[1]
     if not len(images):

@@ -32,7 +32,7 @@ EXAMPLES = (
 )
 _METAVARS = {"data": "digits|FOLDER|FILE", "out": "DIR"}
 _ABOUT = {
-    "data": "scikit-learn's digits, a folder of images, or a .npy, .npz or idx file",
+    "data": "scikit-learn's digits, a folder of images or of .tar files, or a .tar, .npy, .npz or idx file",
     "lr": "the learning rate",
     "T": "steps of the diffusion",
     "schedule": f"of the betas: {', '.join(schedules.NAMES)}",
@@ -52,7 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     takes_quiet(parser)
     about = _docs(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
-        flag, kind = "--" + field.name.replace("_", "-"), str(field.type)
+        flag, kind = "--" + field.name.replace("_", "-"), str(field.type).removesuffix(" | None")
         text = " ".join(
             [
                 _ABOUT.get(field.name, about.get(field.name, "")),
@@ -62,7 +62,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         given: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.strip().replace("%", "%%")}
         if kind == "bool":
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **given)
-        elif kind.startswith("tuple"):
+        elif "tuple" in kind:
             parser.add_argument(flag, type=_ints, metavar="N,N,...", **given)
         else:
             parse = {"int": int, "float": float}.get(kind, str)
@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         interrupt.args = (f"{interrupt or 'interrupted'}; go on with: {command_line(*resume)}",)
         raise
     if speaks:
+        if skipped := json.loads(Path(config.out, "config.json").read_bytes())["skipped"]:
+            yield f"skipped:    {len(skipped)} files that can't be read; {Path(config.out, 'config.json')} names them"
         yield f"checkpoint: {last}"
         yield f"samples:    {command_line('sample', '--model', config.out, '--out', Path(config.out, 'samples.png'))}"
         yield f"go on:      {command_line(*resume, '--steps', 2 * config.steps)}"

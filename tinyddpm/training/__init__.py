@@ -1,9 +1,10 @@
 """Training a `tinyddpm.nn.UNet`: `train` a `TrainConfig`, `load_run` what came of it, `load` images."""
 
-from tinyddpm.training.checkpoint import CheckpointError, Run, load_run
+from tinyddpm.training.checkpoint import CheckpointError
 from tinyddpm.training.config import DEMO, HO2020, TrainConfig
 from tinyddpm.training.data import Images, load
 from tinyddpm.training.images import image_grid, save_png, to_levels, to_uint8
+from tinyddpm.training.run import Run, load_run
 from tinyddpm.training.train import Interrupted, train
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: checkpoints that are whole or not there, a log, and the lock that keeps two runs apart.
+"""What a run leaves on disk: checkpoints that are whole or not there, and the lock that keeps two runs apart.
 
 ``DIR/checkpoints/step-N`` is one checkpoint, ``DIR/last`` a relative link to the newest.
 """
@@ -11,85 +11,66 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-import torch
 from torch import Tensor
 
-from tinyddpm._files import replacing
-from tinyddpm.denoiser import Denoiser
-from tinyddpm.diffusion import Diffusion
 from tinyddpm.nn import UNet, weights
 from tinyddpm.nn.unet import CONFIG, EMA_WEIGHTS, WEIGHTS
 from tinyddpm.training.config import TrainConfig
 
-__all__ = ["CheckpointError", "Log", "Run", "find", "load_run", "locked", "naming", "read_state", "save", "versions"]
+__all__ = [
+    "EMA_WEIGHTS",
+    "LAST",
+    "LOCK",
+    "OPTIMIZER",
+    "SAMPLER",
+    "WEIGHTS",
+    "CheckpointError",
+    "about",
+    "find",
+    "locked",
+    "naming",
+    "read_state",
+    "restore",
+    "save",
+    "sweep",
+]
 
-OPTIMIZER, STATE, LAST = "optimizer.safetensors", "state.json", "last"
-_FILES = frozenset({CONFIG, WEIGHTS, EMA_WEIGHTS, OPTIMIZER, STATE})
-_KEEP = 2
+OPTIMIZER, SAMPLER, STATE, LAST = "optimizer.safetensors", "sampler.safetensors", "state.json", "last"
+LOCK = ".lock"
+_FILES = frozenset({CONFIG, WEIGHTS, EMA_WEIGHTS, OPTIMIZER, SAMPLER, STATE})
 
 
 class CheckpointError(OSError):
     """A file of a run could not be written; the message names it and the cause. What was whole before still is."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """A trained network, as a checkpoint holds it."""
-
-    net: UNet
-    """With averaged weights, in eval mode."""
-    diffusion: Diffusion
-    denoiser: Denoiser
-    config: TrainConfig
-    step: int
-    shape: tuple[int, int, int]
-    """One image's (channels, height, width)."""
-    levels: int
-    """Of the images that it was trained on."""
-
-
-def load_run(dir: str | os.PathLike[str], device: str | None = None) -> Run:
-    """The run in a run folder (its last checkpoint) or in a checkpoint folder, ready to sample from.
-
-    Raises `FileNotFoundError` or `ValueError` naming what is missing or damaged.
-    """
-    folder = find(dir)
-    if folder is None:
-        there = "is no run: it holds neither last nor state.json" if Path(dir).is_dir() else "there is no such folder"
-        raise FileNotFoundError(f"model: {os.fspath(dir)}: {there}")
-    state = read_state(folder)
-    config = TrainConfig.from_dict(state["config"])
-    net = UNet.load(folder)
-    return Run(
-        net.to(device or "cpu", memory_format=torch.channels_last).requires_grad_(False),  # type: ignore[call-overload]
-        config.diffusion(), config.denoiser(net), config, state["step"], tuple(state["shape"]), state["levels"],
-    )  # fmt: skip
-
-
 def find(dir: str | os.PathLike[str]) -> Path | None:
     """The checkpoint folder that `dir` is or leads to; None where there is none."""
     folder = Path(dir)
     if os.path.lexists(folder / LAST):
-        return (folder / LAST).resolve()  # what is missing there is damage, not a fresh start
+        last = Path(os.path.realpath(folder / LAST))
+        if not last.is_relative_to(folder.resolve()):
+            raise ValueError(f"{folder / LAST}: leads out of the run's folder")
+        return last  # what is missing there is damage, not a fresh start
     return folder.resolve() if (folder / STATE).exists() else None
 
 
-def save(out: Path, step: int, net: UNet, ema: UNet, optimizer: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write the checkpoint of `step` and make it the last one; older ones but one are removed."""
+def save(
+    out: Path, step: int, ema: UNet, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any], keep: int
+) -> None:
+    """Write the checkpoint of `step`, with a file for each entry of `tensors`, and make it the last one of `keep`."""
     target = out / "checkpoints" / f"step-{step:08d}"
     with naming(f"checkpoint {target}"):
         with weights.new_folder(target, replaces=_FILES) as folder:
-            hashes = {
-                WEIGHTS: weights.write_tensors(folder / WEIGHTS, net.state_dict()),
-                EMA_WEIGHTS: ema.write(folder, EMA_WEIGHTS),
-                OPTIMIZER: weights.write_tensors(folder / OPTIMIZER, optimizer),
-            }
+            hashes = {name: weights.write_tensors(folder / name, values) for name, values in tensors.items()}
+            hashes[EMA_WEIGHTS] = ema.write(folder, EMA_WEIGHTS)
             state = {"step": step, **about, "files": hashes}
             weights.write_json(folder / STATE, {**state, "sha256": _digest(state)})
         fresh = out / f".{LAST}.new"
@@ -97,7 +78,7 @@ def save(out: Path, step: int, net: UNet, ema: UNet, optimizer: Mapping[str, Ten
         fresh.symlink_to(Path("checkpoints") / target.name)
         os.replace(fresh, out / LAST)
         weights.sync_folder(out)
-    _prune(target)
+    _prune(target, keep)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -113,44 +94,12 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def restore(folder: Path, state: Mapping[str, Any], net: UNet, ema: UNet, optimizer: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint's tensors into the given ones."""
-    for name, into in ((WEIGHTS, net.state_dict()), (EMA_WEIGHTS, ema.state_dict()), (OPTIMIZER, optimizer)):
-        tensors, _ = weights.read_tensors(folder / name, into, state["files"].get(name, ""))
+def restore(folder: Path, state: Mapping[str, Any], into: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Copy a checkpoint's tensors into the given ones, which are named by file."""
+    for name, own in into.items():
+        tensors, _ = weights.read_tensors(folder / name, own, state["files"].get(name, ""))
         for key, tensor in tensors.items():
-            into[key].copy_(tensor)
-
-
-class Log:
-    """``log.jsonl``: one line a step. Lines after the step `start` are dropped: that part of the run comes again."""
-
-    def __init__(self, file: Path, start: int) -> None:
-        self._name = f"log {file}"
-        with naming(self._name):
-            kept = b""
-            if start and file.exists():
-                lines = file.read_bytes().splitlines(keepends=True)
-                kept = b"".join(line for line in lines if 1 <= _step(line) <= start)
-            with replacing(file) as stream:
-                stream.write(kept)
-            self._stream = open(file, "a", encoding="utf-8")  # noqa: SIM115
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append one line."""
-        with naming(self._name):
-            self._stream.write(json.dumps(record) + "\n")
-            self._stream.flush()
-
-    def sync(self) -> None:
-        """Make what was written last: before a checkpoint that counts on it."""
-        with naming(self._name):
-            os.fsync(self._stream.fileno())
-
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stream.close()
+            own[key].copy_(tensor)
 
 
 @contextmanager
@@ -169,20 +118,36 @@ def locked(out: Path) -> Iterator[None]:
 
     with naming(f"out {out}"):
         out.mkdir(parents=True, exist_ok=True)
-        stream = open(out / ".lock", "w")  # noqa: SIM115
+        stream = open(out / LOCK, "w")  # noqa: SIM115
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"out: another run is writing to {out}") from None
-        yield
+        _locks.add(stream)
+        try:
+            yield
+        finally:
+            _locks.discard(stream)
 
 
-def versions() -> dict[str, str]:
-    """What the run was made with."""
-    from importlib.metadata import version
+_locks: set[TextIO] = set()
 
-    return {"python": platform.python_version(), **{name: version(name) for name in ("tinyddpm", "torch", "numpy")}}
+
+def _unlocked() -> None:
+    """A forked child, a worker say, does not hold its parent's locks: they must end with the parent."""
+    for stream in _locks:
+        os.close(stream.fileno())
+
+
+os.register_at_fork(after_in_child=_unlocked)
+
+
+def sweep(out: Path) -> None:
+    """Remove the temporary files that killed runs left in a locked folder."""
+    with naming(f"out {out}"):
+        for stale in (*out.glob(".*.new"), *out.glob("samples/.*.new")):
+            stale.unlink()
 
 
 def about(config: TrainConfig, shape: tuple[int, int, int], levels: int, images: int) -> dict[str, Any]:
@@ -193,26 +158,33 @@ def about(config: TrainConfig, shape: tuple[int, int, int], levels: int, images:
         "levels": levels,
         "images": images,
         "random": {"kind": "counter", "seed": config.seed},  # (seed, step, row) is all the randomness there is
-        "versions": versions(),
+        "versions": _versions(),
+        "commit": _commit(),
     }
 
 
-def _prune(newest: Path) -> None:
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"python": platform.python_version(), **{name: version(name) for name in ("tinyddpm", "torch", "numpy")}}
+
+
+def _commit() -> str | None:
+    """Of the Git repository that the run is started in, where it is started in one."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+def _prune(newest: Path, keep: int) -> None:
     """Remove old checkpoints and what killed runs left."""
     steps = sorted(p for p in newest.parent.iterdir() if re.fullmatch(r"step-\d{8,}", p.name) and p.name <= newest.name)
     stale = [p for p in newest.parent.iterdir() if p.name.startswith(".step-")]
-    for folder in (*steps[:-_KEEP], *stale):
+    for folder in (*steps[:-keep], *stale):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _digest(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _step(line: bytes) -> int:
-    """The step of a line of the log; -1 where it was cut short."""
-    try:
-        step = json.loads(line)["step"] if line.endswith(b"\n") else -1
-    except (ValueError, KeyError, TypeError):
-        return -1
-    return step if type(step) is int else -1

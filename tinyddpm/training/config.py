@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tinyddpm import schedules
-from tinyddpm._array import as_int, lookup, one_of, real
+from tinyddpm._array import as_int, instance, lookup, one_of, real, sequence
 from tinyddpm.conversions import KINDS
 from tinyddpm.denoiser import Denoiser
 from tinyddpm.diffusion import Diffusion
@@ -18,12 +18,17 @@ if TYPE_CHECKING:
     from tinyddpm.nn import UNet
     from tinyddpm.training.data import Images
 
-__all__ = ["DEMO", "HO2020", "OBJECTIVES", "TrainConfig"]
+__all__ = ["DEMO", "FREE", "HO2020", "OBJECTIVES", "TrainConfig"]
 
 OBJECTIVES = ("simple", "vlb", "hybrid")
+FREE = frozenset({
+    "data", "out", "steps", "checkpoint_every", "keep", "sample_every", "samples", "resume", "device", "accumulate",
+    "compile", "on_nonfinite", "verify_first", "bad_files", "workers",
+})  # fmt: skip
+"""The fields that may change when a run is resumed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that decides a run. The defaults suit small pictures and a CPU; `HO2020` has the paper's settings.
 
@@ -32,12 +37,20 @@ class TrainConfig:
 
     data: str = "digits"
     """A source that `training.load` knows."""
+    image_size: int | tuple[int, ...] | None = None
+    """A side, or height and width: images are cut to that shape and resized; by default they stay as they are."""
+    bad_files: str = "stop"
+    """At an image that can't be read: "stop", or "skip" it and go on without."""
+    workers: int | None = None
+    """Threads that read images; by default as many as there are CPUs, up to 8."""
     out: str = "run"
     """The run folder."""
     steps: int = 1000
     """Optimiser steps in all."""
     batch_size: int = 64
     """Images a step, over all processes together."""
+    accumulate: int = 1
+    """Parts that a process works through one after the other in each step: less memory, the same result."""
     held_out: float = 0.1
     """Share of the images that training never sees."""
     seed: int = 0
@@ -62,6 +75,12 @@ class TrainConfig:
     predicts: str = "eps"
     objective: str = "simple"
     variance: str = "beta"
+    time_sampler: str = "uniform"
+    """How t is drawn: "uniform", or "loss_aware", in proportion to the root mean square of its last losses."""
+    classes: bool = False
+    """Give the network the data's labels, so that it can draw a chosen class."""
+    label_dropout: float = 0.1
+    """Share of the labels that are hidden from it, which is what guidance needs."""
 
     channels: int = 32
     mults: tuple[int, ...] | None = None
@@ -74,8 +93,16 @@ class TrainConfig:
     """Mirror every other image of a batch, on average."""
     precision: str = "float32"
     """"float32", or "bf16" for the network's forward pass."""
+    compile: bool = False
+    """Let torch.compile make the network faster, after a minute or so of compiling."""
+    on_nonfinite: str = "stop"
+    """At NaN or infinity in a batch, loss or gradient: "stop" the run, or "skip" the update."""
+    verify_first: bool = False
+    """Measure the identities of ``tinyddpm verify`` on the device first, and don't start where one fails."""
 
     checkpoint_every: int = 1000
+    keep: int = 2
+    """Checkpoints that stay: the last ones."""
     sample_every: int = 0
     """Steps between sample grids; 0: none."""
     samples: int = 64
@@ -92,28 +119,39 @@ class TrainConfig:
                 object.__setattr__(self, name, os.fspath(value))
             elif not isinstance(value, str) or not value:
                 raise TypeError(f"{name}: a path is needed, not {value!r}")
-        for name in ("steps", "batch_size", "checkpoint_every", "T", "samples"):
+        if self.image_size is not None:
+            object.__setattr__(self, "image_size", _sides(self.image_size))
+        if self.workers is not None:
+            as_int("workers", self.workers, 0, 256)
+        for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep", "T", "samples"):
             as_int(name, getattr(self, name), 1, 2**31)
+        for name in ("channels", "res_blocks"):
+            as_int(name, getattr(self, name), 1, 2**14)
         for name in ("warmup", "cooldown", "sample_every"):
             as_int(name, getattr(self, name), 0, 2**31)
         as_int("seed", self.seed, 0, 2**64 - 1)
         for name, low, high in (
-            ("held_out", 0.0, 0.999), ("lr", 0.0, 10.0), ("weight_decay", 0.0, 10.0), ("ema", 0.0, 1.0)
+            ("held_out", 0.0, 0.999), ("lr", 0.0, 10.0), ("weight_decay", 0.0, 10.0), ("ema", 0.0, 1.0),
+            ("label_dropout", 0.0, 1.0), ("dropout", 0.0, 0.999),
         ):  # fmt: skip
             real(name, getattr(self, name), low, high)
         real("grad_clip", self.grad_clip, 0, open_ends=True)
         one_of("optimizer", self.optimizer, ("adam", "adamw"))
+        one_of("bad_files", self.bad_files, ("stop", "skip"))
         one_of("precision", self.precision, ("float32", "bf16"))
+        one_of("time_sampler", self.time_sampler, ("uniform", "loss_aware"))
+        one_of("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
         one_of("predicts", self.predicts, KINDS)
         one_of("objective", self.objective, OBJECTIVES)
         one_of("variance", self.variance, ("beta", "beta_tilde", "learned", "learned_range"))
         lookup("schedule", self.schedule, schedules.NAMES)
         for name in ("mults", "attention"):
             if (value := getattr(self, name)) is not None:
-                if isinstance(value, str) or not hasattr(value, "__iter__"):
-                    raise TypeError(f"{name}: a sequence of ints is needed, not {value!r}")
-                object.__setattr__(self, name, tuple(value))
-        for name in ("flip", "resume"):
+                sizes = [as_int(name, k, 1, 2**16) for k in sequence(name, value, empty=name == "attention")]
+                object.__setattr__(self, name, tuple(sizes))
+        if self.device is not None and not isinstance(self.device, str):
+            raise TypeError(f"device: a name is needed, not {type(self.device).__name__}")
+        for name in ("flip", "classes", "compile", "verify_first", "resume"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: a bool is needed, not {getattr(self, name)!r}")
         if self.learned and self.objective == "simple":
@@ -124,7 +162,7 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """The config with these fields; an unknown one is a `LookupError`."""
         known = tuple(field.name for field in dataclasses.fields(cls))
-        for name in values:
+        for name in instance("config", values, dict):
             one_of("config", name, known)
         return cls(**values)
 
@@ -147,10 +185,20 @@ class TrainConfig:
         """How the run's network is read: it counts steps from 0, as the paper's does."""
         return Denoiser(net, predicts=self.predicts, variance=self.variance, first_t=0)
 
+    def images(self) -> Images:
+        """The run's data, those that it holds out included."""
+        from tinyddpm.training.data import load
+
+        size = self.image_size
+        side = size if size is None or isinstance(size, int) else (size[0], size[1])
+        return load(self.data, image_size=side, bad_files=self.bad_files, workers=self.workers)
+
     def unet(self, images: Images) -> UNet:
         """A new network for such images."""
         from tinyddpm.nn import UNet
 
+        if self.classes and images.classes is None:
+            raise ValueError(f"classes: {self.data} has no labels")
         channels, height, width = images.shape
         halvings = min((side & -side).bit_length() - 1 for side in (height, width))
         mults = self.mults
@@ -170,7 +218,17 @@ class TrainConfig:
             res_blocks=self.res_blocks,
             attention=attention,
             dropout=self.dropout,
+            classes=images.classes if self.classes else None,
         )
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    """(height, width) of a side, or of both."""
+    sides = tuple(size) if isinstance(size, tuple | list) else (size,)
+    if len(sides) not in (1, 2):
+        raise ValueError(f"image_size: a side or height and width are needed, not {size!r}")
+    height, width = (as_int("image_size", side, 1, 2**14) for side in (sides * 2)[:2])
+    return height, width
 
 
 DEMO = TrainConfig(

@@ -33,10 +33,12 @@ def image_grid(
     Pixels are enlarged by the whole factor `scale`; equal gaps of `gap` pixels lie between the images and around them.
     """
     images = np.asarray(images)
-    if images.ndim != 4 or images.dtype != np.uint8 or not len(images):
-        raise ValueError(f"images: uint8 of shape (N, C, H, W) is needed, not {images.dtype} of {images.shape}")
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != np.uint8 or not len(images):
+        raise ValueError(
+            f"images: uint8 of shape (N, C, H, W) with C = 1 or 3 is needed, not {images.dtype} of {images.shape}"
+        )
     columns, scale = as_int("columns", columns, 1, 10_000), as_int("scale", scale, 1, 1_000)
-    gap = as_int("gap", gap, 0, 10_000)
+    gap, fill = as_int("gap", gap, 0, 10_000), as_int("fill", fill, 0, 255)
     tiles = images.repeat(scale, axis=2).repeat(scale, axis=3)
     count, channels, height, width = tiles.shape
     rows = -(-count // columns)

@@ -15,12 +15,15 @@ from types import FrameType
 import torch
 from torch import Tensor
 
+from tinyddpm import verify
 from tinyddpm._files import replacing
 from tinyddpm._progress import progress as shown
-from tinyddpm.training import checkpoint, data, images
-from tinyddpm.training.checkpoint import Log, naming
+from tinyddpm.training import checkpoint, images
+from tinyddpm.training.checkpoint import naming
 from tinyddpm.training.config import TrainConfig
-from tinyddpm.training.trainer import Trainer, join
+from tinyddpm.training.log import Log
+from tinyddpm.training.trainer import RECORD, Trainer
+from tinyddpm.training.world import join
 
 __all__ = ["Interrupted", "train"]
 
@@ -42,18 +45,33 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     """
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config: a TrainConfig is needed, not {type(config).__name__}")
+    out = Path(config.out)
     with join(config) as world:
-        pictures, _ = data.load(config.data).split(config.held_out)
+        if world.rank == 0 and (out / checkpoint.LOCK).exists():  # told before the data are read
+            with checkpoint.locked(out):
+                pass
+        pictures, _ = config.images().split(config.held_out)
         if not len(pictures):
             raise ValueError(f"held_out: {config.held_out} leaves no image of {config.data} to train on")
-        trainer, out = Trainer(config, pictures, world), Path(config.out)
+        if config.verify_first:
+            _verify(world.device)
+        trainer = Trainer(config, pictures, world)
         with ExitStack() as stack:
             if world.rank == 0:
                 stack.enter_context(checkpoint.locked(out))
             _resume(trainer)
             log = stack.enter_context(_opened(trainer, out)) if world.rank == 0 else None
+            stack.enter_context(trainer.batches.reading_ahead(trainer.start + 1))
             _loop(trainer, log, progress and world.rank == 0)
     return out / checkpoint.LAST
+
+
+def _verify(device: torch.device) -> None:
+    """Refuse a machine on which the library's own identities fail."""
+    for result in verify.identities("torch", str(device), "float32"):
+        if not result.ok:
+            what = result.error or f"{result.max_error:.2g} {result.unit} off, where {result.bound:.2g} is the bound"
+            raise ValueError(f"verify_first: on {device} the identity {result.identity!r} fails: {what}")
 
 
 def _resume(trainer: Trainer) -> None:
@@ -66,9 +84,11 @@ def _resume(trainer: Trainer) -> None:
 
 
 def _opened(trainer: Trainer, out: Path) -> Log:
-    """Describe the run in ``config.json``, and open its log."""
+    """Clear up after a killed run, describe this one in ``config.json``, and open its log."""
+    checkpoint.sweep(out)
     count = sum(p.numel() for p in trainer.parameters)
     about = {**trainer.about(), "parameters": count, "processes": trainer.world.size}
+    about["skipped"] = list(trainer.pictures.skipped)
     with naming(f"out {out}"), replacing(out / "config.json") as stream:
         stream.write(json.dumps(about, indent=2).encode())
     return Log(out / "log.jsonl", trainer.start)
@@ -83,41 +103,50 @@ def _loop(trainer: Trainer, log: Log | None, progress: bool) -> None:
         for step in shown(steps, len(steps), enabled=progress, label="train"):
             waiting.append(trainer.step(step))
             due = step == config.steps or step % config.checkpoint_every == 0
-            if not (due or step % every == 0 or (received and world.size == 1)):
+            grid = config.sample_every and step % config.sample_every == 0
+            if not (due or grid or step % every == 0 or (received and world.size == 1)):
                 continue
             since = _report(trainer, log, waiting, step, since)
             waiting = []
             stop = world.any(max(received, default=0))
             if log is not None:
-                _write(trainer, log, step, bool(due or stop))
+                if grid:  # before the checkpoint: a run killed between the two would never draw it
+                    _draw(trainer, log, step)
+                if due or stop:
+                    log.sync()
+                    trainer.save(step)
             if stop and step < config.steps:
                 raise Interrupted(stop, step)
 
 
-def _write(trainer: Trainer, log: Log, step: int, due: bool) -> None:
-    """The checkpoint of a step where it is due, and the sample grid where its time has come."""
-    out, every = Path(trainer.config.out), trainer.config.sample_every
-    if due:
-        log.sync()
-        checkpoint.save(out, step, trainer.net, trainer.ema, trainer.moments(), trainer.about())
-    if every and step % every == 0:
-        with naming(f"samples {out / 'samples'}"):
-            (out / "samples").mkdir(exist_ok=True)
-            images.save_png(trainer.samples(), out / "samples" / f"step-{step:08d}.png")
+def _draw(trainer: Trainer, log: Log, step: int) -> None:
+    """The sample grid of a step."""
+    file = Path(trainer.config.out) / "samples" / f"step-{step:08d}.png"
+    picture = trainer.samples()
+    with naming(f"samples {file.parent}"):
+        images.save_png(picture, file)
+    log.show(picture, step)
 
 
 def _report(trainer: Trainer, log: Log | None, waiting: list[Tensor], step: int, since: float) -> float:
-    """Write the lines of the steps up to `step`, whose (loss, norm) are waiting; refuses a loss that is not finite."""
-    values = trainer.world.mean(torch.stack(waiting)).tolist()
+    """Write the lines of the steps up to `step`, whose records are waiting; one that is not finite stops or is told."""
+    values = torch.stack(waiting).tolist()
     now = time.perf_counter()
     seconds = (now - since) / len(waiting)
-    for own, (loss, norm) in enumerate(values, step - len(values) + 1):
-        if not math.isfinite(loss):
-            raise ValueError(f"loss: {loss} at step {own}; a smaller lr may help")
+    for own, record in enumerate(values, step - len(values) + 1):
+        wrong = next(
+            (f"{k}: {v} at step {own}" for k, v in zip(RECORD, record, strict=True) if not math.isfinite(v)), None
+        )
+        if wrong and trainer.config.on_nonfinite == "stop":
+            raise ValueError(f"{wrong}; a smaller lr may help, or on_nonfinite = 'skip'")
         if log is not None:
             rate = trainer.config.batch_size / seconds
-            record = {"step": own, "loss": loss, "grad_norm": norm, "lr": trainer.lr(own)}
-            log.write({**record, "seconds": round(seconds, 6), "images_per_s": round(rate, 3)})
+            _, loss, norm = (v if math.isfinite(v) else None for v in record)
+            line = {"step": own, "loss": loss, "grad_norm": norm, "lr": trainer.lr(own)}
+            log.write({
+                **line, **({"skipped": wrong} if wrong else {}),
+                "seconds": round(seconds, 6), "images_per_s": round(rate, 3),
+            })  # fmt: skip
     return now
 
 

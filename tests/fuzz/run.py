@@ -1,0 +1,27 @@
+"""``python -m fuzz.run TARGET [libFuzzer's options]``, in tests/: fuzz one target with atheris, led by coverage."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["tinyddpm", "PIL"]):
+    from fuzz.targets import TARGETS, inputs
+
+
+def main() -> None:
+    """Fuzz from the seeds and the kept inputs; what is new is not kept."""
+    name, *options = sys.argv[1:]
+    target = TARGETS[name]
+    with tempfile.TemporaryDirectory() as corpus:
+        for k, seed in enumerate(inputs(name)):
+            Path(corpus, f"seed-{k}").write_bytes(seed)
+        atheris.Setup([sys.argv[0], corpus, *options], lambda data: target(data) and None)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""Pictures at the edges: turned, resized, transparent, deep, damaged. Each is handled exactly, or refused by its name."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("torch")
+Image = pytest.importorskip("PIL.Image")
+
+from tinyddpm.training import load, sources  # noqa: E402
+from tinyddpm.training.pictures import careful, decode, fit, look  # noqa: E402
+
+EDGE = 16
+
+
+def str_only(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.RandomState(0).randint(0, 256, shape, dtype=np.uint8)
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([8 * y % 256, 8 * x % 256, 4 * (x + y) % 256], axis=-1).astype(np.uint8)
+
+
+def encoded(picture: Any, form: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def read(content: bytes) -> np.ndarray:
+    with careful():
+        header = look(io.BytesIO(content), "it")
+    pixels = decode(io.BytesIO(content), "it")
+    assert pixels.shape == (header.height, header.width, header.channels)
+    return pixels
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes, *more: bytes) -> bytes:
+    """A PNG from its parts."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(more) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+# ---- what is handled
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_the_eight_orientations(orientation: int, form: str) -> None:
+    """EXIF's definition: which side of the scene the stored rows and columns start from."""
+    scene = smooth(16, 24)
+    turn = {1: lambda p: p, 2: np.fliplr, 3: lambda p: np.rot90(p, 2), 4: np.flipud, 5: lambda p: p.swapaxes(0, 1),
+            6: lambda p: np.rot90(p, 1), 7: lambda p: np.rot90(p, 2).swapaxes(0, 1), 8: lambda p: np.rot90(p, -1)}  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(turn[orientation](scene)))
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(form, {})
+    seen = read(encoded(stored, form, exif=exif, **options))
+    np.testing.assert_allclose(seen.astype(int), scene, atol=3 if form == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_every_mode_becomes_grey_or_colour(mode: str) -> None:
+    colours = Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0], [255, 255, 255], [0, 0, 0]]], np.uint8))
+    content = encoded(colours.convert(mode), "TIFF" if mode in ("CMYK", "YCbCr") else "PNG")
+    seen = read(content)
+    grey = mode in ("1", "L", "LA")
+    expected = np.asarray(colours.convert("1" if mode == "1" else "L").convert("L") if grey else colours)
+    atol = 1 if mode == "YCbCr" else 0  # rounded on the way there and back
+    np.testing.assert_allclose(seen.astype(int), expected.reshape(*seen.shape), atol=atol)
+
+
+@pytest.mark.parametrize(("mode", "keyed"), [("L", 7), ("RGB", (1, 2, 3)), ("P", 1)])
+def test_a_transparent_colour_becomes_black(mode: str, keyed: Any) -> None:
+    """tRNS: a value that stands for nothing, in pictures without an alpha channel."""
+    if mode == "P":
+        picture = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+        picture.putpalette([200, 100, 50, 9, 9, 9])
+    else:
+        shown = {"L": 200, "RGB": (200, 100, 50)}[mode]
+        picture = Image.fromarray(np.array([[shown, keyed]], np.uint8), mode)
+    seen = read(encoded(picture, transparency=keyed))
+    assert seen[0, 0].tolist() == ([200] if mode == "L" else [200, 100, 50])
+    assert not seen[0, 1].any()
+
+
+@given(st.integers(0, 255), st.integers(0, 255))
+def test_alpha_weighs_the_colour_over_black(value: int, alpha: int) -> None:
+    for mode in ("RGBA", "LA"):
+        pixel = [value] * (len(mode) - 1) + [alpha]
+        seen = read(encoded(Image.fromarray(np.array([[pixel]], np.uint8), mode)))
+        assert abs(int(seen[0, 0, 0]) - value * alpha / 255) <= 0.5 + 1e-9
+
+
+# ---- sizes
+
+
+def exact(row: np.ndarray, size: int) -> np.ndarray:
+    """Antialiased bicubic (a = -1/2) along one axis, in float64, from its definition."""
+    scale = len(row) / size
+    wide = max(scale, 1.0)
+    result = np.empty(size)
+    for k in range(size):
+        centre = (k + 0.5) * scale
+        x = np.abs((np.arange(len(row)) + 0.5 - centre) / wide)
+        weight = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0))
+        result[k] = weight @ row / weight.sum()
+    return result
+
+
+@given(st.integers(1, 14), st.integers(1, 14), st.integers(0, 2**32 - 1))
+def test_resizing_rounds_the_exact_filter_to_the_nearest(side: int, size: int, seed: int) -> None:
+    """Rounding once, after both axes: with uint8 in between, as Pillow does by itself, many pixels are off by one."""
+    picture = np.random.RandomState(seed).randint(0, 256, (side, side, 3), np.uint8)
+    wanted = np.apply_along_axis(exact, 1, np.apply_along_axis(exact, 0, picture.astype(float), size), size)
+    assert np.abs(fit(picture, (size, size)) - np.clip(wanted, 0, 255)).max() <= 0.5 + 1e-3  # planes are float32
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.integers(0, 255))
+def test_any_size_fits_any_other_and_a_flat_picture_stays_flat(
+    h: int, w: int, to_h: int, to_w: int, value: int
+) -> None:
+    seen = fit(np.full((h, w, 1), value, np.uint8), (to_h, to_w))
+    assert seen.shape == (to_h, to_w, 1)
+    assert (seen == value).all()
+
+
+def test_the_middle_is_what_stays() -> None:
+    picture = np.zeros((4, 12, 1), np.uint8)
+    picture[:, 4:8] = 200
+    np.testing.assert_array_equal(fit(picture, (4, 4)), np.full((4, 4, 1), 200))
+    np.testing.assert_array_equal(fit(picture.transpose(1, 0, 2), (4, 4)), np.full((4, 4, 1), 200))
+    np.testing.assert_array_equal(fit(picture, (4, 12)), picture)
+
+
+def test_a_folder_of_any_sizes(tmp_path: Path) -> None:
+    for k, shape in enumerate([(20, 30, 3), (7, 5, 3), (16, 16, 3)]):
+        Image.fromarray(noise(*shape)).save(tmp_path / f"{k}.png")
+    images = load(tmp_path, image_size=16)
+    assert images.shape == (3, 16, 16)
+    np.testing.assert_array_equal(images.pixels[2].transpose(1, 2, 0), noise(16, 16, 3))
+    with pytest.raises(ValueError, match="image_size"):
+        load(tmp_path)
+
+
+# ---- what is refused
+
+
+def deep_images() -> dict[str, bytes]:
+    rows = b"\0" + bytes(24)
+    return {
+        "grey 16-bit PNG": raw_png(4, 1, 16, 0, b"\0" + bytes(8)),
+        "colour 16-bit PNG": raw_png(4, 1, 16, 2, rows),
+        "alpha 16-bit PNG": raw_png(3, 1, 16, 6, rows),
+        "grey 16-bit TIFF": encoded(Image.fromarray(noise(4, 4).astype(np.uint16)), "TIFF"),
+        "float TIFF": encoded(Image.fromarray(noise(4, 4).astype(np.float32)), "TIFF"),
+        "int32 TIFF": encoded(Image.fromarray(noise(4, 4).astype(np.int32)), "TIFF"),
+        "colour 16-bit PPM": b"P6 2 2 65535\n" + bytes(24),
+        "grey 16-bit PGM": b"P5 2 2 65535\n" + bytes(8),
+    }
+
+
+def other_formats() -> dict[str, bytes]:
+    """Content of kinds that Pillow would read under any name; EPS has it run another program."""
+    picture = Image.fromarray(noise(8, 8, 3))
+    contents = {form: encoded(picture, form) for form in ("EPS", "PDF", "TGA", "PCX", "ICO", "SGI")}
+    return {**contents, "text": b"no image", "nothing": b"", "zeros": bytes(1000)}
+
+
+@pytest.mark.parametrize(("kind", "content"), deep_images().items(), ids=str_only)
+def test_more_than_eight_bits_are_refused_not_cut(tmp_path: Path, kind: str, content: bytes) -> None:
+    (tmp_path / "deep.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^data: .*deep\.png: .*8 bits") as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_six_bits_are_not_sixteen() -> None:
+    head = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0) + struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    content = (
+        b"BM" + struct.pack("<IHHI", 14 + len(head) + 4, 0, 0, 14 + len(head)) + head + struct.pack("<HH", 0xF800, 0x1F)
+    )
+    assert read(content).tolist() == [[[255, 0, 0], [0, 0, 255]]]
+
+
+@pytest.mark.parametrize(("kind", "content"), other_formats().items(), ids=str_only)
+def test_other_formats_are_not_even_looked_at(tmp_path: Path, kind: str, content: bytes) -> None:
+    (tmp_path / "picture.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^data: .*picture\.png: is no PNG, JPEG, "):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("side", [10_000, 14_000, 2**31 - 1])
+def test_a_bomb_is_refused_from_its_header(tmp_path: Path, side: int) -> None:
+    """A few hundred bytes that promise gigabytes; Pillow only warns of the first."""
+    (tmp_path / "bomb.png").write_bytes(raw_png(side, side, 8, 2, b""))
+    for options in ({}, {"image_size": 8}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            with pytest.raises(ValueError, match=r"^data: .*bomb\.png: "):
+                load(tmp_path, **options)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_a_cut_file_is_named_wherever_it_is_cut(tmp_path: Path, form: str) -> None:
+    whole = encoded(Image.fromarray(noise(EDGE, EDGE, 3)), form)
+    file = tmp_path / "cut.png"
+    refused = 0
+    ends = np.unique(np.linspace(0, len(whole) - 1, 40).astype(int))
+    for end in ends:
+        file.write_bytes(whole[:end])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                images = load(tmp_path)
+        except ValueError as error:
+            refused += str(error).startswith(f"data: {file}: ") and "\n" not in str(error)
+        else:  # what was cut off is behind the pixels: an end marker or the like
+            assert images.shape == (3, EDGE, EDGE)
+    assert refused >= len(ends) * 3 // 4
+
+
+# ---- one bad file among many
+
+
+def many(path: Path, count: int = 300, bad: tuple[int, ...] = (17, 170)) -> Path:
+    path.mkdir()
+    picture = encoded(Image.fromarray(noise(EDGE, EDGE, 3)))
+    for i in range(count):
+        (path / f"{i:04d}.png").write_bytes(
+            picture if i not in bad else picture[: (len(picture) // 2, 20)[i == bad[0]]]
+        )
+    return path
+
+
+@pytest.mark.parametrize("limit", [2**28, 0])
+@pytest.mark.parametrize("workers", [0, 4])
+def test_bad_files_are_skipped_by_a_flag(
+    tmp_path: Path, limit: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "IN_MEMORY", limit)
+    source = many(tmp_path / "many")
+    with pytest.raises(ValueError, match=r"^data: .*0017\.png: "):
+        load(source, workers=workers)
+    images = load(source, bad_files="skip", workers=workers)
+    assert len(images) == 298
+    assert [text.partition(".png")[0][-4:] for text in images.skipped] == ["0017", "0170"]
+    assert images.scaled().shape == (298, 3, EDGE, EDGE)
+    assert images.split()[0].skipped == images.skipped
+
+
+def test_labels_stay_with_their_images_where_others_are_skipped(tmp_path: Path) -> None:
+    for name, value in (("a", 10), ("b", 20)):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            content = encoded(Image.fromarray(np.full((EDGE, EDGE), value, np.uint8)))
+            (tmp_path / name / f"{i}.png").write_bytes(content if i != 1 else content[:40])
+    images = load(tmp_path, bad_files="skip")
+    assert images.pixels[:, 0, 0, 0].tolist() == [10, 10, 10, 20, 20, 20]
+    assert images.labels is not None
+    assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_nothing_but_bad_files_is_an_error(tmp_path: Path) -> None:
+    source = many(tmp_path / "many", 3, (0, 1, 2))
+    with pytest.raises(ValueError, match=r"0000\.png: .*none of the 3"):
+        load(source, bad_files="skip")

@@ -1,0 +1,208 @@
+"""Images in array files: ``.npy``, ``.npz`` and idx, gzipped or not.
+
+A header is believed only as far as the file goes: its shape is compared with what is there before anything that large is
+made, and objects are never unpickled. What is stored as it is and is large stays on the disk.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyddpm.training.sources import IN_MEMORY, Rows, open_regular
+
+__all__ = ["Block", "Stored", "archive", "array", "idx"]
+
+_MAX_PACKED = 2**32
+"""Bytes that a compressed file may unpack to; larger sets are stored as they are."""
+_PIECE = 2**24
+_MAX_CLASSES = 2**24
+_DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, RecursionError, OverflowError,
+           NotImplementedError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)  # fmt: skip
+
+Found = tuple[Rows | NDArray[np.uint8], NDArray[np.int64] | None]
+"""The images, and their labels where there are some."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """An array in a file: numbers of `dtype` from the byte `start` on; `order` is "C" or "F"."""
+
+    start: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    order: Literal["C", "F"] = "C"
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+    def of(self, content: bytes | bytearray) -> NDArray[Any]:
+        """The array of these bytes."""
+        return np.frombuffer(content, self.dtype).reshape(self.shape, order=self.order)
+
+    def within(self, total: int) -> Block:
+        """Itself, where it ends after `total` bytes, as the file does."""
+        if self.start + self.size != total:
+            than = "less" if self.start + self.size > total else "more"
+            raise ValueError(f"holds {than} than its header's shape {self.shape} of {self.dtype}")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A large array's images as a source, read from the file row by row."""
+
+    file: Path
+    block: Block
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return self.block.shape[0]
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The images `rows`; `ValueError` where the file no longer holds them."""
+        one = replace(self.block, shape=self.block.shape[1:])
+        images = np.empty((len(rows), *self.shape), np.uint8)
+        with _named(self.file), open(self.file, "rb") as stream:
+            for image, row in zip(images, rows.tolist(), strict=True):
+                content = os.pread(stream.fileno(), one.size, one.start + row * one.size)
+                if len(content) != one.size:
+                    raise ValueError("changed while it was in use")
+                image[:] = _channels_first(one.of(content)[None])[0]
+        return images
+
+
+def array(file: Path) -> Found:
+    """The images of an ``.npy`` file."""
+    with _named(file), open_regular(file) as stream:
+        return _opened(file, stream, _npy(stream)), None
+
+
+def archive(file: Path) -> Found:
+    """The images of an ``.npz`` file, and its labels."""
+    with _named(file), open_regular(file) as stream, zipfile.ZipFile(stream) as packed:
+        names = [name.removesuffix(".npy") for name in packed.namelist()]
+        name = next((n for n in ("images", "x") if n in names), names[0] if len(names) == 1 else None)
+        if name is None:
+            raise ValueError(f"its arrays are {', '.join(names) or 'none'}; one must be called images")
+        images = _channels_first(_member(packed, name))
+        beside = next((n for n in ("labels", "y") if n in names and n != name), None)
+        return images, None if beside is None else _labels(_member(packed, beside), len(images))
+
+
+def idx(file: Path) -> Found:
+    """The images of an idx file (MNIST's format), and the labels of the file beside it that bears labels in its name."""
+    with _named(file), _unpacked(file) as (stream, packed):
+        block = _idx(stream, (3, 4))
+        images = _channels_first(block.of(_read(stream, block))) if packed else _opened(file, stream, block)
+    beside = file.with_name(file.name.replace("images", "labels").replace("idx3", "idx1"))
+    if beside == file or not beside.is_file():
+        return images, None
+    with _named(beside), _unpacked(beside) as (stream, _):
+        block = _idx(stream, (1,))
+        return images, _labels(block.of(_read(stream, block)), len(images))
+
+
+@contextmanager
+def _unpacked(file: Path) -> Iterator[tuple[IO[bytes], bool]]:
+    """The content of a file that may be gzipped, and whether it is."""
+    with open_regular(file) as stream:
+        packed = stream.read(2) == b"\x1f\x8b"
+        stream.seek(0)
+        with gzip.open(stream) if packed else nullcontext(stream) as content:
+            yield cast(IO[bytes], content), packed
+
+
+def _idx(stream: IO[bytes], axes: tuple[int, ...]) -> Block:
+    """What an idx header describes: 0, 0, type 8 (uint8), the number of axes, their lengths."""
+    head = stream.read(4)
+    if len(head) != 4 or head[:3] != b"\0\0\x08" or head[3] not in axes:
+        kind = "labels" if axes == (1,) else "images"
+        raise ValueError(f"is no folder, .tar, .npy, .npz or idx file of uint8 {kind}")
+    lengths = stream.read(4 * head[3])
+    if len(lengths) != 4 * head[3]:
+        raise ValueError("its header is cut short")
+    return Block(4 + len(lengths), np.dtype(np.uint8), tuple(np.frombuffer(lengths, ">u4").tolist()))
+
+
+def _npy(stream: IO[bytes]) -> Block:
+    """Where the integers of an ``.npy`` stream are; it stands behind the header then."""
+    if np.lib.format.read_magic(stream) != (1, 0):  # what numpy writes for numbers; only 1.0 bounds its header
+        raise ValueError("is no array file of version 1.0")
+    shape, first_fastest, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.kind not in "iu" or min(shape, default=0) < 0:
+        raise ValueError(f"holds {dtype} of shape {shape}; integers 0..255 are needed")
+    return Block(stream.tell(), dtype, shape, "F" if first_fastest else "C")
+
+
+def _member(packed: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """An array of an ``.npz`` archive."""
+    entry = next(e for e in packed.infolist() if e.filename.removesuffix(".npy") == name)
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is packed in a way that is not read")
+    with packed.open(entry) as stream:
+        block = _npy(stream).within(entry.file_size)
+        return block.of(_read(stream, block))
+
+
+def _opened(file: Path, stream: IO[bytes], block: Block) -> Rows | NDArray[np.uint8]:
+    """The images of the block that the rest of the file is, in memory where it is small."""
+    block.within(os.fstat(stream.fileno()).st_size)
+    if block.size <= IN_MEMORY or block.order == "F":
+        return _channels_first(block.of(_read(stream, block)))
+    one = _channels_first(np.zeros((1, *block.shape[1:]), np.uint8))
+    return Rows(Stored(file, block, one.shape[1:]), np.arange(block.shape[0]))
+
+
+def _read(stream: IO[bytes], block: Block) -> bytearray:
+    """The bytes of a block, which must end the stream; what a header promises is not allocated before it is there."""
+    if block.size > _MAX_PACKED:
+        raise ValueError(f"its shape {block.shape} of {block.dtype} is more than fits into memory")
+    content = bytearray()
+    while len(content) <= block.size and (piece := stream.read(min(block.size + 1 - len(content), _PIECE))):
+        content += piece
+    block.within(block.start + len(content))
+    return content
+
+
+def _channels_first(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    if pixels.dtype.kind not in "iu" or (pixels.size and not 0 <= pixels.min() <= pixels.max() <= 255):
+        raise ValueError(f"holds {pixels.dtype}; integers 0..255 are needed")
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    elif pixels.ndim == 4 and pixels.shape[3] <= 4 < pixels.shape[1]:
+        pixels = pixels.transpose(0, 3, 1, 2)
+    if pixels.ndim != 4 or not 1 <= pixels.shape[1] <= 4 or not pixels.size:
+        raise ValueError(f"has shape {pixels.shape}; (N, H, W), (N, H, W, C) or (N, C, H, W) is needed")
+    return np.ascontiguousarray(pixels, np.uint8)
+
+
+def _labels(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
+    top = _MAX_CLASSES - 1
+    if labels.shape != (count,) or labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() <= top:
+        raise ValueError(f"labels must be {count} integers 0..{top}, not {labels.dtype} of {labels.shape}")
+    return labels.astype(np.int64)
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Whatever damage makes a reader raise becomes a `ValueError` that names the file."""
+    try:
+        yield
+    except _DAMAGE as error:
+        text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+        raise ValueError(f"data: {file}: {text}") from None

@@ -1,0 +1,155 @@
+"""What a step works on: images, labels, steps t, noise, each a function of (seed, step, row of the global batch) alone.
+
+So a checkpoint needs no random state, and a run does not depend on how its batches are split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tinyddpm import losses, noise
+from tinyddpm.training.config import TrainConfig
+from tinyddpm.training.data import Images
+from tinyddpm.training.world import World
+
+__all__ = ["Batch", "Batches", "Order", "kept"]
+
+_STREAM = 2  # of the noise; the fourth word of the counter is 0 there, and these elsewhere:
+_BATCH, _ORDER, _LABELS = 1, 2, 3
+_SHARE = 0.25  # of a GPU's free memory that images may take
+
+
+class Batch(NamedTuple):
+    """Some rows of a step's global batch."""
+
+    rows: range
+    x0: Tensor
+    t: NDArray[np.int64]
+    weight: Tensor
+    """Of each row's loss."""
+    eps: Tensor
+    y: Tensor | None
+    """Class numbers; the number of classes where the label is hidden."""
+    dropout: int
+    """The seed of the dropout masks of the whole global batch."""
+
+
+class Order:
+    """Which of `count` images make up each batch of `size`: epoch after epoch, each in an order of its own."""
+
+    def __init__(self, seed: int, count: int, size: int) -> None:
+        self._count, self._size = count, size
+        self._epoch = lru_cache(maxsize=2)(lambda epoch: _random(seed, epoch, _ORDER).permutation(count))
+
+    def __call__(self, step: int) -> NDArray[np.int64]:
+        """The images of the batch of `step`, from 1 on."""
+        chosen = np.empty(self._size, np.int64)
+        done = 0
+        while done < self._size:
+            epoch, place = divmod((step - 1) * self._size + done, self._count)
+            part = self._epoch(epoch)[place : place + self._size - done]
+            chosen[done : done + len(part)] = part
+            done += len(part)
+        return chosen
+
+
+class Batches:
+    """The batches of a run, on the device, in as many parts as gradients are accumulated over."""
+
+    def __init__(self, config: TrainConfig, pictures: Images, world: World) -> None:
+        self.config, self.pictures, self.world = config, pictures, world
+        self.order = Order(config.seed, len(pictures), config.batch_size)
+        kind = {"uniform": losses.UniformT, "loss_aware": losses.LossAwareT}[config.time_sampler]
+        self.sampler: losses.UniformT = kind(config.T)
+        self._read: Callable[[NDArray[np.int64]], Tensor] = _resident(pictures, world.device) or self._from_host
+
+    def parts(self) -> list[range]:
+        """This process's rows of every global batch, one range for each micro-batch."""
+        own = self.world.rows(self.config.batch_size)
+        size = len(own) // self.config.accumulate
+        return [range(first, first + size) for first in range(own.start, own.stop, size)]
+
+    def steps_t(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.float64], np.random.Generator]:
+        """t and the loss's weight for each row of the global batch of `step`, and the generator to draw on from."""
+        random = _random(self.config.seed, step, _BATCH)
+        return *self.sampler.sample(self.config.batch_size, random), random
+
+    def __call__(self, step: int) -> Iterator[Batch]:
+        """This process's micro-batches of `step`."""
+        config, device = self.config, self.world.device
+        t, weight, random = self.steps_t(step)
+        dropout = int(random.integers(2**63))
+        mirrored = random.random(config.batch_size) < 0.5 if config.flip else None
+        chosen, y = self.order(step), self._labels(step)
+        for rows in self.parts():
+            own = slice(rows.start, rows.stop)
+            x0 = self._read(chosen[own])
+            if mirrored is not None:
+                x0 = torch.where(_sent(mirrored[own, None, None, None], device), x0.flip(3), x0)
+            eps = noise.normal(
+                config.seed, rows, step, self.pictures.shape, stream=_STREAM, backend="torch", device=str(device)
+            )
+            weights = _sent(weight[own].astype(np.float32), device)
+            yield Batch(rows, x0, t[own], weights, eps, None if y is None else _sent(y[own], device), dropout)
+
+    @contextmanager
+    def reading_ahead(self, first: int) -> Iterator[None]:
+        """Have the images of the steps from `first` on read before they are asked for."""
+        if self._read != self._from_host:
+            yield
+            return
+        steps = range(first, self.config.steps + 1)
+        rows = (self.order(step)[part.start : part.stop] for step in steps for part in self.parts())
+        with self.pictures.reader(rows) as read:
+            self._read = lambda _: _sent(next(read), self.world.device)
+            try:
+                yield
+            finally:
+                self._read = self._from_host
+
+    def _from_host(self, chosen: NDArray[np.int64]) -> Tensor:
+        return _sent(self.pictures.scaled(chosen), self.world.device)
+
+    def _labels(self, step: int) -> NDArray[np.int64] | None:
+        """The class numbers of the global batch, some hidden, where the run has classes."""
+        if not self.config.classes:
+            return None
+        labels, classes = self.pictures.labels, self.pictures.classes
+        if labels is None or classes is None:  # refused when the network was made
+            raise ValueError(f"classes: {self.config.data} has no labels")
+        hidden = _random(self.config.seed, step, _LABELS).random(self.config.batch_size) < self.config.label_dropout
+        return np.where(hidden, classes, labels[self.order(step)])
+
+
+def _resident(pictures: Images, device: torch.device) -> Callable[[NDArray[np.int64]], Tensor] | None:
+    """A reader of images that are kept on a GPU, where they fit."""
+    pixels = pictures.pixels
+    if device.type != "cuda" or not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
+        return None
+    fits = pixels.nbytes <= _SHARE * torch.cuda.mem_get_info(device)[0]
+    return kept(pixels, pictures.levels, device) if fits else None
+
+
+def kept(pixels: NDArray[np.uint8], levels: int, device: torch.device) -> Callable[[NDArray[np.int64]], Tensor]:
+    """What `Images.scaled` gives, bit for bit, from pixels on the device: each level's value is looked up."""
+    there = torch.from_numpy(pixels).to(device)
+    table = torch.from_numpy((np.arange(levels) * (2 / (levels - 1)) - 1).astype(np.float32)).to(device)
+    return lambda chosen: table[there[_sent(chosen, device)].int()]
+
+
+def _sent(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    """A host array on the device; the host does not wait for a GPU to get there."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _random(seed: int, step: int, purpose: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, _STREAM], counter=[0, 0, step, purpose]))

@@ -1,0 +1,141 @@
+"""A small classifier, whose features say how alike two sets of images are: see `distances`."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tinyddpm._array import as_int, positive_int
+from tinyddpm._progress import progress as shown
+from tinyddpm.nn import weights
+from tinyddpm.training.data import Images
+from tinyddpm.training.distances import Estimate
+
+__all__ = ["Classifier", "train_classifier"]
+
+CONFIG, WEIGHTS = "classifier.json", "classifier.safetensors"
+FEATURES = 64
+_BATCH, _LR = 128, 2e-3
+
+
+class Classifier(nn.Module):
+    """Convolutions, halving the image down to at most 4 pixels, and a layer of 64 features below the logits.
+
+    `shape` is one image's (channels, height, width), `classes` the number of labels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        channels, height, width = (as_int("shape", n, 1, 2**12) for n in shape)
+        self.shape, self.classes = (channels, height, width), as_int("classes", classes, 2, 2**16)
+        layers = _layer(channels, 32, 1)
+        channels = 32
+        while max(height, width) > 4:
+            layers += _layer(channels, 64, 2)
+            channels, height, width = 64, -(-height // 2), -(-width // 2)
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, FEATURES), nn.ReLU())
+        self.head = nn.Linear(FEATURES, self.classes)
+        self.register_buffer("mean", torch.zeros(FEATURES))
+        self.register_buffer("std", torch.ones(FEATURES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, classes) of images (B, C, H, W) in [-1, 1]."""
+        logits: Tensor = self.head(self.body(x))
+        return logits
+
+    def features(self, images: Images) -> NDArray[np.float64]:
+        """The features (N, 64) of images, which have mean 0 and variance 1 over the images that it was trained on."""
+        mean, std = (a.cpu().numpy().astype(np.float64) for a in (self.mean, self.std))
+        standard: NDArray[np.float64] = (self._map(self.body, images) - mean) / std
+        return standard
+
+    def accuracy(self, images: Images) -> Estimate:
+        """The share of labelled images that it names rightly, and its standard error."""
+        labels = _labels(images)
+        share = float(np.mean(self._map(self, images).argmax(axis=1) == labels))
+        return Estimate(share, float(np.sqrt(share * (1 - share) / len(labels))))
+
+    def save(self, dir: str | os.PathLike[str]) -> None:
+        """Write it to the folder `dir`, all or nothing; an earlier one there is replaced."""
+        with weights.new_folder(weights.as_path("dir", dir), replaces=frozenset({CONFIG, WEIGHTS})) as folder:
+            digest = weights.write_tensors(folder / WEIGHTS, self.state_dict())
+            weights.write_json(folder / CONFIG, {"shape": self.shape, "classes": self.classes, "sha256": digest})
+
+    @classmethod
+    def load(cls, dir: str | os.PathLike[str]) -> Classifier:
+        """The classifier saved in `dir`; `FileNotFoundError` or `ValueError` naming what is missing or damaged."""
+        folder = weights.as_path("dir", dir)
+        stored = weights.read_json(folder / CONFIG)
+        digest = stored.pop("sha256", None)
+        shape = stored.get("shape")
+        if stored.keys() != {"shape", "classes"} or not isinstance(shape, list) or len(shape) != 3:
+            raise ValueError(
+                f"{folder / CONFIG}: the keys shape, classes and sha256 are needed, not {json.dumps(stored)}"
+            )
+        try:
+            with torch.device("meta"):
+                net = cls((shape[0], shape[1], shape[2]), stored["classes"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{folder / CONFIG}: {error}") from None
+        tensors, _ = weights.read_tensors(folder / WEIGHTS, net.state_dict(), str(digest))
+        net.load_state_dict(tensors, assign=True)
+        return net.eval().requires_grad_(False)
+
+    def _map(self, function: nn.Module, images: Images) -> NDArray[np.float32]:
+        if images.shape != self.shape:
+            raise ValueError(f"images: shape {images.shape}, but the classifier's are {self.shape}")
+        device = self.mean.device
+        with torch.no_grad():
+            parts = [
+                function(torch.from_numpy(images.scaled(slice(k, k + 500))).to(device)).cpu()
+                for k in range(0, len(images), 500)
+            ]
+        return torch.cat(parts).numpy()
+
+
+def train_classifier(
+    images: Images, *, epochs: int = 3, seed: int = 0, device: str | None = None, progress: bool = False
+) -> Classifier:
+    """A classifier of labelled images: Adam with a learning rate that falls linearly to zero.
+
+    The same images and seed give the same one on the same machine. `ValueError` where there are no labels.
+    """
+    labels = _labels(images)
+    rng = np.random.default_rng(as_int("seed", seed, 0, 2**64 - 1))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = Classifier(images.shape, int(labels.max()) + 1).to(device or "cpu")
+    optimizer = torch.optim.Adam(net.parameters(), lr=_LR)
+    order = np.concatenate([rng.permutation(len(images)) for _ in range(positive_int("epochs", epochs))])
+    starts = range(0, len(order), _BATCH)
+    for start in shown(starts, len(starts), enabled=progress, label="classifier"):
+        rows = order[start : start + _BATCH]
+        x, y = (torch.from_numpy(a).to(net.mean.device) for a in (images.scaled(rows), labels[rows]))
+        optimizer.param_groups[0]["lr"] = _LR * (1 - start / len(order))
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    features = torch.from_numpy(net.features(images))
+    std = features.std(dim=0)
+    net.mean.copy_(features.mean(dim=0))
+    net.std.copy_(torch.where(std > 1e-3, std, 1))  # a unit that is never on has no scale of its own
+    return net.eval().requires_grad_(False)
+
+
+def _layer(width_in: int, width: int, stride: int) -> list[nn.Module]:
+    return [nn.Conv2d(width_in, width, 3, stride, padding=1), nn.GroupNorm(8, width), nn.ReLU()]
+
+
+def _labels(images: Images) -> NDArray[np.int64]:
+    if images.labels is None or not len(images):
+        raise ValueError("data: a classifier needs labelled images, but there are no labels")
+    return images.labels

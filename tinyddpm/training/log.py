@@ -1,0 +1,81 @@
+"""``log.jsonl``, one line a step, and the same as TensorBoard events where TensorBoard is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tinyddpm._files import replacing
+from tinyddpm.training.checkpoint import naming
+
+__all__ = ["Log"]
+
+
+class Log:
+    """The log `file` of a run that stands at the step `start`: what it has of later steps is dropped, as they come again."""
+
+    def __init__(self, file: Path, start: int) -> None:
+        self._name = f"log {file}"
+        with naming(self._name):
+            kept = b""
+            if start and file.exists():
+                lines = file.read_bytes().splitlines(keepends=True)
+                kept = b"".join(line for line in lines if 1 <= _step(line) <= start)
+            with replacing(file) as stream:
+                stream.write(kept)
+            self._stream = open(file, "a", encoding="utf-8")  # noqa: SIM115
+        self._board = _board(file.with_name("tensorboard"), start)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one line."""
+        with naming(self._name):
+            self._stream.write(json.dumps(record) + "\n")
+            self._stream.flush()
+        if self._board is not None:
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(name, value, record["step"])
+
+    def show(self, picture: NDArray[Any], step: int) -> None:
+        """A sample grid (height, width, C), for TensorBoard alone."""
+        if self._board is not None:
+            self._board.add_image("samples", picture, step, dataformats="HWC")
+
+    def sync(self) -> None:
+        """Make what was written last: before a checkpoint that counts on it."""
+        with naming(self._name):
+            os.fsync(self._stream.fileno())
+        if self._board is not None:
+            self._board.flush()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _board(folder: Path, start: int) -> Any:
+    """TensorBoard's writer, which hides what an earlier run had of the steps after `start`; None where there is none."""
+    if find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=start + 1)
+
+
+def _step(line: bytes) -> int:
+    """The step of a line of the log; -1 where it was cut short."""
+    try:
+        step = json.loads(line)["step"] if line.endswith(b"\n") else -1
+    except (ValueError, KeyError, TypeError):
+        return -1
+    return step if type(step) is int else -1

@@ -1,0 +1,194 @@
+"""Image files in folders and in tar archives, which are never unpacked: their members are read where they lie."""
+
+from __future__ import annotations
+
+import glob
+import io
+import itertools
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyddpm.training.pictures import SUFFIXES
+from tinyddpm.training.sources import open_regular
+
+__all__ = ["Folder", "Shards", "expand"]
+
+_BLOCK = 512
+_MAX_NAME = 2**16  # bytes of a header that only names the next member
+_MAX_FILE = 2**28  # bytes of one image file, read whole
+_MAX_SHARDS = 10**5
+_WITHOUT_CONTENT = (
+    tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Folder:
+    """The image files below `root`, by their names there, in order."""
+
+    root: Path
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, root: Path) -> Folder:
+        """Every image file below `root`; links to files are followed, links to folders are not."""
+        names = list[str]()
+        for folder, _, files in os.walk(root, onerror=_refuse):
+            inside = os.path.relpath(folder, root)
+            images = (name for name in files if _is_image(name) and not name.startswith("."))
+            names.extend(os.path.normpath(os.path.join(inside, name)) for name in images)
+        return cls(root, tuple(sorted(names, key=lambda name: name.split(os.sep))))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, i: int) -> str:
+        return str(self.root / self.names[i])
+
+    def open(self, i: int) -> BinaryIO:
+        return open_regular(self.root / self.names[i])
+
+    def labels(self) -> tuple[NDArray[np.int64], int] | None:
+        """The folder below `root` that each file is in, by number, and how many there are; None where a file is in none."""
+        tops = [name.split(os.sep)[0] for name in self.names if os.sep in name]
+        if len(tops) != len(self.names):
+            return None
+        number = {top: k for k, top in enumerate(sorted(set(tops)))}
+        return np.array([number[top] for top in tops], np.int64), len(number)
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """Images in tar archives laid out as WebDataset's: ``KEY.png`` and, beside it, ``KEY.cls`` with its label."""
+
+    shards: tuple[Path, ...]
+    names: tuple[str, ...]
+    places: NDArray[np.int64]
+    """(N, 3): for each image the shard, where it starts there, and its bytes."""
+    numbers: NDArray[np.int64] | None
+
+    @classmethod
+    def of(cls, shards: tuple[Path, ...]) -> Shards:
+        """The images in the archives; only the headers of their members are read, and the labels."""
+        names, places, numbers = list[str](), list[tuple[int, int, int]](), dict[tuple[int, str], int]()
+        for k, shard in enumerate(shards):
+            try:
+                with open_regular(shard) as stream:
+                    for name, start, size in _members(stream):
+                        if name.endswith(".cls"):
+                            numbers[k, _key(name)] = _number(os.pread(stream.fileno(), 32, start)[:size], name)
+                        elif _is_image(name):
+                            names.append(name)
+                            places.append((k, start, size))
+            except (OSError, ValueError, tarfile.HeaderError) as error:
+                raise ValueError(f"data: {shard}: {getattr(error, 'strerror', None) or error}") from None
+        if not names:
+            raise ValueError(f"data: {shards[0]}: holds no image ({', '.join(sorted(SUFFIXES))})")
+        keys = [(k, _key(name)) for name, (k, _, _) in zip(names, places, strict=True)] if numbers else []
+        for key, name in zip(keys, names, strict=False):
+            if key not in numbers:
+                raise ValueError(f"data: {shards[key[0]]}: {name} has no .cls beside it, as others have")
+        labels = np.array([numbers[key] for key in keys], np.int64) if numbers else None
+        return cls(shards, tuple(names), np.array(places, np.int64), labels)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, i: int) -> str:
+        return f"{self.shards[self.places[i, 0]]}: {self.names[i]}"
+
+    def open(self, i: int) -> BinaryIO:
+        shard, start, size = self.places[i].tolist()
+        if size > _MAX_FILE:
+            raise ValueError(f"data: {self.name(i)}: has {size} bytes, at most {_MAX_FILE} are read")
+        with open_regular(self.shards[shard]) as stream:
+            return io.BytesIO(os.pread(stream.fileno(), size, start))
+
+    def labels(self) -> tuple[NDArray[np.int64], int] | None:
+        """The numbers in the images' ``.cls``, and how many classes that makes; None where there are none."""
+        return None if self.numbers is None else (self.numbers, int(self.numbers.max()) + 1)
+
+
+def expand(pattern: str) -> tuple[Path, ...]:
+    """The archives that a pattern names: ``{000..099}`` and ``{a,b}`` as in a shell, then ``*``, ``?`` and ``[...]``."""
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [_choices(part) if k % 2 else [part] for k, part in enumerate(parts)]
+    if np.prod([len(choice) for choice in choices], dtype=object) > _MAX_SHARDS:
+        raise ValueError(f"data: {pattern}: names more than {_MAX_SHARDS} files")
+    names = ["".join(choice) for choice in itertools.product(*choices)]
+    found = [name for one in names for name in (sorted(glob.glob(one)) if glob.has_magic(one) else [one])]
+    return tuple(Path(name) for name in found)
+
+
+def _members(stream: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    """Each file's name, start and bytes.
+
+    Not by tarfile's own walk, which older Pythons let a hostile header send round in circles.
+    """
+    total, place, longer = os.fstat(stream.fileno()).st_size, 0, ""
+    while place + _BLOCK <= total and (block := os.pread(stream.fileno(), _BLOCK, place)).strip(b"\0"):
+        member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        start, size = place + _BLOCK, 0 if member.type in _WITHOUT_CONTENT else member.size
+        if not 0 <= size <= total - start:
+            raise ValueError(f"{member.name}: is cut short: {size} bytes from {start} on, of {total}")
+        place = start + -(-size // _BLOCK) * _BLOCK
+        if member.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
+            if member.size > _MAX_NAME:
+                raise ValueError(f"{member.name}: a header of {member.size} bytes")
+            text = os.pread(stream.fileno(), member.size, start)
+            longer = _long_name(text, member.type == tarfile.XHDTYPE) or longer
+        elif member.type == tarfile.GNUTYPE_SPARSE:
+            raise ValueError(f"{member.name}: is sparse, which is not read")
+        else:
+            if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
+                yield longer or member.name, start, member.size
+            longer = ""
+    if not place:
+        raise ValueError("is no tar archive")
+
+
+def _long_name(text: bytes, pax: bool) -> str:
+    """The name that a header of its own gives the next member: of GNU's kind, or a path among pax's records."""
+    if pax:
+        if re.search(rb"^\d+ (GNU\.sparse|size=)", text, re.MULTILINE):
+            raise ValueError("a member's size is written in a way that is not read")
+        found = re.search(rb"^\d+ path=(.*)$", text, re.MULTILINE)
+        text = found[1] if found else b""
+    return text.rstrip(b"\0").decode("utf-8", "surrogateescape")
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _key(name: str) -> str:
+    """What the members of one sample have in common: the name up to the first dot of its last part."""
+    folder, _, base = name.rpartition("/")
+    return f"{folder}/{base.partition('.')[0]}"
+
+
+def _number(text: bytes, name: str) -> int:
+    if not re.fullmatch(rb"\s*\d{1,9}\s*", text):
+        raise ValueError(f"{name}: a class number is needed, not {text!r}")
+    return int(text)
+
+
+def _choices(inside: str) -> list[str]:
+    if found := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
+        first, last = int(found[1]), int(found[2])
+        if last - first >= _MAX_SHARDS:
+            raise ValueError(f"data: {{{inside}}}: names more than {_MAX_SHARDS} files")
+        return [str(k).zfill(len(found[1])) for k in range(first, last + 1)]
+    return inside.split(",")
+
+
+def _refuse(error: OSError) -> None:
+    raise ValueError(f"data: {error.filename}: {error.strerror}")

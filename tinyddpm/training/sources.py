@@ -1,0 +1,186 @@
+"""Images that stay where they are until they are asked for: selections of them, and pictures decoded by threads.
+
+Threads, not processes: Pillow lets go of the interpreter while it decodes, no pixel is copied between processes, and
+nothing outlives a run that is killed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyddpm.training.pictures import Header, careful, decode, fit, look
+
+__all__ = ["IN_MEMORY", "Files", "Pictures", "Rows", "Source", "each", "open_pictures", "open_regular"]
+
+IN_MEMORY = 2**28
+"""Bytes up to which images are kept in memory."""
+_BLOCK = 1024
+_T = TypeVar("_T")
+
+
+class Source(Protocol):
+    """`len` images of one shape (channels, height, width)."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The images `rows`, (len(rows), *shape)."""
+        ...
+
+
+class Files(Protocol):
+    """`len` image files, wherever they lie."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> str:
+        """What errors call file i."""
+        ...
+
+    def open(self, i: int) -> BinaryIO:
+        """File i; `OSError` or `ValueError` where that fails."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows `index` of a source: read when indexed as an array (N, C, H, W) would be, and only what is asked for."""
+
+    source: Source
+    index: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H, W)."""
+        return len(self.index), *self.source.shape
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
+        chosen = self.index[rows]
+        return self.source.read(chosen.reshape(-1)).reshape(*chosen.shape, *self.source.shape)
+
+    def take(self, which: Any) -> Rows:
+        """Some of the rows, nothing being read."""
+        return replace(self, index=self.index[which])
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Image files as a source: `shape` is each one's (channels, height, width) once it is fitted."""
+
+    files: Files
+    shape: tuple[int, int, int]
+    workers: int
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The images `rows`, decoded by `workers` threads; a file that can't be is a `ValueError` that names it."""
+        images = np.empty((len(rows), *self.shape), np.uint8)
+        for image, own in zip(images, each(self.image, rows.tolist(), self.workers), strict=True):
+            image[:] = own
+        return images
+
+    def image(self, row: int) -> NDArray[np.uint8]:
+        """One image; a grey one among coloured ones is coloured."""
+        picture = fit(_with(decode, self.files, row), self.shape[1:]).transpose(2, 0, 1)
+        if picture.shape[1:] != self.shape[1:] or len(picture) > self.shape[0]:
+            raise ValueError(f"data: {self.files.name(row)}: is no longer what its header said")
+        return np.broadcast_to(picture, self.shape)
+
+    def fault(self, row: int) -> str:
+        """What keeps an image from being read; empty where nothing does."""
+        try:
+            self.image(row)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+
+def open_pictures(
+    files: Files, size: tuple[int, int] | None, skip: bool, workers: int
+) -> tuple[Rows | NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
+    """The images of the files, in memory where they are few; which files they are; what is wrong with the others.
+
+    Without `size` all must have one. With `skip` every file is decoded once and left out where that fails. Without it
+    only headers are read, and a file that is damaged behind its header is refused when its turn comes.
+    """
+    headers, bad = _headers(files, skip)
+    _refuse_none(len(headers), bad)
+    (first, one), channels = next(iter(headers.items())), max(header.channels for header in headers.values())
+    for i, header in headers.items() if size is None else ():
+        if (header.height, header.width) != (one.height, one.width):
+            own, other = f"{header.width}x{header.height}", f"{one.width}x{one.height}"
+            what = f"is {own}, but {files.name(first).rpartition('/')[2]} is {other}"
+            raise ValueError(f"data: {files.name(i)}: {what}; all images must have one size, or image_size be given")
+    source = Pictures(files, (channels, *(size or (one.height, one.width))), workers)
+    kept = list(headers)
+    if skip:
+        bad |= {i: fault for i, fault in zip(kept, each(source.fault, kept, workers), strict=True) if fault}
+        kept = [i for i in kept if i not in bad]
+        _refuse_none(len(kept), bad)
+    rows = Rows(source, np.array(kept, np.int64))
+    small = math.prod(rows.shape) <= IN_MEMORY
+    return rows[:] if small else rows, rows.index, tuple(bad[i] for i in sorted(bad))
+
+
+def each(function: Callable[[int], _T], items: Sequence[int], workers: int) -> Iterator[_T]:
+    """The function of each item, in their order, by threads; no more than a block of them is under way."""
+    if workers < 2 or len(items) < 2:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(workers, "tinyddpm-images") as pool:
+        for start in range(0, len(items), _BLOCK):
+            yield from pool.map(function, items[start : start + _BLOCK])
+
+
+def open_regular(file: Path) -> BinaryIO:
+    """A regular file, open for reading; `OSError` for anything else, such as a pipe that would make the reader wait."""
+    handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not os.path.isfile(handle):
+        os.close(handle)
+        raise OSError(None, "is no regular file")
+    return os.fdopen(handle, "rb")
+
+
+def _headers(files: Files, skip: bool) -> tuple[dict[int, Header], dict[int, str]]:
+    """The files' headers and, with `skip`, the faults of those that have none."""
+    headers, bad = dict[int, Header](), dict[int, str]()
+    with careful():
+        for i in range(len(files)):
+            try:
+                headers[i] = _with(look, files, i)
+            except ValueError as error:
+                if not skip:
+                    raise
+                bad[i] = str(error)
+    return headers, bad
+
+
+def _refuse_none(count: int, bad: dict[int, str]) -> None:
+    if not count:
+        raise ValueError(f"{bad[0]}; none of the {len(bad)} images can be read")
+
+
+def _with(read: Callable[[BinaryIO, str], _T], files: Files, i: int) -> _T:
+    """What `read` makes of file i."""
+    try:
+        with files.open(i) as stream:
+            return read(stream, files.name(i))
+    except OSError as error:
+        raise ValueError(f"data: {files.name(i)}: {error.strerror or error}") from None

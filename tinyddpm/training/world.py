@@ -1,0 +1,78 @@
+"""The processes that share a run, as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tinyddpm.training.config import TrainConfig
+
+__all__ = ["World", "join"]
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that share a run: this one's rank, their number, this one's device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def rows(self, batch_size: int) -> range:
+        """This process's rows of a global batch."""
+        own = batch_size // self.size
+        return range(self.rank * own, (self.rank + 1) * own)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over the processes."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the processes."""
+        return self.sum(values) / self.size
+
+    def any(self, flag: int) -> int:
+        """The largest of the processes' flags."""
+        if self.size == 1:
+            return flag
+        shared = torch.tensor(flag, device=self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return int(shared)
+
+
+@contextmanager
+def join(config: TrainConfig) -> Iterator[World]:
+    """This process's place among those that torchrun started, if it did."""
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if config.batch_size % (size * config.accumulate):
+        parts = f"{size} processes" if config.accumulate == 1 else f"{size} x {config.accumulate} micro-batches"
+        raise ValueError(f"batch_size: {config.batch_size} can't be shared by {parts}")
+    name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {name!r} can't be used: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda" and device.index is None:
+        local = os.environ.get("LOCAL_RANK")
+        device = torch.device("cuda", torch.cuda.current_device() if local is None else int(local))
+    joined = size > 1 and not dist.is_initialized()
+    if joined:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, device)
+    finally:
+        if joined:
+            dist.destroy_process_group()
