@@ -51,12 +51,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def images(file: Path) -> np.ndarray:
-    with np.load(file) as stored:
-        (name,) = stored.files
-        return stored[name]
-
-
 # Bad input.
 
 WRONG = [
@@ -93,6 +87,11 @@ WRONG = [
     ("sample --model {model} --out {out} --batch-size 0", "batch_size: 0"),
     ("sample --model {model} --out {out} --device tpu:7", "tpu:7"),
     ("sample --model {model} --out {out}.jpg", ".jpg"),
+    ("sample --model {model} --out {out} --spacing odd", "odd"),
+    ("sample --model {model} --out {out} --label 1", "label: [1]"),
+    ("sample --model {model} --out {out} --label one", "'one'"),
+    ("sample --model {model} --out {out} --guidance 2", "guidance: 2.0"),
+    ("sample --model {model} --out {out}.gif --frames 1", "frames: 1"),
     ("sample --model {model} --out {out}.png --columns 0", "columns: 0"),
     ("sample --model {model} --out {data}/file/a.png", "file"),
     ("sample --model {model} --out {data}/file/a.npz", "file"),
@@ -150,12 +149,29 @@ def test_a_missing_library_is_named_with_its_remedy(monkeypatch, tmp_path, capsy
 def test_help_has_examples_that_parse(name, capsys):
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
+    assert "\x1b" not in text  # this is no terminal, so there is no colour
     examples = text.partition("examples:\n")[2].split("\n")
     assert len(examples) >= 2
     for example in filter(None, examples):
         program, command, *words = example.split()
         assert (program, command) == ("tinyddpm", name)
         parser(name).parse_args(words)
+
+
+def test_a_reader_that_leaves_is_no_error(monkeypatch, capsys):
+    """As ``tinyddpm verify | head -1`` does: no traceback, no complaint, and nothing at exit either."""
+    import os
+
+    from tinyddpm._commands import info
+
+    read, write = os.pipe()
+    os.close(read)
+    monkeypatch.setattr(info, "run", lambda args: iter(["one", "two"]))
+    with open(write, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["info"]) == 141
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ""
 
 
 def test_every_setting_has_a_flag_with_help(capsys):
@@ -195,6 +211,20 @@ def test_info(capsys):
         assert set(entry) in ({"version", "devices"}, {"reason"}), name
     assert main(["info"]) == 0
     assert f"numpy   {np.__version__} on cpu" in capsys.readouterr().out
+
+
+def test_quiet_verification_tells_of_failures_only(monkeypatch, capsys):
+    from tinyddpm import verify
+
+    found = [
+        verify.Result(name, error, 1.0, "ulp", "why") for name, error in (("one", 0.5), ("two", 2.0), ("three", 1.0))
+    ]
+    monkeypatch.setattr(verify, "identities", lambda *args: iter(found))
+    assert main(["verify", "--quiet"]) == 1
+    failure, count = capsys.readouterr().out.splitlines()
+    assert failure.startswith("two ")
+    assert failure.endswith("FAILED")
+    assert count.startswith("3 identities, 1 failed")
 
 
 # Train.
@@ -252,96 +282,6 @@ def test_interrupting_saves_and_says_how_to_go_on(tmp_path):
     assert "Traceback" not in shown
 
 
-# Sample.
-
-
-def test_samples_are_the_samplers_own_whatever_the_batch(model, tmp_path):
-    file = tmp_path / "new" / "samples.npz"
-    assert main(["sample", "--model", model, "--out", str(file), "-n", "5", "--batch-size", "2", "-q"]) == 0
-    run = training.load_run(model)
-    own = run.diffusion.sample(run.denoiser, (5, 1, 8, 8), backend="torch").numpy()
-    drawn = images(file)
-    assert drawn.dtype == np.uint8
-    # A batch of another size may round another way in the network: by far less than one level of 255.
-    np.testing.assert_allclose(drawn, training.to_uint8(own), atol=1)
-    part = tmp_path / "part.npz"
-    assert main(["sample", "--model", model, "--out", str(part), "--index", "2:5", "-q"]) == 0
-    np.testing.assert_allclose(images(part).astype(int), drawn[2:5], atol=1)
-
-
-@pytest.mark.parametrize("options", [["--sampler", "ddim", "--steps", "3", "--eta", "1"], ["--seed", "1"]])
-def test_sampling_options_reach_the_sampler(model, tmp_path, options):
-    file = tmp_path / "samples.npz"
-    assert main(["sample", "--model", model, "--out", str(file), "-n", "4", "-q", *options]) == 0
-    run = training.load_run(model)
-    names = {"--sampler": str, "--steps": int, "--eta": float, "--seed": int}
-    given = {flag[2:]: names[flag](value) for flag, value in zip(options[::2], options[1::2], strict=True)}
-    own = run.diffusion.sample(run.denoiser, (4, 1, 8, 8), backend="torch", **given).numpy()
-    np.testing.assert_allclose(images(file).astype(int), training.to_uint8(own), atol=1)
-
-
-def test_a_grid_shows_the_samples(model, tmp_path):
-    grid, array = tmp_path / "grid.png", tmp_path / "samples.npz"
-    for out in (grid, array):
-        assert main(["sample", "--model", model, "--out", str(out), "-n", "6", "-q", "--columns", "3"]) == 0
-    drawn = np.asarray(Image.open(grid))
-    scale = 8  # 64 // 8 pixels
-    assert drawn.shape == (2 * 64 + 3 * 2, 3 * 64 + 4 * 2)
-    np.testing.assert_array_equal(drawn[2:66:scale, 2:66:scale], images(array)[0, 0])
-    np.testing.assert_array_equal(drawn[68:132:scale, 134:198:scale], images(array)[5, 0])
-
-
-def test_a_folder_is_completed_not_redrawn(model, tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    draw = ["sample", "--model", model, "-q", "--batch-size", "4", "--out"]
-    assert main([*draw, str(whole), "-n", "10"]) == 0
-    names = [f"{k:06d}.png" for k in range(10)]
-    assert sorted(p.name for p in whole.iterdir()) == [*names, "samples.json"]
-    assert main([*draw, str(parts), "-n", "10"]) == 0
-    for name in ("000002.png", "000005.png"):
-        (parts / name).unlink()
-    kept = (parts / "000006.png").stat().st_mtime_ns
-    assert main([*draw, str(parts), "-n", "10"]) == 0
-    assert (parts / "000006.png").stat().st_mtime_ns == kept
-    assert all((parts / name).read_bytes() == (whole / name).read_bytes() for name in names)
-    array = tmp_path / "samples.npz"
-    assert main([*draw, str(array), "-n", "10"]) == 0
-    for k, name in enumerate(names):
-        np.testing.assert_array_equal(np.asarray(Image.open(whole / name)), images(array)[k, 0])
-
-
-def test_batches_end_at_multiples_of_their_size():
-    from tinyddpm._commands.runs import batches
-
-    parts = [part for part, _ in batches(range(3, 13), 4, False)]
-    assert parts == [range(3, 4), range(4, 8), range(8, 12), range(12, 13)]
-
-
-def test_processes_share_a_folder(model, tmp_path, monkeypatch):
-    draw = ["sample", "--model", model, "-q", "--batch-size", "2", "-n", "7", "--out"]
-    assert main([*draw, str(tmp_path / "one")]) == 0
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    counts = []
-    for rank in ("1", "0"):
-        monkeypatch.setenv("RANK", rank)
-        assert main([*draw, str(tmp_path / "two")]) == 0
-        counts.append(len(list((tmp_path / "two").glob("*.png"))))
-    assert counts == [3, 7]
-    for file in (tmp_path / "one").iterdir():
-        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
-
-
-def test_a_folder_of_other_samples_is_refused(model, tmp_path, capsys):
-    out = str(tmp_path / "folder")
-    assert main(["sample", "--model", model, "-q", "-n", "2", "--out", out]) == 0
-    assert main(["sample", "--model", model, "-q", "-n", "3", "--out", out, "--seed", "5"]) == 2
-    assert "seed: 5" in capsys.readouterr().err
-    assert not (tmp_path / "folder" / "000002.png").exists()
-    (tmp_path / "folder" / "samples.json").write_text("{")
-    assert main(["sample", "--model", model, "-q", "-n", "3", "--out", out]) == 2
-    assert "samples.json" in capsys.readouterr().err
-
-
 # Evaluate.
 
 
@@ -382,7 +322,9 @@ def test_evaluate_scores_all_of_other_images(model, tmp_path, capsys):
 # Plot.
 
 
-@pytest.mark.parametrize("what", ["schedules", "forward", "denoising", "loss", "bound", "rate-distortion"])
+@pytest.mark.parametrize(
+    "what", ["schedules", "forward", "denoising", "loss", "bound", "rate-distortion", "sampler-error"]
+)
 def test_every_figure_is_drawn(what, model, tmp_path, capsys):
     file = tmp_path / f"{what}.png"
     assert main(["plot", what, str(file), "--model", model, "--limit", "8", "-q"]) == 0

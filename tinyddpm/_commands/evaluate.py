@@ -1,4 +1,4 @@
-"""``tinyddpm evaluate``."""
+"""``tinyddpm evaluate``: how likely images are under a run, and how like them its samples are."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ import json
 import math
 from collections.abc import Iterator
 
-from tinyddpm._commands import takes_model
+import numpy as np
+
+from tinyddpm._commands import quality, takes_model
 from tinyddpm._commands.runs import held_out, open_run, score
 from tinyddpm.likelihood import VLB
 
 __all__ = ["EXAMPLES", "arguments", "in_bits", "run"]
 
-EXAMPLES = ("--model runs/digits --data digits", "--model runs/photos --data held_out/ --limit 100 --json")
+EXAMPLES = (
+    "--model runs/digits --data digits",
+    "--model runs/photos --data held_out/ --limit 100 --json",
+    "--model runs/fashion --data test.npz --limit 500 --distances 2000 --classifier runs/classifier",
+)
 _LABELS = {
     "bits_per_dim": "bits/dim",
     "prior": "  L_T",
@@ -29,24 +35,36 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     takes_model(parser)
     data = "the images; where the run was trained on them, those that it held out"
     parser.add_argument("--data", required=True, metavar="digits|FOLDER|FILE", help=data)
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--limit", type=int, metavar="N", help="the bound of only the first N images")
+    parser.add_argument(
+        "--curve", action="store_true", help="each term of the bound, t = 1..T, and what is left of error"
+    )
+    quality.arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
-    """The bound and its parts, in bits per dimension: mean and standard error over the images."""
+    """The bound and its parts in bits per dimension, and the distances: each a mean and its standard error."""
     model = open_run(args.model, args.device)
     images = held_out(model, args.data, args.limit)
+    judged = quality.Quality.prepared(args, model)  # what may be wrong is told before the work
     vlb = score(model, images, seed=args.seed, batch_size=args.batch_size, progress=not args.quiet)
-    about, parts = {"images": len(images), "levels": images.levels}, in_bits(vlb)
+    parts, about = in_bits(vlb), {"images": len(images), "levels": images.levels}
+    curve, distances = _curve(vlb) if args.curve else {}, judged.measure() if judged else {}
     if args.json:
-        entries = {name: {"mean": m, "error": e if math.isfinite(e) else None} for name, (m, e) in parts.items()}
-        yield json.dumps({**entries, **about}, indent=2)
+        entries = {name: {"mean": m, "error": _or_none(e)} for name, (m, e) in parts.items()}
+        columns = {name: [_or_none(value) for value in column] for name, column in curve.items()}
+        extra = {name: value for name, value in (("curve", columns), ("distances", distances)) if value}
+        yield json.dumps({**entries, **about, **extra}, indent=2)
         return
     for name, (mean, error) in parts.items():
         yield f"{_LABELS[name]}: {mean:.4f} +- {error:.4f}"
     for name, count in about.items():
         yield f"{name}: {count}"
+    for row in zip(*curve.values(), strict=True):
+        yield "t = {}: {:.5f} +- {:.5f} bits/dim, x0 off by {:.3f} levels, eps by {:.5f}".format(*row)
+    if distances:
+        yield from quality.lines(distances)
 
 
 def in_bits(vlb: VLB) -> dict[str, tuple[float, float]]:
@@ -55,3 +73,20 @@ def in_bits(vlb: VLB) -> dict[str, tuple[float, float]]:
     nats, per_dim = ("prior", "kl", "decoder"), 1 / (vlb.dims * math.log(2))
     scales = {name: per_dim if name in nats else 1.0 for name in _LABELS}
     return {name: (scale * summary[name][0], scale * summary[name][1]) for name, scale in scales.items()}
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _curve(vlb: VLB) -> dict[str, list[float]]:
+    """For t = 1..T: the bound's term in bits per dimension and its error, the RMSE of x_0 in levels and that of eps."""
+    terms = np.column_stack([vlb.decoder, vlb.kl]) / (vlb.dims * math.log(2))
+    spread = terms.std(axis=0, ddof=1) if len(terms) > 1 else np.full(terms.shape[1], np.nan)
+    columns = {
+        "bits_per_dim": terms.mean(axis=0),
+        "error": spread / math.sqrt(len(terms)),
+        "x0_rmse": np.sqrt(vlb.x0_mse.mean(axis=0)) * (vlb.levels - 1) / 2,
+        "eps_rmse": np.sqrt(vlb.eps_mse.mean(axis=0)),
+    }
+    return {"t": list(range(1, terms.shape[1] + 1)), **{name: column.tolist() for name, column in columns.items()}}

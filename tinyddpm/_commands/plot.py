@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinyddpm import Diffusion, plots
+import numpy as np
+
+from tinyddpm import Denoiser, Diffusion, plots
 from tinyddpm._array import lookup, one_of
 from tinyddpm._commands import takes_device, takes_quiet
+from tinyddpm.analytic import MixtureData
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +30,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("what", metavar="WHAT", help=", ".join(_FIGURES))
     parser.add_argument("path", metavar="PATH", help="FILE.png, FILE.pdf or FILE.svg")
-    parser.add_argument("--model", metavar="DIR", help="the run to show; schedules and forward need none")
+    parser.add_argument(
+        "--model", metavar="DIR", help="the run to show; schedules, forward and sampler-error need none"
+    )
     parser.add_argument("--data", metavar="digits|FOLDER|FILE", help="images; by default those of the run, or digits")
     parser.add_argument("--limit", type=int, default=64, metavar="N", help="images to take a bound over (default 64)")
     takes_device(parser)
@@ -48,9 +54,11 @@ def _schedules(args: argparse.Namespace) -> Figure:
 def _forward(args: argparse.Namespace) -> Figure:
     from tinyddpm.training import load
 
-    model = _run(args) if args.model else None
-    d, data = (model.diffusion, model.config.data) if model else (Diffusion(), "digits")
-    return plots.forward(d, load(args.data or data).scaled(slice(8)), seed=args.seed)
+    if args.model is None:
+        return plots.forward(Diffusion(), load(args.data or "digits").scaled(slice(8)), seed=args.seed)
+    model = _run(args)
+    images = dataclasses.replace(model.config, data=args.data or model.config.data).images()
+    return plots.forward(model.diffusion, images.scaled(slice(8)), seed=args.seed)
 
 
 def _denoising(args: argparse.Namespace) -> Figure:
@@ -76,6 +84,20 @@ def _of_bound(figure: str, args: argparse.Namespace) -> Figure:
     return plots.bound(bound) if figure == "bound" else plots.rate_distortion(bound)
 
 
+def _sampler_error(args: argparse.Namespace) -> Figure:
+    """Our samplers on a mixture with its exact network: distance from where Heun's method in all T moves ends."""
+    d = _run(args).diffusion if args.model else Diffusion()
+    spots = MixtureData([0.5, 0.3, 0.2], [[-0.6, 0.2], [0.5, 0.5], [0.1, -0.7]], [0.02, 0.03, 0.04])
+    draw = partial(d.sample, Denoiser(spots.net(d), clip_x0=False), (64, 2), seed=args.seed, dtype="float64")
+    truth, errors = draw(sampler="heun"), {}
+    for sampler in ("ddim", "dpm++2m", "unipc", "heun"):
+        calls = 2 if sampler == "heun" else 1  # a move
+        lengths = [n // calls for n in (6, 10, 20, 40, 80, 160) if n // calls <= d.T // 2] or [1]
+        found = {n: draw(sampler=sampler, steps=n, spacing="quadratic") - truth for n in lengths}
+        errors[sampler] = {calls * (n - 1) + 1: float(np.sqrt(np.mean(e**2))) for n, e in found.items()}
+    return plots.sampler_error(errors)
+
+
 def _run(args: argparse.Namespace) -> Run:
     from tinyddpm._commands.runs import open_run
 
@@ -95,4 +117,5 @@ _FIGURES: dict[str, Callable[[argparse.Namespace], Figure]] = {
     "loss": _loss,
     "bound": partial(_of_bound, "bound"),
     "rate-distortion": partial(_of_bound, "rate-distortion"),
+    "sampler-error": _sampler_error,
 }

@@ -1,146 +1,133 @@
-"""``tinyddpm sample``: a grid, an array, or a folder that a second run completes."""
+"""``tinyddpm sample``: a picture, an animation, an array, or a folder; the last two are completed by a second run."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyddpm import backends, samplers
-from tinyddpm._array import positive_int
+from tinyddpm import Diffusion, plans, samplers, schedules
+from tinyddpm._array import as_int, positive_int, real
 from tinyddpm._commands import takes_model
-from tinyddpm._commands.runs import batches, device_of, open_run
+from tinyddpm._commands.drawing import Drawing, processes, save_array, save_folder
+from tinyddpm._commands.runs import open_run
 from tinyddpm._files import replacing
-from tinyddpm.samplers import Step
-from tinyddpm.training import Run, image_grid, save_png, to_uint8
+from tinyddpm.training import image_grid, save_png
 from tinyddpm.training.checkpoint import naming
 
-__all__ = ["EXAMPLES", "Drawing", "arguments", "run"]
+__all__ = ["EXAMPLES", "arguments", "run"]
 
 EXAMPLES = (
     "--model runs/digits --out grid.png",
+    "--model runs/digits --out denoising.gif -n 16 --columns 4",
     "--model runs/digits --out samples.npz -n 50000 --sampler dpm++2m --steps 20",
+    "--model runs/classes --out grid.png --label 0,1,2,3 --guidance 2 --columns 4",
     "--model runs/digits --out folder -n 50000 --index 10000:20000",
 )
-MANIFEST = "samples.json"
+_OUT = """FILE.png: a grid; FILE.gif: the grid on its way from noise; FILE.npz: one uint8 array `images` (N, C, H, W); else a
+folder with a PNG file for each sample. A folder or an array that was stopped is completed by the same command, and
+processes started by torchrun share the work."""
+_KINDS = ("", ".npz", ".png", ".gif")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     takes_model(parser)
-    out = "FILE.png: a grid; FILE.npz: one uint8 array; else a folder: a PNG file for each sample, those there are kept"
-    parser.add_argument("--out", required=True, metavar="PATH", help=out)
+    spacing = f"of fewer than T moves: {', '.join(plans.SPACINGS)} (default even for ddpm, quadratic for the others)"
+    parser.add_argument("--out", required=True, metavar="PATH", help=_OUT)
     parser.add_argument("-n", type=int, metavar="N", help="samples 0..N-1 (default 64)")
     parser.add_argument("--index", type=_range, metavar="A:B", help="just the samples A..B-1")
     parser.add_argument("--sampler", default="ddpm", help=f"{', '.join(samplers.NAMES)} (default ddpm)")
-    parser.add_argument("--steps", type=int, metavar="N", help="moves, evenly spaced (default T)")
+    parser.add_argument("--steps", type=int, metavar="N", help="moves (default T)")
+    parser.add_argument("--spacing", metavar="NAME", help=spacing)
     parser.add_argument("--eta", type=float, default=0.0, metavar="X", help="of ddim: 0 (default) is noise-free")
+    label = "the class, of a run trained with classes; of several K,K,... sample k gets the k-th in turn"
+    parser.add_argument("--label", type=_labels, default=(), metavar="K", help=label)
+    guidance = "how far towards the class: 1 (default) is the network as it is, more leans further"
+    parser.add_argument("--guidance", type=float, default=1.0, metavar="S", help=guidance)
     parser.add_argument("--columns", type=int, default=8, metavar="N", help="of the grid (default 8)")
     parser.add_argument("--scale", type=int, metavar="N", help="enlarge the grid's pixels by this factor")
+    parser.add_argument("--frames", type=int, default=40, metavar="N", help="of the animation, at most (default 40)")
+
+
+def spacing_for(sampler: str) -> str:
+    """The spacing of few moves that served best: ddpm on trained networks, the others also with exact ones."""
+    return "even" if sampler == "ddpm" else "quadratic"
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
     """Draw samples into `args.out`."""
+    rank, size = processes()
     model, out = open_run(args.model, args.device), Path(args.out)
-    options = {"sampler": args.sampler, "steps": args.steps, "eta": args.eta, "seed": args.seed}
-    size = positive_int("batch_size", args.batch_size)
-    drawing = Drawing(model, _index(args.n, args.index), size, options, not args.quiet)
-    drawing.trajectory(range(0))  # every option is checked before anything is written
+    options = {
+        "sampler": args.sampler, "steps": model.diffusion.T if args.steps is None else args.steps,
+        "spacing": args.spacing or spacing_for(args.sampler), "eta": args.eta, "seed": args.seed,
+    }  # fmt: skip
+    batch, show = positive_int("batch_size", args.batch_size), not args.quiet and rank == 0
+    index = _index(args.n, args.index)
+    drawing = Drawing(model, index, batch, options, args.label, _guidance(args), show, rank, size)
+    drawing.trajectory(range(len(args.label)))  # every option is checked before anything is written
     kind = "" if out.is_dir() else out.suffix.lower()
-    if kind not in ("", ".png", ".npz"):
-        raise ValueError(f"out: {out} ends neither in .png nor in .npz, and is no folder")
-    if kind != ".npz" and model.shape[0] not in (1, 3):
-        raise ValueError(f"out: PNG files hold 1 or 3 channels, but the model draws {model.shape[0]}; .npz takes any")
+    _check_kind(kind, out, model.shape[0], size)
     scale = max(1, 64 // max(model.shape[1:])) if args.scale is None else args.scale
-    image_grid(np.zeros((1, 1, 1, 1), np.uint8), args.columns, scale)  # they are checked before the work
+    image_grid(np.zeros((1, 1, 1, 1), np.uint8), args.columns, scale)
+    frames = as_int("frames", args.frames, 2, 1000)
+    done = True
     with naming(f"out {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
         if kind == ".npz":
-            with replacing(out) as stream:
-                np.savez_compressed(stream, images=drawing.pixels())
+            done = save_array(drawing, out)
         elif kind == ".png":
             save_png(image_grid(drawing.pixels(), args.columns, scale), out)
+        elif kind == ".gif":
+            states = drawing.frames(_positions(options["steps"], frames))
+            _save_gif([image_grid(state, args.columns, scale) for state in states], out)
         else:
-            drawing.fill(out)
-    yield os.fspath(out)
+            save_folder(drawing, out)
+    if done:
+        yield os.fspath(out)
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """Which samples of a run to draw, and how: a sample is a function of the run, its number and `options` only."""
+def _check_kind(kind: str, out: Path, channels: int, processes: int) -> None:
+    if kind not in _KINDS:
+        raise ValueError(f"out: {out} ends neither in .png, .gif nor .npz, and is no folder")
+    if kind != ".npz" and channels not in (1, 3):
+        raise ValueError(f"out: pictures have 1 or 3 channels, but the model draws {channels}; .npz takes any")
+    if kind in (".png", ".gif") and processes > 1:
+        raise ValueError(f"out: {processes} processes share a folder or an .npz file, not one picture")
 
-    run: Run
-    index: range
-    batch_size: int
-    options: dict[str, Any]
-    """Of `Diffusion.sample`."""
-    progress: bool = False
 
-    def trajectory(self, index: range, progress: bool = False) -> Iterator[Step]:
-        """The samples `index` on their way."""
-        return self.run.diffusion.trajectory(
-            self.run.denoiser, (len(index), *self.run.shape), index=index,
-            backend="torch", device=device_of(self.run), progress=progress, **self.options,
-        )  # fmt: skip
+def _positions(moves: int, frames: int) -> frozenset[int]:
+    """At most `frames` positions of a plan, from its start, 0, to its end: denser near the data, where pictures change."""
+    from_the_end = Diffusion(schedules.constant(moves, 0.5)).timesteps(min(frames - 1, moves), "quadratic")
+    return frozenset(moves - k for k in from_the_end)
 
-    def batch(self, index: range, progress: bool) -> NDArray[np.uint8]:
-        """The samples `index` as pixels (n, C, H, W)."""
-        x = None
-        for step in self.trajectory(index, progress):
-            x = step.x
-        return to_uint8(backends.get("torch").to_numpy(x))
 
-    def pixels(self) -> NDArray[np.uint8]:
-        """All samples as pixels (n, C, H, W)."""
-        return np.concatenate([self.batch(part, show) for part, show in self._batches(self.index)])
+def _save_gif(frames: list[NDArray[np.uint8]], file: Path) -> None:
+    """Write pictures (height, width, 1 or 3) as an endless animation that rests on the last."""
+    from PIL import Image
 
-    def fill(self, folder: Path) -> None:
-        """Write each sample to a file of the folder, named by its number; those that are there are kept.
+    first, *rest = (Image.fromarray(f[..., 0] if f.shape[-1] == 1 else f) for f in frames)
+    durations = [80] * len(rest) + [2500]  # milliseconds
+    with replacing(file) as stream:
+        first.save(stream, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
-        A batch that lacks one file is drawn as a whole, so that a run that was stopped ends with the same files. Under
-        torchrun each process takes its share of the batches.
-        """
-        self._claim(folder)
-        rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-        for number, (part, show) in enumerate(self._batches(self.index)):
-            missing = [k for k in part if not (folder / f"{k:06d}.png").exists()]
-            if missing and number % size == rank:
-                pixels = self.batch(part, show)
-                for k in missing:
-                    save_png(pixels[k - part.start].transpose(1, 2, 0), folder / f"{k:06d}.png")
 
-    def _batches(self, index: range) -> Iterator[tuple[range, bool]]:
-        return batches(index, self.batch_size, self.progress)
+def _labels(text: str) -> tuple[int, ...]:
+    if not all(word.isdecimal() for word in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no class number, nor several with commas between")
+    return tuple(int(word) for word in text.split(","))
 
-    def _claim(self, folder: Path) -> None:
-        """Note in the folder what its samples are; refuse a folder with others."""
-        weights = hashlib.sha256()
-        for tensor in self.run.net.state_dict().values():
-            weights.update(tensor.cpu().contiguous().numpy().tobytes())
-        own = {**self.options, "step": self.run.step, "weights": weights.hexdigest()}
-        file = folder / MANIFEST
-        if file.exists():
-            try:
-                theirs = dict(json.loads(file.read_bytes()))
-            except (ValueError, TypeError):
-                raise ValueError(f"out: {file} is damaged; choose another folder") from None
-            for key, value in own.items():
-                if theirs.get(key) != value:
-                    raise ValueError(f"{key}: {value} differs from the {theirs.get(key)} of the samples in {folder}")
-            return
-        if folder.is_dir() and any(folder.glob("*.png")):
-            raise ValueError(f"out: {folder} holds pictures that are not samples of ours; choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as stream:
-            stream.write(json.dumps(own, indent=2).encode() + b"\n")
+
+def _guidance(args: argparse.Namespace) -> float:
+    scale = real("guidance", args.guidance)
+    if scale != 1.0 and not args.label:
+        raise ValueError(f"guidance: {scale} leans towards a class; --label names it")
+    return scale
 
 
 def _range(text: str) -> range:

@@ -24,6 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="D", help="one of the backend's; by default its own choice")
     parser.add_argument("--dtype", default="float64", metavar="F", help="float64 (default) or float32")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only what failed, and the count")
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
@@ -40,9 +41,12 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     else:
         results = []
         width = max(map(len, verify.NAMES))
-        yield f"{'identity':{width}}  max error      bound  unit      verdict"
+        if not args.quiet:
+            yield f"{'identity':{width}}  max error      bound  unit      verdict"
         for r in measured:
             results.append(r)
+            if r.ok and args.quiet:
+                continue
             verdict = "ok" if r.ok else "FAILED" if r.error is None else f"FAILED ({' '.join(r.error.split())})"
             yield f"{r.identity:{width}}  {r.max_error:9.2g}  {r.bound:9.2g}  {r.unit:8}  {verdict}"
         failed = sum(not r.ok for r in results)

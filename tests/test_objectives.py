@@ -1,0 +1,193 @@
+"""The objectives' benchmark: its data, its table, what it finishes and what it keeps, and its verdicts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("torch")
+training = pytest.importorskip("tinyddpm.training")
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A benchmark as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return __import__
+
+
+@pytest.fixture
+def tiny(script, monkeypatch, tmp_path):
+    """The benchmark at a size of seconds, on digits enlarged to 14x14."""
+    module = script("objectives")
+    digits = training.load("digits")
+    pixels = np.pad(digits.pixels[:, 0] * 15, ((0, 0), (3, 3), (3, 3)))
+    (tmp_path / "data").mkdir()
+    for name, part in (("train", slice(0, 400)), ("test", slice(400, 500))):
+        np.savez(tmp_path / "data" / f"{name}.npz", images=pixels[part], labels=digits.labels[part])
+    settings = {**module.SIZES["smoke"].settings, "steps": 3, "T": 4, "channels": 4}
+    monkeypatch.setitem(module.SIZES, "smoke", module.Size(settings, 6, 24))
+    folders = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs")]
+    return module, ["--smoke", "-q", "--device", "cpu", *folders]
+
+
+def test_the_table_the_claims_and_the_picture(tiny, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    module, argv = tiny
+    files = [word for kind in ("json", "md", "png") for word in (f"--{kind}", str(tmp_path / f"o.{kind}"))]
+    files = [{"--md": "--markdown", "--png": "--plot"}.get(word, word) for word in files]
+    only = ["eps, L_simple", "mu, L, learned variance", "eps, L_hybrid, learned range"]
+    module.main([*argv, "--only", *only, *files])
+    found = json.loads((tmp_path / "o.json").read_text())
+    assert [row["name"] for row in found["rows"]] == [
+        "eps, L_simple", "eps, L_hybrid, learned range", "mu, L, learned variance", "(training images)"
+    ]  # fmt: skip
+    for row in found["rows"][:-1]:
+        assert set(module.LABELS) < set(row)
+        assert all(row[name]["error"] >= 0 for name in module.LABELS)
+    claimed = {(c["measure"], c["less"], c["more"]) for c in found["claims"]}
+    assert ("frechet", "eps, L_simple", "mu, L, learned variance") in claimed
+    assert ("bits", "eps, L_hybrid, learned range", "eps, L_simple") in claimed
+    assert (tmp_path / "o.png").read_bytes()[:4] == b"\x89PNG"
+    shown = capsys.readouterr().out
+    assert "| 3.17 " in shown
+    assert "| 23.69 " in shown
+    assert (tmp_path / "o.md").read_text().endswith(shown.rstrip("\n") + "\n")
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("done already")
+
+    for name in ("train", "train_classifier", "score", "draw"):
+        monkeypatch.setattr(module, name, refuse)
+    module.main([*argv, "--only", *only, "--json", str(tmp_path / "again.json")])
+    assert json.loads((tmp_path / "again.json").read_text()) == found
+
+
+def test_a_training_that_fails_is_a_row(tiny, tmp_path, capsys, monkeypatch):
+    module, argv = tiny
+
+    def train(config, progress):
+        raise ValueError("loss: nan at step 2; a smaller lr may help")
+
+    monkeypatch.setattr(module, "train", train)
+    module.main([*argv, "--only", "mu, L_simple", "--json", str(tmp_path / "o.json")])
+    shown = capsys.readouterr().out
+    assert "failed" in shown
+    assert "mu, L_simple: loss: nan at step 2" in shown
+    assert json.loads((tmp_path / "o.json").read_text())["rows"][0]["failed"].startswith("loss: nan")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--only", "score, L"], "score, L"),
+        (["--smoke", "--full"], "not allowed"),
+        (["--smoke"], "dataset-fashion-mnist"),
+    ],
+)
+def test_bad_input_is_one_line(script, words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = script("objectives")
+    monkeypatch.setattr(script("fashion"), "SOURCE", tmp_path / "missing")
+    assert script("_report").run(module.main, ["-q", *words]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert said in err
+
+
+def test_a_verdict_needs_twice_the_error(script):
+    """Bits image by image, so that what the images have in common falls out; distances by their own errors."""
+    module = script("objectives")
+    each = np.random.default_rng(0).normal(3, 2, 100)
+
+    def row(name, bits, frechet=0.0):
+        return module.Row(name, {"frechet": module.Estimate(frechet, 0.3)}, bits, np.zeros((0, 1, 1, 1), np.uint8))
+
+    less, more = row("a", each, 1.0), row("b", each + 0.1 + 0.01 * each[::-1], 2.0)
+    assert module.verdict("bits", less, more)["verdict"] == "holds"
+    assert module.verdict("bits", more, less)["verdict"] == "does not hold"
+    assert module.verdict("bits", less, more)["difference"] == pytest.approx(0.13, abs=0.01)
+    assert module.verdict("frechet", less, more) == {
+        "measure": "frechet", "less": "a", "more": "b", "difference": 1.0, "error": pytest.approx(0.3 * 2**0.5),
+        "verdict": "holds",
+    }  # fmt: skip
+    assert module.verdict("frechet", less, row("c", each, 1.5))["verdict"] == "undecided"
+    failed = module.Row("d", {}, np.zeros(0), np.zeros((0, 1, 1, 1), np.uint8), "loss: nan")
+    assert "failed" in module.verdict("bits", less, failed)["verdict"]
+
+
+def test_every_claim_is_of_rows_that_are_there(script):
+    module = script("objectives")
+    names = [objective.name for objective in module.OBJECTIVES]
+    assert len({objective.folder for objective in module.OBJECTIVES}) == len(names)
+    assert {name for _, *pair in module.CLAIMS for name in pair} <= set(names)
+    assert {measure for measure, *_ in module.CLAIMS} <= set(module.LABELS)
+    for objective in module.OBJECTIVES:  # each is a run that a config accepts
+        for size in module.SIZES.values():
+            training.TrainConfig(
+                predicts=objective.predicts, objective=objective.objective, variance=objective.variance, **size.settings
+            )
+
+
+# The data.
+
+
+@given(st.integers(0, 2**32), st.integers(1, 3))
+def test_halving_rounds_each_mean_to_the_nearest(seed, count):
+    import sys
+
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import fashion
+
+    images = np.random.default_rng(seed).integers(0, 256, (count, 4, 6), dtype=np.uint8)
+    found = fashion.halved(images)
+    assert found.dtype == np.uint8
+    for i in range(count):
+        for row in range(2):
+            for column in range(3):
+                mean = float(images[i, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].mean())
+                assert found[i, row, column] == round(mean)  # Python's round: ties to even
+
+
+def test_halving_makes_a_set_no_brighter(script):
+    """Truncation would darken it by 3/8 of a level on average; rounding .5 up would brighten it by 1/8."""
+    images = np.random.default_rng(0).integers(0, 256, (400, 28, 28), dtype=np.uint8)
+    bias = script("fashion").halved(images).mean() - images.mean()
+    assert abs(bias) < 0.01  # the rounding of 78 400 pixels: 0.28 / 280 = 0.001
+
+
+@pytest.mark.parametrize("side", [14, 28])
+def test_the_files_are_made_from_idx_and_kept(script, tmp_path, capsys, side):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (3, 28, 28), dtype=np.uint8), np.array([0, 9, 4], np.uint8)
+    for part in ("train", "t10k"):
+        head = b"\0\0\x08\x03" + np.array([3, 28, 28], ">u4").tobytes()
+        (tmp_path / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(head + images.tobytes()))
+        head = b"\0\0\x08\x01" + np.array([3], ">u4").tobytes()
+        (tmp_path / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(head + labels.tobytes()))
+    fashion, out = script("fashion"), tmp_path / "out"
+    fashion.main(["--source", str(tmp_path), "--out", str(out), "--side", str(side)])
+    loaded = training.load(out / "train.npz")
+    np.testing.assert_array_equal(loaded.pixels[:, 0], images if side == 28 else fashion.halved(images))
+    np.testing.assert_array_equal(loaded.labels, labels)
+    assert capsys.readouterr().out.split() == [str(out / "train.npz"), str(out / "test.npz")]
+    before = (out / "test.npz").stat().st_mtime_ns
+    fashion.main(["--source", str(tmp_path / "nowhere"), "--out", str(out)])
+    assert (out / "test.npz").stat().st_mtime_ns == before
+
+
+def test_the_example_config_is_one(script):
+    """The Fashion-MNIST model's settings are accepted, and name the files that the script writes."""
+    given = tomllib.loads((ROOT / "examples" / "fashion14.toml").read_text())
+    config = training.TrainConfig.from_dict(given)
+    assert config.data == "data/fashion14/train.npz"
+    assert config.held_out == 0

@@ -1,0 +1,124 @@
+"""How like real images a run's samples are: the part of ``tinyddpm evaluate`` that draws."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyddpm import backends, samplers
+from tinyddpm._array import as_int
+from tinyddpm._commands.runs import batches, device_of, held_out
+from tinyddpm._commands.sample import spacing_for
+from tinyddpm.training import Images, Run, fid, to_levels
+from tinyddpm.training.classifier import Classifier, train_classifier
+from tinyddpm.training.distances import GROUPS, Estimate, compare
+
+__all__ = ["Quality", "arguments", "draw", "lines"]
+
+_LABELS = {
+    "frechet": "classifier Frechet distance",
+    "kernel": "classifier kernel distance",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags."""
+    distances = """draw N samples and compare them with the images: Frechet and kernel distance, precision and recall, in the
+    features of a classifier trained on the run's own data, which need labels"""
+    classifier = "take the classifier that is kept there, or train one and keep it there (default: train one)"
+    sampler = f"of those samples: {', '.join(samplers.NAMES)} (default ddpm)"
+    parser.add_argument("--distances", type=int, metavar="N", help=distances)
+    parser.add_argument("--classifier", metavar="DIR", help=classifier)
+    parser.add_argument("--sampler", default="ddpm", help=sampler)
+    parser.add_argument("--steps", type=int, metavar="N", help="their moves (default T)")
+    parser.add_argument("--fid", action="store_true", help="their FID too, by torch-fidelity where it is installed")
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What `args` ask for; `measure` is the work."""
+
+    args: argparse.Namespace
+    run: Run
+    real: Images
+    training: Images
+    classifier: Classifier
+
+    @classmethod
+    def prepared(cls, args: argparse.Namespace, run: Run) -> Quality | None:
+        """With a classifier, and checked; None where no distances are asked for."""
+        if args.distances is None:
+            for name in ("fid", "classifier"):
+                if getattr(args, name):
+                    raise ValueError(f"{name}: --distances N says how many samples to compare")
+            return None
+        as_int("distances", args.distances, 2 * GROUPS, 2**31)
+        run.diffusion.trajectory(run.denoiser, (0, *run.shape), backend="torch", **_options(args))  # is checked at once
+        if args.fid:
+            fid.measure()
+        training, real = run.config.images().split(run.config.held_out)[0], held_out(run, args.data)
+        as_int("data: the number of images", len(real), 2 * GROUPS, 2**62)
+        if args.classifier is not None and Path(args.classifier).exists():
+            classifier = Classifier.load(args.classifier).to(device_of(run))
+        else:
+            classifier = train_classifier(training, device=device_of(run), progress=not args.quiet)
+            if args.classifier is not None:
+                classifier.save(args.classifier)
+        return cls(args, run, real, training, classifier)
+
+    def measure(self) -> dict[str, Any]:
+        """Each distance of the samples to the images, beside that of as many training images (or all of them)."""
+        args, features = self.args, self.classifier.features
+        samples = draw(self.run, args.distances, _options(args), batch_size=args.batch_size, progress=not args.quiet)
+        real, few = features(self.real), self.training.rows(slice(len(samples)))
+        own, training = compare(features(samples), real), compare(features(few), real)
+        found: dict[str, Any] = {
+            name: {**_entry(estimate), **{f"training_{key}": value for key, value in _entry(training[name]).items()}}
+            for name, estimate in own.items()
+        }
+        if self.real.labels is not None:
+            found["accuracy"] = _entry(self.classifier.accuracy(self.real))
+        if args.fid:
+            found["fid"] = fid.fid(samples, self.real, device_of(self.run))
+        return {"samples": len(samples), **found}
+
+
+def draw(run: Run, count: int, options: dict[str, Any], *, batch_size: int = 250, progress: bool = False) -> Images:
+    """The samples 0..count-1, at the levels of the data; `options` are those of `Diffusion.sample`."""
+    torch, parts = backends.get("torch"), []
+    for index, show in batches(range(count), batch_size, progress):
+        x = run.diffusion.sample(
+            run.denoiser, (len(index), *run.shape), index=index,
+            backend="torch", device=device_of(run), progress=show, **options,
+        )  # fmt: skip
+        parts.append(to_levels(torch.to_numpy(x), run.levels))
+    return Images(np.concatenate(parts), run.levels)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    spacing = spacing_for(args.sampler)
+    return {"sampler": args.sampler, "steps": args.steps, "spacing": spacing, "seed": args.seed}
+
+
+def _entry(estimate: Estimate) -> dict[str, float]:
+    return {"mean": estimate.value, "error": estimate.error}
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """What `Quality.measure` found, in words."""
+    yield f"samples: {found['samples']}"
+    for name, label in _LABELS.items():
+        entry = found[name]
+        training = f"(training images: {entry['training_mean']:.4f} +- {entry['training_error']:.4f})"
+        yield f"{label}: {entry['mean']:.4f} +- {entry['error']:.4f} {training}"
+    if "accuracy" in found:
+        yield f"classifier accuracy: {found['accuracy']['mean']:.4f} +- {found['accuracy']['error']:.4f}"
+    if "fid" in found:
+        yield f"FID: {found['fid']:.4f}"
