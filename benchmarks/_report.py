@@ -6,7 +6,9 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -62,6 +64,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
     rule = [("-" * (n - 1) + ":") if r else "-" * n for n, r in zip(widths, right, strict=True)]
     return "\n".join([line(header), line(rule), *map(line, cells)])
+
+
+def alternating(tasks: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each task. Every round runs each once, so that what else the machine does falls on all alike; a round
+    that does not count goes first."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(rounds + 1):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
 def write_json(file: Path | None, value: Any) -> None:

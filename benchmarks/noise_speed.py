@@ -1,22 +1,22 @@
-"""How fast noise is drawn, beside NumPy's own generator: `python benchmarks/noise_speed.py [--json FILE]`.
+"""How fast noise is drawn, beside NumPy's own generators.
 
-One thread. Each round times every draw once, so that whatever else the machine does falls on all alike; the medians are
-compared.
+`python benchmarks/noise_speed.py [--rounds N] [--json FILE] [--markdown FILE]`
+
+float32 unless it says otherwise, on one thread; medians of draws that alternate. "words" are the random bits alone, which the
+layout needs whatever is made of them: ours can't be faster than they are.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import _report
 import numpy as np
 
 from tinyddpm import noise
+from tinyddpm._array import positive_int
 
 SHAPE = (64, 3, 32, 32)
 
@@ -29,9 +29,9 @@ def draws() -> dict[str, Callable[[], Any]]:
     shuffled = np.random.default_rng(0).permutation(count)
     words = np.random.Philox(0)
     return {
-        "numpy standard_normal (Philox)": lambda: generator.standard_normal(SHAPE, dtype=np.float32),
         "numpy standard_normal (PCG64)": lambda: default.standard_normal(SHAPE, dtype=np.float32),
-        "numpy Philox, words alone": lambda: words.random_raw(int(np.prod(SHAPE)) // 2),
+        "numpy standard_normal (Philox)": lambda: generator.standard_normal(SHAPE, dtype=np.float32),
+        "words (Philox)": lambda: words.random_raw(int(np.prod(SHAPE)) // 2),
         "tinyddpm, a range": lambda: noise.normal(0, range(count), 1, shape),
         "tinyddpm, shuffled samples": lambda: noise.normal(0, shuffled, 1, shape),
         "tinyddpm, float64": lambda: noise.normal(0, range(count), 1, shape, dtype="float64"),
@@ -39,36 +39,30 @@ def draws() -> dict[str, Callable[[], Any]]:
 
 
 def measure(rounds: int) -> list[dict[str, Any]]:
-    """Alternating medians, in ns per element and as a ratio to the yardstick."""
-    functions = draws()
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    """Medians, in ns per element, and how many times as fast as the yardstick."""
+    medians = _report.alternating(draws(), rounds)
     yardstick = next(iter(medians.values()))
     return [
-        {"draw": name, "ns_per_element": 1e9 * median / np.prod(SHAPE), "ratio": median / yardstick}
+        {"draw": name, "ns_per_element": 1e9 * median / np.prod(SHAPE), "speed": yardstick / median}
         for name, median in medians.items()
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=100, help="how often each draw is timed (default: 100)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
-    options = parser.parse_args()
-    if options.rounds < 1:
-        parser.error(f"--rounds: {options.rounds} is not positive")
-    rows = measure(options.rounds)
-    print(f"{'float32 noise of shape ' + str(SHAPE):36} ns/element   ratio")
-    for row in rows:
-        print(f"{row['draw']:36} {row['ns_per_element']:10.2f}  {row['ratio']:6.2f}")
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+def main(argv: Sequence[str]) -> None:
+    """Measure, print, write."""
+    parser = _report.Parser(description=_report.about(__doc__).splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=100, metavar="N", help="draws of each (default: 100)")
+    for name in ("json", "markdown"):
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the rows there, as {name}")
+    options = parser.parse_args(argv)
+    rows = measure(positive_int("--rounds", options.rounds))
+    cells = [[row["draw"], row["ns_per_element"], row["speed"]] for row in rows]
+    about = _report.environment()
+    text = f"{_report.table(['draw', 'ns/element', 'speed'], cells)}\n\n{SHAPE}; {_report.described(about)}.\n"
+    print(text)
+    _report.write_text(options.markdown, f"# {_report.about(__doc__)}\n\n{text}")
+    _report.write_json(options.json, {**about, "shape": list(SHAPE), "rows": rows})
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(_report.run(main))

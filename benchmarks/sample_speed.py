@@ -5,7 +5,8 @@
 Each row is the median of a few whole runs, after one to warm up, until the samples are on the host. "outside" is what a further
 run spends outside the network, the device waited for before and after each call: where calls overlap with other work that is
 more than they cost. The default model is the exact network of a mixture of Gaussians, which runs on any backend; the others
-are Torch networks, reached through `nn.to_backend`. `--peer diffusers` times its schedulers' loop around the same network.
+are Torch networks, reached through `nn.to_backend`. `--peer diffusers` times its pipeline with the same weights, and for the
+mixture its schedulers' loop around the same network. `--compile` and `--autocast` are those of `sample`, for ours alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import _report
@@ -45,14 +47,14 @@ def unet(backend: backends.Backend, device: str, dtype: str) -> Model:
     from tinyddpm import nn
 
     net = nn.UNet(8, in_channels=1, channels=32, mults=(1, 2), res_blocks=1, attention=(4,))
-    return Diffusion(), Denoiser(_placed(net, backend, device, dtype)), (1, 8, 8)
+    return Diffusion(), Denoiser(_placed(net, backend, device, dtype), first_t=0), (1, 8, 8)
 
 
 def cifar10(backend: backends.Backend, device: str, dtype: str) -> Model:
     """[Ho]'s network of 35.7 million parameters, untrained."""
     from tinyddpm import nn
 
-    return Diffusion(), Denoiser(_placed(nn.UNet.cifar10(), backend, device, dtype)), (3, 32, 32)
+    return Diffusion(), Denoiser(_placed(nn.UNet.cifar10(), backend, device, dtype), first_t=0), (3, 32, 32)
 
 
 MODELS: dict[str, Callable[..., Model]] = {"analytic": analytic, "unet": unet, "unet-cifar10": cifar10}
@@ -73,7 +75,7 @@ def _placed(net: Any, backend: backends.Backend, device: str, dtype: str) -> Any
     from tinyddpm.nn import to_backend
 
     net = net.eval().requires_grad_(False).to(device, getattr(torch, dtype), memory_format=torch.channels_last)
-    return to_backend(net, backend.name)
+    return net if backend.name == "torch" else to_backend(net, backend.name)
 
 
 class Timed:
@@ -82,11 +84,11 @@ class Timed:
     def __init__(self, net: Any, backend: backends.Backend) -> None:
         self.net, self.backend, self.seconds, self.calls = net, backend, 0.0, 0
 
-    def __call__(self, x: Array, t: Array) -> Array:
+    def __call__(self, x: Array, t: Array, **rest: Any) -> Array:
         self._wait(x)
         start = time.perf_counter()
-        out = self.net(x, t)
-        self._wait(out)
+        out = self.net(x, t, **rest)
+        self._wait(out[0] if isinstance(out, tuple) else getattr(out, "sample", out))
         self.seconds += time.perf_counter() - start
         self.calls += 1
         return out
@@ -96,17 +98,57 @@ class Timed:
 
 
 def ours(model: Model, sampler: str, options: argparse.Namespace) -> Callable[[Any], Array]:
-    """A run of ours, given the network."""
+    """A run of ours, with `net` in place of the network where it is not None."""
     d, denoiser, shape = model
 
     def run(net: Any) -> Array:
-        return d.sample(replace(denoiser, net=net), (options.batch, *shape), sampler=sampler, steps=options.steps,
-                        backend=options.backend, device=options.device, dtype=options.dtype)  # fmt: skip
+        timed, faster = (denoiser, _faster(options)) if net is None else (replace(denoiser, net=net), {})
+        return d.sample(timed, (options.batch, *shape), sampler=sampler, steps=options.steps,
+                        backend=options.backend, device=options.device, dtype=options.dtype, **faster)  # fmt: skip
 
     return run
 
 
-def diffusers(model: Model, sampler: str, options: argparse.Namespace) -> Callable[[Any], Array]:
+def _faster(options: argparse.Namespace) -> dict[str, Any]:
+    """What `sample` is asked for beyond the plain run; nothing that another backend than Torch would refuse."""
+    chosen = {"compile": options.compile, "autocast": options.autocast}
+    return {name: value for name, value in chosen.items() if value}
+
+
+def pipeline(model: Model, sampler: str, options: argparse.Namespace) -> Callable[[Any], Array]:
+    """The same run by diffusers' pipeline, with the same weights."""
+    import diffusers
+    import torch
+
+    from tinyddpm.nn import save_diffusers
+
+    d, denoiser, _ = model
+    net: Any = denoiser.net
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs, of what they will remove
+        save_diffusers(Path(folder) / "model", net, d, denoiser)
+        kind = getattr(diffusers, {"ddpm": "DDPMPipeline", "ddim": "DDIMPipeline"}[sampler])
+        made = kind.from_pretrained(Path(folder) / "model", low_cpu_mem_usage=False)
+    made.unet.to(options.device, getattr(torch, options.dtype), memory_format=torch.channels_last)
+    made.set_progress_bar_config(disable=True)
+
+    def run(net: Any) -> Array:
+        unet = made.unet
+        if net is not None:
+            net.net = unet.forward
+            unet.forward = lambda x, t, **rest: net(x, t, **rest)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # theirs, of NumPy 2's array protocol and of what they will remove
+                images = made(batch_size=options.batch, num_inference_steps=options.steps, output_type="np").images
+        finally:
+            vars(unet).pop("forward", None)
+        return torch.from_numpy(images)
+
+    return run
+
+
+def loop(model: Model, sampler: str, options: argparse.Namespace) -> Callable[[Any], Array]:
     """The same run as diffusers' pipelines make it: the loop around the scheduler of the same name, on the same plan."""
     import diffusers
     import torch
@@ -125,25 +167,46 @@ def diffusers(model: Model, sampler: str, options: argparse.Namespace) -> Callab
             scheduler.set_timesteps(options.steps)
             x = torch.randn((options.batch, *shape), device=place, dtype=dtype)
             for t in scheduler.timesteps:
-                out = net(x, torch.full((options.batch,), int(t) + shift, device=place))
+                out = (net or denoiser.net)(x, torch.full((options.batch,), int(t) + shift, device=place))
                 x = scheduler.step(out, t, x).prev_sample
         return x
 
     return run
 
 
-def measured(run: Callable[[Any], Array], net: Any, backend: backends.Backend, repeats: int) -> dict[str, float]:
-    """Seconds of a whole run, and what of a further one is outside the network."""
+def measured(
+    runs: dict[str, Callable[[Any], Array]], nets: dict[str, Any], backend: backends.Backend, repeats: int
+) -> dict[str, dict[str, float]]:
+    """Seconds of each library's whole runs, which alternate, and what of a further one is outside the network, of `nets`."""
 
-    def seconds(net: Any) -> float:
+    def once(run: Callable[[Any], Array], net: Any) -> float:
         start = time.perf_counter()
         backend.to_numpy(run(net))
         return time.perf_counter() - start
 
-    seconds(net)
-    whole = statistics.median(seconds(net) for _ in range(repeats))
-    timed = Timed(net, backend)
-    outside = seconds(timed) - timed.seconds
+    times: dict[str, list[float]] = {library: [] for library in runs}
+    for repeat in range(repeats + 1):
+        for library, run in runs.items():
+            if sys.stderr.isatty() or sum(map(sum, times.values())) > 10:
+                print(f"{library}: run {repeat} of {repeats}", file=sys.stderr)
+            times[library].append(once(run, None))
+    figures = {}
+    for library, run in runs.items():
+        once(run, Timed(nets[library], backend))  # a compiled one may be compiled anew
+        timed = Timed(nets[library], backend)
+        outside = once(run, timed) - timed.seconds
+        figures[library] = _figures(statistics.median(times[library][1:]), outside, timed)
+    return figures
+
+
+def _nets(net: Any, backend: backends.Backend, options: argparse.Namespace) -> dict[str, Any]:
+    """The network as each library calls it."""
+    faster: dict[str, Any] = {"compile": False, "autocast": None} | _faster(options)
+    prepared: Any = backend.prepared
+    return {"tinyddpm": prepared(net, **faster) if _faster(options) else net, "diffusers": net}
+
+
+def _figures(whole: float, outside: float, timed: Timed) -> dict[str, float]:
     return {
         "seconds": whole,
         "outside_share": outside / (outside + timed.seconds),
@@ -167,16 +230,15 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     options.steps = min(50, d.T) if options.steps is None else options.steps
     about = _report.environment(*(root.replace("cupy", "cupy-cuda12x") for root in backend.roots))
     for sampler in options.sampler:
-        for library, make in {"tinyddpm": ours, **({"diffusers": diffusers} if options.peer else {})}.items():
-            if library == "diffusers" and sampler not in ("ddpm", "ddim"):
-                continue
-            if sys.stderr.isatty():
-                print(f"{library} {sampler} ...", file=sys.stderr)
-            figures = measured(make(model, sampler, options), denoiser.net, backend, options.repeats)
+        runs = {"tinyddpm": ours(model, sampler, options)}
+        if options.peer and sampler in ("ddpm", "ddim"):
+            runs["diffusers"] = (loop if options.model == "analytic" else pipeline)(model, sampler, options)
+        for library, figures in measured(runs, _nets(denoiser.net, backend, options), backend, options.repeats).items():
             yield {
                 "library": library, "backend": options.backend, "device": options.device, "model": options.model,
                 "sampler": sampler, "shape": list(shape), "dtype": options.dtype, "threads": options.threads,
-                "batch": options.batch, "steps": options.steps, "images_per_s": options.batch / figures["seconds"],
+                "compile": options.compile, "autocast": options.autocast, "batch": options.batch,
+                "steps": options.steps, "images_per_s": options.batch / figures["seconds"],
                 "ms_per_move": 1e3 * figures["seconds"] / options.steps,
                 "outside_ms_per_move": 1e3 * figures["outside_s"] / options.steps,
                 **figures, "peak_memory_mb": _peak_memory(options), **about,
@@ -219,6 +281,8 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, metavar="N", help="moves (default: 50)")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="images at a time (default: 16)")
     parser.add_argument("--dtype", default="float32", help="default: float32")
+    parser.add_argument("--compile", action="store_true", help="compile the network (Torch)")
+    parser.add_argument("--autocast", metavar="DTYPE", help="run the network in bfloat16 or float16 (Torch)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of Torch on the CPU (default: 1)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs to take the median of (default: 3)")
     parser.add_argument("--peer", choices=["diffusers"], help="time its loop beside ours (Torch only)")
@@ -228,6 +292,9 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
         positive_int(f"--{name}", getattr(options, name))
     if unknown := [s for s in options.sampler if s not in samplers.NAMES]:
         raise LookupError(f"--sampler: {unknown[0]!r} is unknown; known are {', '.join(samplers.NAMES)}")
+    for name in ("compile", "autocast"):
+        if getattr(options, name) and backends.get(options.backend).prepared is None:
+            raise ValueError(f"--{name}: is Torch's, not {options.backend}'s")
     if options.peer and options.backend != "torch":
         raise ValueError(f"--peer: diffusers runs on the torch backend, not on {options.backend}")
     return options

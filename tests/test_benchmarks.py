@@ -52,9 +52,11 @@ def test_sample_speed_times_the_network_apart(script):
         time.sleep(0.05)
         return x
 
-    figures = script("sample_speed").measured(
-        lambda net: net(net(np.zeros((2, 3)), 1), 1), net, backends.get("numpy"), 1
-    )
+    def run(timed):
+        called = timed or net
+        return called(called(np.zeros((2, 3)), 1), 1)
+
+    figures = script("sample_speed").measured({"ours": run}, {"ours": net}, backends.get("numpy"), 1)["ours"]
     assert figures["seconds"] >= 0.1
     assert figures["calls"] == 2
     assert figures["outside_share"] < 0.3
@@ -134,7 +136,7 @@ def test_sampler_error_compares_equals(script, tmp_path, capsys):
     assert {e["sampler"] for e in same} == {"ddim", "dpm++2m", "unipc", "heun"}
     for entry in same:
         assert entry["ratio"] == pytest.approx(1, abs=2e-3), entry
-    best = [e for e in result["comparisons"] if e["comparison"] == "best"]
+    best = [e for e in result["comparisons"] if e["comparison"] in ("default", "best")]
     assert all(e["ratio"] < 1 for e in best)
     assert result["versions"]["diffusers"]
     assert files["e.md"].read_text().startswith("# How far")
@@ -190,3 +192,90 @@ def test_the_distances(script):
     assert module.energy_distance(x, x) == pytest.approx(0, abs=1e-6)
     point, other = np.zeros((5, 1)), np.full((7, 1), 2.0)
     assert module.energy_distance(point, other) == pytest.approx(math.sqrt(2 * 2.0))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_the_published_loop_has_our_terms(script, backend):
+    """On the same noise both find the same: their KLs and errors to float32 tables, their decoder's to its approximation."""
+    pytest.importorskip(backend)
+    from tinyddpm import Denoiser, Diffusion, backends, likelihood, noise, schedules
+
+    module, own = script("likelihood_speed"), backends.get(backend)
+    xp = np if backend == "numpy" else __import__(backend)
+    d = Diffusion(schedules.linear(20, 1e-3, 0.4))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32))
+    x0 = own.from_numpy(pixels / 127.5 - 1, dtype="float32")
+
+    def net(x_t, t):
+        return x_t / 2
+
+    theirs = module.Published(d, xp)(net, x0, lambda t: noise.like(x0, 0, range(2), t, stream=1))
+    terms, x0_mse, eps_mse = (own.to_numpy(a)[:, ::-1] for a in theirs)
+    ours = likelihood.vlb(d, Denoiser(net), x0, decoder="ho2020")
+    np.testing.assert_allclose(terms[:, 1:], ours.kl / ours.dims, rtol=1e-4)
+    np.testing.assert_allclose(terms[:, 0], ours.decoder / ours.dims, rtol=1e-4)
+    np.testing.assert_allclose(x0_mse, ours.x0_mse, rtol=1e-5)
+    np.testing.assert_allclose(eps_mse, ours.eps_mse, rtol=1e-4)
+
+
+def test_likelihood_speed(script, tmp_path, capsys):
+    """Two estimates of one bound by different noise: they agree within a hundredth; every figure is there."""
+    pytest.importorskip("torch")
+    files = {name: tmp_path / name for name in ("l.json", "l.md")}
+    script("likelihood_speed").main(["--batch", "8", "--steps", "20", "--rounds", "1", "--json", str(files["l.json"]),
+                                     "--markdown", str(files["l.md"])])  # fmt: skip
+    found = json.loads(files["l.json"].read_text())
+    assert [row["backend"] for row in found["rows"]] == ["numpy", "torch"]
+    for row in found["rows"]:
+        assert (row["batch"], row["steps"]) == (8, 20)
+        assert row["ratio"] == pytest.approx(row["published_seconds"] / row["ours_seconds"])
+        assert row["limit"] * row["noise_share"] == pytest.approx(row["ratio"])
+        assert row["bits_per_dim"] == pytest.approx(row["published_bits_per_dim"], rel=0.01)
+    assert found["versions"]["torch"]
+    assert files["l.md"].read_text().startswith("# How fast")
+    assert capsys.readouterr().out.count("\n| torch") == 1
+
+
+def test_import_time(script, tmp_path, capsys, monkeypatch):
+    """Each statement is timed in an interpreter of its own; what fails to import is named."""
+    module = script("import_time")
+    monkeypatch.setitem(module.IMPORTS, "diffusers", "import time; time.sleep(0.3)")
+    module.main(["--rounds", "1", "--json", str(tmp_path / "i.json"), "--markdown", str(tmp_path / "i.md")])
+    found = json.loads((tmp_path / "i.json").read_text())["milliseconds"]
+    assert found["diffusers"] >= 300
+    assert found["ratio"] == pytest.approx(found["diffusers"] / found["tinyddpm"])
+    assert found["beyond_numpy_ms"] == pytest.approx(found["tinyddpm"] - found["numpy"], rel=1e-9)
+    assert (tmp_path / "i.md").read_text().startswith("# How long")
+    assert "beyond NumPy" in capsys.readouterr().out
+    with pytest.raises(ImportError, match=r"import nothing_such: .*No module"):
+        module.seconds("import nothing_such")
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "said"),
+    [
+        ("likelihood_speed", ["--backend", "jax"], "jax"),
+        ("likelihood_speed", ["--steps", "1"], "--steps: 1"),
+        ("likelihood_speed", ["--rounds", "0"], "--rounds: 0"),
+        ("import_time", ["--rounds", "0"], "--rounds: 0"),
+    ],
+)
+def test_the_speed_scripts_refuse_bad_input(script, name, argv, said, capsys):
+    assert script("_report").run(script(name).main, argv) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_medians_of_alternating_runs(script):
+    """A task that sleeps takes that long; the first round does not count; each runs once a round."""
+    import time
+
+    calls = []
+
+    def slow():
+        calls.append("slow")
+        time.sleep(0.4 if len(calls) < 2 else 0.02)
+
+    seconds = script("_report").alternating({"slow": slow, "fast": lambda: calls.append("fast")}, 3)
+    assert calls == ["slow", "fast"] * 4
+    assert 0.02 <= seconds["slow"] < 0.4
+    assert seconds["fast"] < seconds["slow"]
