@@ -1,64 +1,142 @@
-"""README.md: its code runs, its commands parse, and what it names exists."""
+"""The documents: their code runs, their commands parse, what they name exists, and the site builds from them alone."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import pkgutil
 import re
 import shlex
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
+import pages
 import pytest
 
+import tinyddpm
+from tinyddpm import backends
 from tinyddpm.cli import COMMANDS, parser
 
-ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+README = pages.ROOT / "README.md"
+ELSEWHERE = {"README.md", "docs/derivation.md", "docs/tutorials/train.md"}
+"""Their code runs below, in test_derivation and in test_newcomer."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+@cache
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
 
 
-COMMAND_LINES = [line for block in blocks("console") for line in block.splitlines() if line.startswith("tinyddpm")]
-COMMAND_LINES += re.findall(r"`(tinyddpm [a-z][^`]*)`", TEXT)
+def with_code(page: Path) -> bool:
+    return pages.name(page) not in ELSEWHERE and any(pages.blocks(text(page), "python"))
 
 
-def test_the_code_runs_and_samples_have_the_datas_mean(capsys, monkeypatch):
-    from tinyddpm import backends
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backends that a page registers are forgotten after it; array-api-strict has none but the page's."""
+    known = {name: known for name, known in backends._registered.items() if name != "strict"}
+    monkeypatch.setattr(backends, "_registered", known)
 
-    monkeypatch.setattr(backends, "_registered", dict(backends._registered))
+
+@pytest.mark.parametrize("page", list(filter(with_code, pages.PAGES)), ids=pages.name)
+def test_the_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: None) -> None:
+    for library in set(re.findall(r"^(?:from|import) (torch|diffusers|jax|PIL)\b", text(page), flags=re.MULTILINE)):
+        pytest.importorskip(library)
+    monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
-    code = blocks("python")
-    assert len(code) == 3
-    assert len([line for line in code[0].splitlines() if line]) <= 8
+    for block in pages.blocks(text(page), "python"):
+        pages.run(block, page, namespace)
+
+
+def test_the_readmes_code_runs_and_samples_have_the_datas_mean(
+    capsys: pytest.CaptureFixture[str], registry: None
+) -> None:
+    namespace: dict[str, object] = {}
+    code = list(pages.blocks(text(README), "python"))
+    assert len([line for line in code[0].text.splitlines() if line]) <= 8
     for block in code:
-        exec(compile(block, "README.md", "exec"), namespace)
+        pages.run(block, README, namespace)
     printed = re.findall(r"-?\d+\.\d+", capsys.readouterr().out)
     # 1000 samples of std 0.6: four standard errors are 0.08. The mixture's std is sqrt(0.01 + 0.36) and sqrt(0.01 + 0.0225).
     assert [float(x) for x in printed] == pytest.approx([0.0, 0.15, 0.608, 0.180], abs=0.08)
     assert backends.get("mine").devices() == ("cpu",)
 
 
-def test_the_set_up_is_two_commands():
-    assert blocks("console")[0].split("\n") == ["make demo", "make test", ""]
+def test_the_set_up_is_two_commands() -> None:
+    assert next(pages.blocks(text(README), "console")).text == "make demo\nmake test\n"
 
 
-@pytest.mark.parametrize("line", COMMAND_LINES)
-def test_commands_parse(line):
+@pytest.mark.parametrize("line", sorted({line for page in pages.PAGES for line in pages.commands(text(page))}))
+def test_commands_parse(line: str) -> None:
     pytest.importorskip("torch")
-    _, name, *words = shlex.split(line)
+    _, *words = shlex.split(line)
+    if not words or words[0].startswith("-"):
+        return
+    name, *words = words
     assert name in COMMANDS
-    if words != ["--help"]:
+    if words and words != ["--help"]:
         parser(name).parse_args(words)
 
 
-@pytest.mark.parametrize("reference", re.findall(r"`(tests/\w+\.py::\w+)`", TEXT))
-def test_named_tests_exist(reference):
-    file, _, name = reference.partition("::")
-    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+@cache
+def functions(file: Path) -> set[str]:
+    return {node.name for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)}
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", TEXT))
-def test_links_lead_somewhere(link):
-    assert (ROOT / link).exists()
+@pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)
+def test_what_is_named_exists(page: Path) -> None:
+    """Tests by name, files of the repository, make's targets."""
+    for file, name in re.findall(r"`(tests/\w+\.py)::(\w+)`", text(page)):
+        assert name in functions(pages.ROOT / file), f"{file}::{name}"
+    for file in re.findall(r"(?:`|python )((?:benchmarks|tests|examples|docs|tinyddpm)/[\w./-]+\.\w+)", text(page)):
+        assert (pages.ROOT / file).exists() or "MODULE" in file, file
+    targets = set(re.findall(r"^([a-z-]+):", (pages.ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text(page), flags=re.MULTILINE)) <= targets
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in pages.links(text(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in pages.anchors(text(target)), link
+
+
+def test_every_page_is_fenced_in_pairs() -> None:
+    for page in pages.PAGES:
+        assert len(re.findall("^```", text(page), flags=re.MULTILINE)) == 2 * len(list(pages.blocks(text(page)))), page
+
+
+def test_every_public_module_has_its_reference() -> None:
+    documented = " ".join(text(page) for page in pages.PAGES if "docs/api" in pages.name(page))
+    for module in pkgutil.iter_modules(tinyddpm.__path__, "tinyddpm."):
+        if not module.name.rpartition(".")[2].startswith("_"):
+            assert re.search(rf"(automodule|autoclass):: {re.escape(module.name)}\b", documented) or any(
+                f"autoclass:: tinyddpm.{name}" in documented for name in importlib.import_module(module.name).__all__
+            ), module.name
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx")
+    pytest.importorskip("furo")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-c", "docs"]
+    done = subprocess.run(
+        [*command, "-d", tmp_path / "trees", ".", tmp_path / "site"],
+        cwd=pages.ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = {path.relative_to(tmp_path / "site").as_posix() for path in (tmp_path / "site").rglob("*") if path.is_file()}
+    assert {pages.name(page).removesuffix(".md") + ".html" for page in pages.PAGES} <= made
+    assert {"index.html", "_static/mathjax/tex-chtml.js"} <= made
+    for path in (tmp_path / "site").rglob("*.html"):
+        html = path.read_text(encoding="utf-8")
+        assert not re.findall(r"<(?:script|img|link)[^>]*(?:src|href)=\"(?:https?:)?//[^>]*>", html), path
+        for link in re.findall(r"<a[^>]* href=\"(?![a-z]+:)([^\"#]+)", html):
+            assert (path.parent / link).exists(), f"{path}: {link}"

@@ -1,0 +1,27 @@
+"""A schedule of your own: give alpha_bar, and the betas that have it come back, accurate to the last digits.
+
+Here log SNR falls in a straight line, so that every octave of noise gets as many steps; `alpha_bar` is its sigmoid.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinyddpm import Diffusion, schedules
+
+
+def straight(T: int, first: float = 10.0, last: float = -10.0) -> Diffusion:
+    """The diffusion of T steps whose log SNR runs evenly from `first` at t = 1 to `last` at t = T."""
+    log_snr = np.linspace(first, last, T)
+    return Diffusion(schedules.from_alpha_bar(1 / (1 + np.exp(-log_snr))))
+
+
+def main() -> None:
+    d = straight(50)
+    gaps = np.diff(d.log_snr[1:])
+    print(d)
+    print(f"log SNR from {d.log_snr[1]:.3f} to {d.log_snr[-1]:.3f}, in steps of {gaps.min():.6f} to {gaps.max():.6f}")
+
+
+if __name__ == "__main__":
+    main()
