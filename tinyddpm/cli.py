@@ -23,7 +23,7 @@ COMMANDS = {
     "demo": "train on real digits, draw new ones, score the model: a few minutes on two cores",
     "train": "train a U-Net on images",
     "sample": "draw samples from a trained run",
-    "evaluate": "bits per dimension of images under a trained run, with standard errors",
+    "evaluate": "bits per dimension of images under a trained run, distances of its samples, with standard errors",
     "plot": "draw a figure: schedules, the forward process, a run's loss, its bound, ...",
     "verify": "the identities behind the library, measured on this machine",
     "info": "versions, backends and devices here",

@@ -51,7 +51,7 @@ class Noise:
             for first in range(0, len(index), rows)
             for start in range(0, self.half, width or 1)
         ]
-        self._runs = {first: _runs(index[first:last], self.blocks) for first, last, _, _ in self.pieces}
+        self._runs = _runs(index, self.blocks, rows)
         self._work = np.empty((3, min(len(index), rows) * width), dtype)
         self._philox: Any = np.random.Philox(key=np.array([seed, stream], np.uint64))
         self._counter: Any = self._philox.state  # setting it is ten times faster than a new generator
@@ -129,11 +129,13 @@ class Noise:
         return r, cos, sin
 
 
-def _runs(index: NDArray[np.uint64], blocks: int) -> list[tuple[int, int]]:
-    """(first block, number of blocks) of each run of consecutive samples."""
+def _runs(index: NDArray[np.uint64], blocks: int, rows: int) -> dict[int, list[tuple[int, int]]]:
+    """For each `rows` of the index, by the first: (first block, number of blocks) of its runs of consecutive samples."""
     jumps = np.flatnonzero((index[1:] != index[:-1] + np.uint64(1)) | (index[1:] == 0)) + 1
-    edges = itertools.pairwise([0, *jumps.tolist(), len(index)])
-    return [(int(index[a]) * blocks, (b - a) * blocks) for a, b in edges]
+    runs: dict[int, list[tuple[int, int]]] = {}
+    for a, b in itertools.pairwise(sorted({*range(0, len(index), rows), *jumps.tolist(), len(index)})):
+        runs.setdefault(a - a % rows, []).append((int(index[a]) * blocks, (b - a) * blocks))
+    return runs
 
 
 class Stepper:
