@@ -286,7 +286,8 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of Torch on the CPU (default: 1)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs to take the median of (default: 3)")
     parser.add_argument("--peer", choices=["diffusers"], help="time its loop beside ours (Torch only)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    for name in ("json", "markdown"):
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the rows there, as {name}")
     options = parser.parse_args(argv)
     for name in ("batch", "threads", "repeats", *(["steps"] if options.steps is not None else [])):
         positive_int(f"--{name}", getattr(options, name))
@@ -306,14 +307,16 @@ def main(argv: Sequence[str]) -> None:
     found = list(rows(options))
     cells = [
         [r["library"], r["backend"], r["device"], r["model"], r["sampler"], r["batch"], r["steps"], r["seconds"],
-         r["images_per_s"], r["ms_per_move"], f"{100 * r['outside_share']:.1f}%", r["outside_ms_per_move"]]
+         r["images_per_s"], r["ms_per_move"], f"{100 * r['outside_share']:.1f}%", r["outside_ms_per_move"],
+         round(r["peak_memory_mb"])]
         for r in found
     ]  # fmt: skip
     header = ["library", "backend", "device", "model", "sampler", "batch", "steps", "seconds", "images/s", "ms/move",
-              "outside", "ms outside"]  # fmt: skip
-    print(_report.table(header, cells))
-    print(f"\n{_report.described(found[0])}")
+              "outside", "ms outside", "peak MB"]  # fmt: skip
+    text = f"{_report.table(header, cells)}\n\n{_report.described(found[0])}\n"
+    print(text)
     _report.write_json(options.json, found)
+    _report.write_text(options.markdown, f"# Sampling\n\n{_report.about(__doc__)}\n\n{text}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""``python -m fuzz.run TARGET [libFuzzer's options]``, in tests/: fuzz one target with atheris, led by coverage."""
+"""``python -m fuzz.run TARGET [FOLDER] [libFuzzer's options]``, in tests/: fuzz one target with atheris, led by coverage.
+
+Inputs that reach new code go to FOLDER, if one is named. fuzz/corpus/TARGET keeps those of earlier runs.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ with atheris.instrument_imports(include=["tinyddpm", "PIL"]):
 
 
 def main() -> None:
-    """Fuzz from the seeds and the kept inputs; what is new is not kept."""
+    """Fuzz from the seeds and the kept inputs."""
     name, *options = sys.argv[1:]
     target = TARGETS[name]
     with tempfile.TemporaryDirectory() as corpus:
         for k, seed in enumerate(inputs(name)):
             Path(corpus, f"seed-{k}").write_bytes(seed)
-        atheris.Setup([sys.argv[0], corpus, *options], lambda data: target(data) and None)
+        atheris.Setup([sys.argv[0], *options, corpus], lambda data: target(data) and None)
         atheris.Fuzz()
 
 

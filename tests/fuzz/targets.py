@@ -180,6 +180,6 @@ TARGETS = {
 
 
 def inputs(name: str) -> list[bytes]:
-    """A target's seeds, and the inputs that are kept because they once found something."""
+    """A target's seeds, and the inputs that once reached new code."""
     kept = sorted((CORPUS / name).iterdir()) if (CORPUS / name).is_dir() else []
     return [*TARGETS[name].seeds(), *(file.read_bytes() for file in kept)]
