@@ -316,7 +316,8 @@ def main(argv: Sequence[str]) -> None:
     text = f"{_report.table(header, cells)}\n\n{_report.described(found[0])}\n"
     print(text)
     _report.write_json(options.json, found)
-    _report.write_text(options.markdown, f"# Sampling\n\n{_report.about(__doc__)}\n\n{text}")
+    how = "".join(f", {word}" for word in (options.model, options.compile and "compiled", options.autocast) if word)
+    _report.write_text(options.markdown, f"# Sampling{how}\n\n{_report.about(__doc__)}\n\n{text}")
 
 
 if __name__ == "__main__":
