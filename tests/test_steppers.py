@@ -321,6 +321,7 @@ def test_a_compiled_network_gets_images_in_channels_last(monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # the compiler's own imports
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ for Torch's compiler")
 @pytest.mark.parametrize("autocast", [None, "bfloat16"])
 def test_a_compiled_run_is_the_eager_one(autocast: str | None) -> None:
