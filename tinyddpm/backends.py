@@ -26,6 +26,7 @@ __all__ = [
     "Stepper",
     "available",
     "get",
+    "gradients_off",
     "names",
     "no_grad",
     "of",
@@ -172,11 +173,15 @@ def of(array: Array) -> Backend:
 
 def no_grad(array: Array) -> AbstractContextManager[Any]:
     """A context in which `array`'s library records no gradients; one that does nothing where the library is not registered."""
+    return gradients_off(array)()
+
+
+def gradients_off(array: Array) -> Callable[[], AbstractContextManager[Any]]:
+    """What makes `no_grad`'s contexts, for those who need many."""
     try:
-        switch_off = of(array).no_grad
+        return of(array).no_grad or nullcontext
     except LookupError:  # it records no gradients that we know of
-        return nullcontext()
-    return nullcontext() if switch_off is None else switch_off()
+        return nullcontext
 
 
 def available() -> dict[str, Status]:

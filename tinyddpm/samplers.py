@@ -183,9 +183,10 @@ def _states(
 ) -> Iterator[Step]:
     """The loop: the state after each whole move, which the next one may overwrite."""
     xp, on_host = _array.data(x_T=stepper.state), _array.on_host(stepper.state)
+    no_grad = backends.gradients_off(stepper.state)
     for k, (row, told) in enumerate(zip(rows, _labels(rows, stepper.state, xp), strict=True)):
         x = stepper.state
-        with backends.no_grad(x):
+        with no_grad():
             value, raw = denoiser.ask(d, x, row.t, told, xp)
             if on_host:
                 refuse_nonfinite(xp, row.t, raw)
