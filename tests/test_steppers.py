@@ -222,9 +222,8 @@ def run(stepper: Any, rows: Any, source: Any = None) -> list[Any]:
     return result
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_torchs_device_moves_are_the_portable_ones(sampler: str) -> None:
-    """On the CPU, which takes another way; one row of the table serves as the weights, as in a CUDA graph."""
+def on_device(sampler: str) -> tuple[Any, Any, list[Any]]:
+    """Torch's moves for a device, here on the CPU, which takes another way: rows, stepper, the portable one's states."""
     torch = pytest.importorskip("torch")
     from tinyddpm_backends.torch_backend import _first_counters, _normals
     from tinyddpm_backends.torch_moves import DeviceStepper
@@ -232,7 +231,13 @@ def test_torchs_device_moves_are_the_portable_ones(sampler: str) -> None:
     rows, x, index = device_rows(sampler), torch.from_numpy(1.5 * batch(3, 2, 5)), np.arange(3, dtype=np.uint64)
     first = _first_counters(index, (2, 5), "cpu")
     stepper = DeviceStepper(rows, x, lambda step: _normals(4, first, step, (2, 5), 0, "float64"), clip=True)
-    plain = run(Portable(rows, x.numpy(), seed=4, index=index, clip=True, shown=True), rows)
+    return rows, stepper, run(Portable(rows, x.numpy(), seed=4, index=index, clip=True, shown=True), rows)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_torchs_device_moves_are_the_portable_ones(sampler: str) -> None:
+    """One row of the table serves as the weights, as in a CUDA graph."""
+    rows, stepper, plain = on_device(sampler)
     assert worst_ulps(run(stepper, rows), plain) <= 16
 
 
@@ -250,12 +255,9 @@ def test_torchs_noise_reads_its_step_on_the_device() -> None:
 def test_a_graph_of_network_and_move_takes_each_rows_numbers(sampler: str) -> None:
     """As a CUDA graph is used, with the replay spelled out: only what lies in its static memory tells the moves apart."""
     torch = pytest.importorskip("torch")
-    from tinyddpm_backends.torch_backend import _first_counters, _normals
-    from tinyddpm_backends.torch_moves import DeviceStepper, Graph
+    from tinyddpm_backends.torch_moves import Graph
 
-    rows, x, index = device_rows(sampler), torch.from_numpy(1.5 * batch(3, 2, 5)), np.arange(3, dtype=np.uint64)
-    first = _first_counters(index, (2, 5), "cpu")
-    stepper = DeviceStepper(rows, x, lambda step: _normals(4, first, step, (2, 5), 0, "float64"), clip=True)
+    rows, stepper, plain = on_device(sampler)
     assert stepper.fixed
     told = []
 
@@ -273,7 +275,6 @@ def test_a_graph_of_network_and_move_takes_each_rows_numbers(sampler: str) -> No
         stepper.move(k, net(stepper.state, torch.full((3,), row.told)))
         states += [stepper.state.numpy().copy(), stepper.x0.numpy().copy()]
     assert told == [row.told for row in rows]
-    plain = run(Portable(rows, x.numpy(), seed=4, index=index, clip=True, shown=True), rows)
     assert worst_ulps(states, plain) <= 16
 
 

@@ -112,7 +112,7 @@ class Denoiser:
     def read_x0(self, d: Diffusion, value: Array, x_t: Array, t: Steps) -> Array:
         """x_0 from a prediction."""
         x0 = d.convert(value, x_t, t, self.predicts, "x0")
-        return _array.data(x0=x0).clip(x0, -1.0, 1.0) if self.clip_x0 else x0
+        return _array.clip(x0, _array.data(x0=x0)) if self.clip_x0 else x0
 
     def read_eps(self, d: Diffusion, value: Array, x_t: Array, t: Steps) -> Array:
         """eps from a prediction, consistent with the clipped x_0."""

@@ -12,8 +12,7 @@ import numpy as np
 
 from tinyddpm import backends, samplers
 from tinyddpm._array import as_int
-from tinyddpm._commands.runs import batches, device_of, held_out
-from tinyddpm._commands.sample import spacing_for
+from tinyddpm._commands.runs import batches, device_of, held_out, spacing_for
 from tinyddpm.training import Images, Run, fid, to_levels
 from tinyddpm.training.classifier import Classifier, train_classifier
 from tinyddpm.training.distances import GROUPS, Estimate, compare

@@ -18,7 +18,7 @@ from tinyddpm.likelihood import VLB, vlb
 from tinyddpm.samplers import Step
 from tinyddpm.training import Images, Run, load_run
 
-__all__ = ["batches", "device_of", "follow", "held_out", "open_run", "read_log", "score"]
+__all__ = ["batches", "device_of", "follow", "held_out", "open_run", "read_log", "score", "spacing_for"]
 
 
 def open_run(model: str, device: str | None = None) -> Run:
@@ -43,6 +43,11 @@ def held_out(run: Run, data: str, limit: int | None = None) -> Images:
     if not len(images):
         raise ValueError(f"data: the run held out no image of {data}")
     return images if limit is None else images.rows(slice(positive_int("limit", limit)))
+
+
+def spacing_for(sampler: str) -> str:
+    """The spacing of few moves that served best: ddpm on trained networks, the others also with exact ones."""
+    return "even" if sampler == "ddpm" else "quadratic"
 
 
 def score(run: Run, images: Images, *, seed: int = 0, batch_size: int = 250, progress: bool = False) -> VLB:

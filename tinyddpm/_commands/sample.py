@@ -14,7 +14,7 @@ from tinyddpm import Diffusion, plans, samplers, schedules
 from tinyddpm._array import as_int, positive_int, real
 from tinyddpm._commands import takes_model
 from tinyddpm._commands.drawing import Drawing, processes, save_array, save_folder
-from tinyddpm._commands.runs import open_run
+from tinyddpm._commands.runs import open_run, spacing_for
 from tinyddpm._files import replacing
 from tinyddpm.training import image_grid, save_png
 from tinyddpm.training.checkpoint import naming
@@ -52,11 +52,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=int, default=8, metavar="N", help="of the grid (default 8)")
     parser.add_argument("--scale", type=int, metavar="N", help="enlarge the grid's pixels by this factor")
     parser.add_argument("--frames", type=int, default=40, metavar="N", help="of the animation, at most (default 40)")
-
-
-def spacing_for(sampler: str) -> str:
-    """The spacing of few moves that served best: ddpm on trained networks, the others also with exact ones."""
-    return "even" if sampler == "ddpm" else "quadratic"
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:

@@ -88,7 +88,8 @@ class Batches:
         t, weight, random = self.steps_t(step)
         dropout = int(random.integers(2**63))
         mirrored = random.random(config.batch_size) < 0.5 if config.flip else None
-        chosen, y = self.order(step), self._labels(step)
+        chosen = self.order(step)
+        y = self._labels(step, chosen)
         for rows in self.parts():
             own = slice(rows.start, rows.stop)
             x0 = self._read(chosen[own])
@@ -118,15 +119,15 @@ class Batches:
     def _from_host(self, chosen: NDArray[np.int64]) -> Tensor:
         return _sent(self.pictures.scaled(chosen), self.world.device)
 
-    def _labels(self, step: int) -> NDArray[np.int64] | None:
-        """The class numbers of the global batch, some hidden, where the run has classes."""
+    def _labels(self, step: int, chosen: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """The class numbers of the global batch, of the images `chosen`, some hidden; None where the run has no classes."""
         if not self.config.classes:
             return None
         labels, classes = self.pictures.labels, self.pictures.classes
         if labels is None or classes is None:  # refused when the network was made
             raise ValueError(f"classes: {self.config.data} has no labels")
         hidden = _random(self.config.seed, step, _LABELS).random(self.config.batch_size) < self.config.label_dropout
-        return np.where(hidden, classes, labels[self.order(step)])
+        return np.where(hidden, classes, labels[chosen])
 
 
 def _resident(pictures: Images, device: torch.device) -> Callable[[NDArray[np.int64]], Tensor] | None:

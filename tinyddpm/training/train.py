@@ -87,7 +87,7 @@ def _opened(trainer: Trainer, out: Path) -> Log:
     """Clear up after a killed run, describe this one in ``config.json``, and open its log."""
     checkpoint.sweep(out)
     count = sum(p.numel() for p in trainer.parameters)
-    about = {**trainer.about(), "parameters": count, "processes": trainer.world.size}
+    about = {**trainer.about, "parameters": count, "processes": trainer.world.size}
     about["skipped"] = list(trainer.pictures.skipped)
     with naming(f"out {out}"), replacing(out / "config.json") as stream:
         stream.write(json.dumps(about, indent=2).encode())

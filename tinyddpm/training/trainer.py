@@ -52,7 +52,8 @@ class Trainer:
         self._network: Any = torch.compile(self.net.train()) if config.compile else self.net.train()
         if world.size > 1:
             self._network = torch.nn.parallel.DistributedDataParallel(self._network)
-        self._about = checkpoint.about(config, pictures.shape, pictures.levels, len(pictures))
+        self.about = checkpoint.about(config, pictures.shape, pictures.levels, len(pictures))
+        """What a checkpoint says of the run."""
 
     def step(self, step: int) -> Tensor:
         """Make step `step`; returns the three numbers of `RECORD`, over all processes, on this one's device.
@@ -126,23 +127,20 @@ class Trainer:
         parts = {checkpoint.WEIGHTS: dict(self.net.state_dict()), checkpoint.OPTIMIZER: moments}
         return {**parts, checkpoint.SAMPLER: learned} if learned else parts
 
-    def about(self) -> dict[str, Any]:
-        """What a checkpoint says of the run."""
-        return self._about
-
     def save(self, step: int) -> None:
         """Make `step` the last checkpoint."""
         updates = int(self.optimizer.state[self.parameters[0]]["step"])
-        about = {**self.about(), "updates": updates}  # fewer than steps where some were skipped
+        about = {**self.about, "updates": updates}  # fewer than steps where some were skipped
         checkpoint.save(Path(self.config.out), step, self.ema, self.tensors(), about, self.config.keep)
 
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint; `ValueError` where it is another run's."""
         state = checkpoint.read_state(folder)
-        own = self.about()
         for key in ("shape", "levels", "images"):
-            if state.get(key) != own[key]:
-                raise ValueError(f"data: {key} is {own[key]}, but the run in {self.config.out} has {state.get(key)}")
+            if state.get(key) != self.about[key]:
+                raise ValueError(
+                    f"data: {key} is {self.about[key]}, but the run in {self.config.out} has {state.get(key)}"
+                )
         mine, theirs = dataclasses.asdict(self.config), dataclasses.asdict(TrainConfig.from_dict(state["config"]))
         for key in mine.keys() - FREE:
             if mine[key] != theirs[key]:
