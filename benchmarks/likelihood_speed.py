@@ -107,7 +107,7 @@ def measure(backend: str, batch: int, steps: int, rounds: int) -> dict[str, Any]
     tasks = {
         "ours": lambda: found.update(ours=likelihood.vlb(d, Denoiser(net), x0)),
         "published": lambda: found.update(published=published(net, x0, drawn)[0]),
-        "noise": lambda: deque((noise.like(data, 0, range(batch), t, stream=1) for t in range(1, steps + 1)), maxlen=1),
+        "noise": lambda: deque(map(noise.like(data, 0, None, stream=1), range(1, steps + 1)), maxlen=1),
     }
     with backends.no_grad(x0):
         seconds = _report.alternating(tasks, rounds)

@@ -6,7 +6,9 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,18 +18,20 @@ SMALL = ["--steps", "3", "--batch", "2", "--repeats", "1"]
 
 
 @pytest.fixture
-def script(monkeypatch):
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     """A benchmark as a module."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
-    def load(name):
+    def load(name: str) -> Any:
         return __import__(name)
 
     return load
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
-def test_sample_speed_measures_each_backend(script, backend, tmp_path, capsys):
+def test_sample_speed_measures_each_backend(
+    script: Callable[[str], Any], backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip(backend)
     script("sample_speed").main(["--backend", backend, *SMALL, "--json", str(tmp_path / "rows.json")])
     rows = json.loads((tmp_path / "rows.json").read_text())
@@ -42,17 +46,17 @@ def test_sample_speed_measures_each_backend(script, backend, tmp_path, capsys):
     assert capsys.readouterr().out.count(f"| {backend}") == 2
 
 
-def test_sample_speed_times_the_network_apart(script):
+def test_sample_speed_times_the_network_apart(script: Callable[[str], Any]) -> None:
     """A network that sleeps is where the time goes; outside it is what is left."""
     import time
 
     from tinyddpm import backends
 
-    def net(x, t):
+    def net(x: Any, t: Any) -> Any:
         time.sleep(0.05)
         return x
 
-    def run(timed):
+    def run(timed: Callable[..., Any] | None) -> Any:
         called = timed or net
         return called(called(np.zeros((2, 3)), 1), 1)
 
@@ -63,7 +67,7 @@ def test_sample_speed_times_the_network_apart(script):
 
 
 @pytest.mark.parametrize("model", ["unet", "analytic"])
-def test_sample_speed_beside_diffusers(script, model, tmp_path):
+def test_sample_speed_beside_diffusers(script: Callable[[str], Any], model: str, tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     argv = [
         "--backend",
@@ -84,7 +88,7 @@ def test_sample_speed_beside_diffusers(script, model, tmp_path):
     assert all(row["calls"] == 3 for row in rows)
 
 
-def test_sample_speed_reaches_a_torch_network_from_numpy(script, tmp_path):
+def test_sample_speed_reaches_a_torch_network_from_numpy(script: Callable[[str], Any], tmp_path: Path) -> None:
     pytest.importorskip("torch")
     script("sample_speed").main(["--model", "unet", "--sampler", "heun", *SMALL, "--json", str(tmp_path / "rows.json")])
     (row,) = json.loads((tmp_path / "rows.json").read_text())
@@ -105,7 +109,9 @@ def test_sample_speed_reaches_a_torch_network_from_numpy(script, tmp_path):
         (["--dtype", "int8"], "int8"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(script, argv, said, capsys):
+def test_bad_input_is_one_line_and_exit_code_2(
+    script: Callable[[str], Any], argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     report, speed = script("_report"), script("sample_speed")
     assert report.run(speed.main, argv) == 2
     out = capsys.readouterr()
@@ -114,7 +120,7 @@ def test_bad_input_is_one_line_and_exit_code_2(script, argv, said, capsys):
     assert said in out.err
 
 
-def test_as_a_command():
+def test_as_a_command() -> None:
     """As it is called: one line and exit 2 where the device is missing."""
     command = [sys.executable, str(BENCHMARKS / "sample_speed.py"), "--backend", "numpy", "--device", "cuda:0"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -123,7 +129,9 @@ def test_as_a_command():
     assert ended.stderr.count("\n") == 1
 
 
-def test_sampler_error_compares_equals(script, tmp_path, capsys):
+def test_sampler_error_compares_equals(
+    script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """On one grid the two libraries are one method, to their float32 tables; everything that is promised is written."""
     pytest.importorskip("diffusers")
     pytest.importorskip("matplotlib")
@@ -144,7 +152,7 @@ def test_sampler_error_compares_equals(script, tmp_path, capsys):
     assert "same grid" in capsys.readouterr().out
 
 
-def test_diffusers_ddim_leaves_its_plan_where_steps_do_not_divide_T(script):
+def test_diffusers_ddim_leaves_its_plan_where_steps_do_not_divide_T(script: Callable[[str], Any]) -> None:
     """It moves to t - 1000 // steps; those pairs give its result, and its own plan's pairs don't."""
     pytest.importorskip("diffusers")
     module = script("sampler_error")
@@ -159,7 +167,7 @@ def test_diffusers_ddim_leaves_its_plan_where_steps_do_not_divide_T(script):
     assert np.abs(result - module.ours("ddim", (*plan, 0), x_T)).max() > 1e-3
 
 
-def test_the_solution_is_the_flows_end(script):
+def test_the_solution_is_the_flows_end(script: Callable[[str], Any]) -> None:
     """The reference against a thousand Heun moves: apart by no more than the last move's own error."""
     module = script("sampler_error")
     x_T = np.random.default_rng(1).standard_normal((16, 2))
@@ -168,7 +176,7 @@ def test_the_solution_is_the_flows_end(script):
     )
 
 
-def test_one_jump(script, tmp_path, capsys):
+def test_one_jump(script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One move lands on the data's mean whatever the start; the distance falls as the chain grows."""
     pytest.importorskip("matplotlib")
     files = {name: tmp_path / name for name in ("j.json", "j.md", "j.png")}
@@ -184,7 +192,7 @@ def test_one_jump(script, tmp_path, capsys):
     assert "(target)" in capsys.readouterr().out
 
 
-def test_the_distances(script):
+def test_the_distances(script: Callable[[str], Any]) -> None:
     """Shifted points are apart by the shift in one dimension; a set is at 0 from itself; E|X - Y| in closed form."""
     module = script("one_jump")
     x = np.random.default_rng(0).standard_normal((2000, 1))
@@ -195,7 +203,7 @@ def test_the_distances(script):
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
-def test_the_published_loop_has_our_terms(script, backend):
+def test_the_published_loop_has_our_terms(script: Callable[[str], Any], backend: str) -> None:
     """On the same noise both find the same: their KLs and errors to float32 tables, their decoder's to its approximation."""
     pytest.importorskip(backend)
     from tinyddpm import Denoiser, Diffusion, backends, likelihood, noise, schedules
@@ -206,10 +214,10 @@ def test_the_published_loop_has_our_terms(script, backend):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32))
     x0 = own.from_numpy(pixels / 127.5 - 1, dtype="float32")
 
-    def net(x_t, t):
+    def net(x_t: Any, t: Any) -> Any:
         return x_t / 2
 
-    theirs = module.Published(d, xp)(net, x0, lambda t: noise.like(x0, 0, range(2), t, stream=1))
+    theirs = module.Published(d, xp)(net, x0, noise.like(x0, 0, None, stream=1))
     terms, x0_mse, eps_mse = (own.to_numpy(a)[:, ::-1] for a in theirs)
     ours = likelihood.vlb(d, Denoiser(net), x0, decoder="ho2020")
     np.testing.assert_allclose(terms[:, 1:], ours.kl / ours.dims, rtol=1e-4)
@@ -218,7 +226,7 @@ def test_the_published_loop_has_our_terms(script, backend):
     np.testing.assert_allclose(eps_mse, ours.eps_mse, rtol=1e-4)
 
 
-def test_likelihood_speed(script, tmp_path, capsys):
+def test_likelihood_speed(script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two estimates of one bound by different noise: they agree within a hundredth; every figure is there."""
     pytest.importorskip("torch")
     files = {name: tmp_path / name for name in ("l.json", "l.md")}
@@ -236,7 +244,9 @@ def test_likelihood_speed(script, tmp_path, capsys):
     assert capsys.readouterr().out.count("\n| torch") == 1
 
 
-def test_import_time(script, tmp_path, capsys, monkeypatch):
+def test_import_time(
+    script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each statement is timed in an interpreter of its own; what fails to import is named."""
     module = script("import_time")
     monkeypatch.setitem(module.IMPORTS, "diffusers", "import time; time.sleep(0.3)")
@@ -260,18 +270,20 @@ def test_import_time(script, tmp_path, capsys, monkeypatch):
         ("import_time", ["--rounds", "0"], "--rounds: 0"),
     ],
 )
-def test_the_speed_scripts_refuse_bad_input(script, name, argv, said, capsys):
+def test_the_speed_scripts_refuse_bad_input(
+    script: Callable[[str], Any], name: str, argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert script("_report").run(script(name).main, argv) == 2
     assert said in capsys.readouterr().err
 
 
-def test_medians_of_alternating_runs(script):
+def test_medians_of_alternating_runs(script: Callable[[str], Any]) -> None:
     """A task that sleeps takes that long; the first round does not count; each runs once a round."""
     import time
 
     calls = []
 
-    def slow():
+    def slow() -> None:
         calls.append("slow")
         time.sleep(0.4 if len(calls) < 2 else 0.02)
 

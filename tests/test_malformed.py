@@ -242,13 +242,14 @@ NOISE = [
         names={"dtype": ("int8", "float", ""), "backend": ("tpu", "")},
     ),
     call(
-        noise.like,
+        lambda step, **o: noise.like(**o)(step),
+        label="noise.like",
         x=X,
         seed=0,
         index=range(2),
         step=1,
-        types={"index": (3, None), "seed": NO_INT[:3]},
-        values={"seed": NO_SEED},
+        types={"index": (3, 1.5), "seed": NO_INT[:3], "step": NO_INT[:3]},
+        values={"index": ([0], range(3)), "seed": NO_SEED, "step": NO_SEED},
     ),
     call(noise.numbers, index=None, n=2, types={"index": (3, 1.5)}, values={"index": ([0], range(3))}),
 ]
@@ -343,7 +344,7 @@ class Libraries:
         return (*NO_ARRAY, self.ints)
 
 
-def steps(L: Libraries, low: int = 0, name: str = "t") -> dict[str, Bad]:
+def steps(L: Libraries, low: int = 0, name: str = "t") -> dict[str, Any]:
     """What a step t in low..T must not be."""
     return {
         "types": {name: (*NO_INT, L.array([1.0, 2.0]), np.array([1.0, 2.0]), "ab")},
@@ -352,7 +353,7 @@ def steps(L: Libraries, low: int = 0, name: str = "t") -> dict[str, Bad]:
     }  # fmt: skip
 
 
-def merged(*bad: dict[str, Bad], **more: Bad) -> dict[str, Bad]:
+def merged(*bad: dict[str, Any], **more: Bad) -> dict[str, Any]:
     parts = [*bad, more]
     return {
         kind: {k: v for part in parts for k, v in part.get(kind, {}).items()} for kind in ("types", "values", "names")
@@ -363,7 +364,10 @@ def maths(L: Libraries) -> list[Call]:
     x, short, wrong = L.x, L.array(X[:, :3]), (*L.not_data, L.other)
     scalar = L.array(np.float32(0.5))
     p = Gaussian(x, -1.0)
-    kinds = {"types": {"source": NO_NAME, "target": NO_NAME}, "names": {"source": ("noise",), "target": ("x_0",)}}
+    kinds: dict[str, Bad] = {
+        "types": {"source": NO_NAME, "target": NO_NAME},
+        "names": {"source": ("noise",), "target": ("x_0",)},
+    }
     return [
         call(D.q, x0=x, t=3, **merged(steps(L), types={"x0": L.not_data}, values={"x0": (scalar,)})),
         call(D.q_sample, x0=x, t=3, eps=x, **merged(steps(L), types={"x0": NO_ARRAY, "eps": wrong}, values={"eps": (short,)})),
@@ -433,9 +437,9 @@ def learning(L: Libraries) -> list[Call]:
 def sampling(L: Libraries) -> list[Call]:
     x, short = L.x, L.array(X[:, :3])
     denoiser = Denoiser(lambda x_t, t: x_t)
-    here = {"backend": L.name}
-    model = {"denoiser": (None, 3, lambda x_t, t: x_t)}
-    plan = {
+    here: dict[str, Any] = {"backend": L.name}
+    model: Bad = {"denoiser": (None, 3, lambda x_t, t: x_t)}
+    plan: dict[str, Any] = {
         "types": {"steps": NO_INT[:3], "timesteps": (3, "50", (5, 1.5, 0)), "seed": NO_INT, "index": (3, [0.5, 1.5])},
         "values": {
             "steps": (0, T + 1),
@@ -446,6 +450,10 @@ def sampling(L: Libraries) -> list[Call]:
     }
     edited = merged(plan, types=plan["types"] | model | {"d": (None, 3)})
     mask = np.ones((2, 4, 3), bool)
+    wrong_noise: tuple[dict[str, Any], ...] = (
+        {"types": {"noise": (lambda *a: None, lambda *a: 1.0, lambda *a: [0.1])}},
+        {"values": {"noise": (lambda *a: short, lambda *a: X[:1], lambda *a: x[0, ...])}},
+    )
     return [
         call(D.sample, denoiser=denoiser, shape=(2, 4, 3), **here, **merged(plan, types=plan["types"] | model | {
                  "shape": (None, 3, "24", (2, 1.5), (True,), ()), "sampler": NO_NAME, "eta": NO_NUMBER, "spacing": NO_NAME,
@@ -459,9 +467,7 @@ def sampling(L: Libraries) -> list[Call]:
         call(D.sample, label="sample ddim", denoiser=denoiser, shape=(2, 4, 3), sampler="ddim", **here,
              types={"eta": NO_NUMBER}, values={"eta": (-0.1, 1.1, NAN)}),
         *(call(D.sample, label=f"sample, noise {k}", denoiser=denoiser, shape=(2, 4, 3), **here, **bad)
-          for k, bad in enumerate((
-              {"types": {"noise": (lambda *a: None, lambda *a: 1.0, lambda *a: [0.1])}},
-              {"values": {"noise": (lambda *a: short, lambda *a: X[:1], lambda *a: x[0, ...])}}))),
+          for k, bad in enumerate(wrong_noise)),
         call(edit.inpaint, d=D, denoiser=denoiser, known=x, mask=mask, resamplings=1, **merged(edited,
              types=edited["types"] | {"known": L.not_data, "mask": (None, "m", 1, [True], X, L.ints), "jump_length": NO_INT,
                                       "resamplings": NO_INT},
@@ -485,11 +491,18 @@ def networks(folder: Path) -> list[Call]:
 
     from tinyddpm import nn, plots, training
 
-    small = {"image_size": 8, "in_channels": 1, "channels": 4, "mults": (1, 2), "res_blocks": 1, "attention": ()}
+    small: dict[str, Any] = {
+        "image_size": 8,
+        "in_channels": 1,
+        "channels": 4,
+        "mults": (1, 2),
+        "res_blocks": 1,
+        "attention": (),
+    }
     net, labelled = nn.UNet(**small), nn.UNet(**small, classes=3)
     read = Denoiser(net, first_t=0)
     x, t, y = torch.zeros(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor([0, 3])
-    no_ints = {"types": (*NO_INT[:2], "3"), "values": (0, -1, 2**40)}
+    no_ints: dict[str, Any] = {"types": (*NO_INT[:2], "3"), "values": (0, -1, 2**40)}
     sizes = ("in_channels", "out_channels", "channels", "res_blocks", "classes", "head_dim", "heads", "norm_groups")
     numbers = ("dropout", "norm_eps", "freq_shift")
     pictures = np.zeros((3, 1, 8, 8), np.uint8)
@@ -585,12 +598,12 @@ def answered(call: Call, argument: str, value: Any) -> BaseException | None:
     return None
 
 
-def test_on_the_host():
+def test_on_the_host() -> None:
     assert check(HOST) > 600
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_in_every_library(name):
+def test_in_every_library(name: str) -> None:
     if name == "torch":
         pytest.importorskip("torch")
     if name == "jax":
@@ -598,13 +611,13 @@ def test_in_every_library(name):
     assert check(on(name)) > 800
 
 
-def test_of_networks_and_pictures(tmp_path):
+def test_of_networks_and_pictures(tmp_path: Path) -> None:
     for module in ("torch", "matplotlib", "safetensors"):
         pytest.importorskip(module)
     assert check(networks(tmp_path)) > 400
 
 
-def test_the_check_sees_what_it_should():
+def test_the_check_sees_what_it_should() -> None:
     """It fails on a call that returns quietly, on an internal error, and on a message that names another argument."""
     for function in (
         lambda x=0: x,
@@ -637,7 +650,7 @@ def test_the_check_sees_what_it_should():
         lambda: D.sample(Denoiser(lambda x, t: x), (2, 3), backend="torch", device="meta"),
     ],
 )
-def test_what_is_not_here_says_so(function):
+def test_what_is_not_here_says_so(function: Callable[[], object]) -> None:
     with pytest.raises(backends.BackendUnavailable, match=r"^(device|cupy|CuPy)\b"):
         function()
 
@@ -673,8 +686,8 @@ def faults(L: Libraries) -> dict[str, Callable[[Any], Any]]:
 
 USES: dict[str, Callable[[Any, Denoiser], Any]] = {
     **{
-        sampler: lambda x, net, sampler=sampler: D.sample(net, (2, 4, 3), sampler=sampler, x_T=x)
-        for sampler in samplers.NAMES
+        name: partial(lambda name, x, net: D.sample(net, (2, 4, 3), sampler=name, x_T=x), name)
+        for name in samplers.NAMES
     },
     "vlb": lambda x, net: likelihood.vlb(D, net, x),
     "optimal_variance": lambda x, net: likelihood.optimal_variance(D, net, x),
@@ -686,7 +699,7 @@ USES: dict[str, Callable[[Any, Denoiser], Any]] = {
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_a_network_that_goes_wrong_is_named_with_the_step(name, use):
+def test_a_network_that_goes_wrong_is_named_with_the_step(name: str, use: str) -> None:
     pytest.importorskip({"strict": "array_api_strict"}.get(name, name))
     if name == "jax":
         pytest.importorskip("jax").config.update("jax_enable_x64", True)
@@ -702,7 +715,7 @@ def test_a_network_that_goes_wrong_is_named_with_the_step(name, use):
 # What is legal and extreme.
 
 
-def test_chains_of_one_step_and_of_many():
+def test_chains_of_one_step_and_of_many() -> None:
     for d in (Diffusion([0.5]), Diffusion([1e-12]), Diffusion(schedules.cosine(100_000))):
         net = Denoiser(lambda x_t, t: np.zeros_like(x_t), predicts="v")
         plan = d.timesteps(min(d.T, 4))
@@ -713,7 +726,7 @@ def test_chains_of_one_step_and_of_many():
     assert np.isfinite(likelihood.vlb(Diffusion([0.5]), net, X).total).all()
 
 
-def test_where_float32_ends():
+def test_where_float32_ends() -> None:
     """At sqrt(alpha_bar) = 1e-217 float32 has no x_0 of eps, which is said of the denoiser; float64 has, and v serves in both."""
     d = Diffusion(schedules.linear(100_000))
     d = d.respaced((100_000, 50_000, 0))
@@ -725,7 +738,7 @@ def test_where_float32_ends():
         assert np.isfinite(likelihood.vlb(d, denoiser, data).total).all()
 
 
-def test_tiny_betas():
+def test_tiny_betas() -> None:
     """x_1 differs from x_0 by 1e-6 of noise: the bound is finite and eps is still read from x_t in float64."""
     d = Diffusion([1e-12] * 3)
     eps = noise.normal(0, range(2), 1, (4, 3), dtype="float64")
@@ -735,7 +748,7 @@ def test_tiny_betas():
 
 @pytest.mark.parametrize("levels", [2, 65_536])
 @pytest.mark.parametrize("std", [1e-8, 1e8])
-def test_tiny_and_huge_deviations(std, levels):
+def test_tiny_and_huge_deviations(std: float, levels: int) -> None:
     x = np.linspace(-1, 1, levels)
     log_p = gaussian.discretized_log_likelihood(x, x, math.log(std), levels)
     assert np.isfinite(log_p).all()
@@ -745,7 +758,7 @@ def test_tiny_and_huge_deviations(std, levels):
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_no_samples_at_all(name):
+def test_no_samples_at_all(name: str) -> None:
     """n = 0: an empty answer of the right shape, whatever is asked."""
     pytest.importorskip({"strict": "array_api_strict"}.get(name, name))
     L, net = Libraries(name), Denoiser(lambda x_t, t: x_t)

@@ -414,7 +414,7 @@ def test_empty_shapes_give_empty_draws(native: Any) -> None:
 def test_noise_like_an_array(library: Any) -> None:
     for dtype in ("float32", "float64"):
         x = library.array(np.zeros((3, 2, 5)), dtype)
-        z = noise.like(x, 4, [7, 0, 9], 2, stream=3)
+        z = noise.like(x, 4, [7, 0, 9], stream=3)(2)
         assert type(z) is type(x)
         assert z.dtype == x.dtype
         expected = noise.normal(4, [7, 0, 9], 2, (2, 5), stream=3, dtype=dtype)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -34,6 +34,7 @@ __all__ = [
     "instance",
     "integers",
     "is_of",
+    "labels",
     "like",
     "lookup",
     "on_host",
@@ -253,6 +254,15 @@ def integers(t: Steps, shift: int, x: Array, xp: Any) -> Array:
     if isinstance(t, np.ndarray):
         return like(t + shift, x, xp, dtype=dtype)
     return xp.astype(t, dtype) + shift
+
+
+def labels(numbers: Sequence[int], x: Array, xp: Any) -> Iterator[Array]:
+    """Each number as an integer array (B,) on x's device: what a network gets in a long loop. They are made many at a time."""
+    batch = x.shape[0]
+    many = max(1, 2**16 // max(1, batch))
+    for first in range(0, len(numbers), many):
+        columns = np.array(numbers[first : first + many])[:, None]
+        yield from xp.unstack(integers(np.repeat(columns, batch, axis=1), 0, x, xp))
 
 
 def on_host(x: Array) -> bool:

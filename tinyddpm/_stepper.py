@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 from tinyddpm import _array
@@ -43,11 +44,15 @@ class Portable:
         self._history = [x0, *self._history[:2]]
         self.state = _weighed(row.state, self._base, self._history)
         if row.std != 0.0:
-            z = like(x, self._seed, self._index, row.t) if z is None else z
+            z = self._draw(row.t) if z is None else z
             sigma: Any = row.std if std is None else std
             self.state = self.state + sigma * z
         self._base = self.state if row.base is None else _weighed(row.base, self._base, self._history)
         return True
+
+    @cached_property
+    def _draw(self) -> Callable[[int], Array]:
+        return like(self._base, self._seed, self._index)
 
 
 def _weighed(weights: Sequence[float], base: Array, history: Sequence[Array]) -> Array:

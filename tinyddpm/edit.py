@@ -7,7 +7,6 @@ library, dtype and device, and none is written to. A network's NaN is a `ValueEr
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +74,7 @@ def inpaint(
         _array.positive_int("resamplings", resamplings),
     )
     walk = list(_walk(plan, jump_length, resamplings))
-    draw = partial(noise.like, known, seed, noise.numbers(index, known.shape[0]), stream=_STREAM)
+    draw = noise.like(known, seed, index, stream=_STREAM)
     x = draw(0)
     with backends.no_grad(known):
         for step, (t, s) in enumerate(shown(walk, len(walk), enabled=progress, label="inpaint"), 1):
@@ -139,7 +138,7 @@ def interpolate(
     if encode == "invert":
         ends = [invert(d, denoiser, x, timesteps=plan, progress=progress) for x in (a, b)]
     else:
-        eps = noise.like(a, seed, index, 0, stream=_STREAM)
+        eps = noise.like(a, seed, index, stream=_STREAM)(0)
         ends = [d.q_sample(x, plan[0], eps) for x in (a, b)]
     return xp.stack([
         d.sample(denoiser, a.shape, sampler=sampler, timesteps=plan, x_T=mixed(*ends, w, xp), seed=seed, index=index,

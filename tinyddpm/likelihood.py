@@ -7,9 +7,8 @@ x_0 and eps, is a number times one squared distance: the loop does one reduction
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["VLB", "Curve", "optimal_variance", "vlb"]
 
 Table = NDArray[np.float64]
-_Ask = Callable[[Array, int], tuple[Array, Array | None]]  # what a denoiser's network returns at x_t
-
 _STREAM = 1  # of the noise that likelihoods are estimated with
 
 
@@ -130,14 +127,14 @@ def vlb(
     gradients, on the rows of x0 in their order; everything else comes back from the device once, at the end. `ValueError` that
     names ``net`` and the step where its output is not finite.
     """
-    x, xp, ask = _opened(d, denoiser, x0)
+    x, xp = _opened(d, denoiser, x0)
     levels = _array.as_int("levels", levels, 2, 65536)
     _array.one_of("decoder", decoder, tuple(METHODS))
     kind = "x0" if denoiser.clip_x0 else denoiser.predicts
     _existing(d, denoiser.predicts, kind, x, xp)
     slope = _existing(d, kind, "mu", x, xp)
     sizes, squares, others = [], [], []  # at t = T..1: of the output, of its error; the KL where it is learned, and L_0
-    steps = shown(_steps(d, ask, x, seed, index), d.T, enabled=progress, label="likelihood")
+    steps = shown(_steps(d, denoiser, x0, x, seed, index), d.T, enabled=progress, label="likelihood")
     with backends.no_grad(x0):
         for step in steps:
             sizes.append(_square_sum(step.value, xp))  # which clipping would hide
@@ -184,9 +181,9 @@ def optimal_variance(
     the variance of x_0 given x_t; no data in [-1, 1] has more than 1, which is also taken where alpha_bar_t = 0.
     Returns a float64 table (T + 1,) for ``Denoiser(variance=...)``; entry 0 is NaN. Refuses what `vlb` refuses.
     """
-    x, xp, ask = _opened(d, denoiser, x0)
+    x, xp = _opened(d, denoiser, x0)
     draws = _array.positive_int("draws", draws)
-    steps = _steps(d, ask, x, seed, index, draws)
+    steps = _steps(d, denoiser, x0, x, seed, index, draws)
     norms = []
     with backends.no_grad(x0):
         for t, _, x_t, value, _ in shown(steps, draws * d.T, enabled=progress, label="optimal variance"):
@@ -208,23 +205,18 @@ class _Step(NamedTuple):
     raw: Array | None
 
 
-def _opened(d: Diffusion, denoiser: Denoiser, x0: Array) -> tuple[Array, Any, _Ask]:
-    """The data, checked; their namespace; and the network on them. What the host holds is seen through NumPy, in the same memory,
-    where an operation costs less than through most libraries; the network still gets arrays of x0's own."""
+def _opened(d: Diffusion, denoiser: Denoiser, x0: Array) -> tuple[Array, Any]:
+    """The data, checked, and their namespace. What the host holds is seen through NumPy, in the same memory, where an operation
+    costs less than through most libraries; the network still gets arrays of x0's own."""
     check_model(d, denoiser)
     xp = _array.data(x0=x0)
     if math.prod(x0.shape) == 0:
         raise ValueError(f"x0: at least one sample of at least one dimension is needed, not shape {tuple(x0.shape)}")
     check_range("x0", backends.of(x0).to_numpy(x0))
     if isinstance(x0, np.ndarray) or not _array.on_host(x0) or x0.dtype not in (xp.float32, xp.float64):
-        return x0, xp, partial(denoiser.call, d)
-
-    def ask(x_t: Array, t: int) -> tuple[Array, Array | None]:
-        value, raw = denoiser.call(d, _array.like(x_t, x0, xp), t)
-        return _seen(value), None if raw is None else _seen(raw)
-
+        return x0, xp
     host = _seen(x0)
-    return host, _array.data(x0=host), ask
+    return host, _array.data(x0=host)
 
 
 def _seen(x: Array) -> NDArray[Any]:
@@ -232,17 +224,23 @@ def _seen(x: Array) -> NDArray[Any]:
 
 
 def _steps(
-    d: Diffusion, ask: _Ask, x0: Array, seed: int, index: Sequence[int] | None, draws: int = 1
+    d: Diffusion, denoiser: Denoiser, x0: Array, x: Array, seed: int, index: Sequence[int] | None, draws: int = 1
 ) -> Iterator[_Step]:
-    """The network's output on noised data, for t = T..1 and each draw."""
-    index = noise.numbers(index, x0.shape[0])
+    """The network's output on noised data, for t = T..1 and each draw: x0 as the network sees it, x as `_opened` does."""
+    xp, draw = _array.data(x0=x0), noise.like(x, seed, index, stream=_STREAM)
     signal, spread = d.sqrt_alpha_bar.tolist(), d.sqrt_one_minus_alpha_bar.tolist()
-    for t in range(d.T, 0, -1):
-        for draw in reversed(range(draws)):
-            eps = noise.like(x0, seed, index, t + draw * (d.T + 1), stream=_STREAM)
-            x_t = signal[t] * x0
-            x_t += spread[t] * eps
-            yield _Step(t, eps, x_t, *ask(x_t, t))
+    plan = [(t, t + k * (d.T + 1)) for t in range(d.T, 0, -1) for k in reversed(range(draws))]
+    labels = _array.labels([t - 1 + denoiser.first_t for t, _ in plan], x0, xp)
+    for (t, step), told in zip(plan, labels, strict=True):
+        eps = draw(step)
+        x_t = signal[t] * x
+        x_t += spread[t] * eps
+        if x is x0:
+            value, raw = denoiser.ask(d, x_t, t, told, xp)
+        else:
+            value, raw = denoiser.ask(d, _array.like(x_t, x0, xp), t, told, xp)
+            value, raw = _seen(value), None if raw is None else _seen(raw)
+        yield _Step(t, eps, x_t, value, raw)
 
 
 def _clipped_x0(d: Diffusion, denoiser: Denoiser, step: _Step, xp: Any) -> Array:

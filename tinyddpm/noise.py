@@ -12,8 +12,8 @@ streams of their own. The period is 2^128 blocks a step; 2^64 samples of any siz
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -55,32 +55,20 @@ def normal(
 
     Raises `ValueError` or `TypeError` naming the argument, `LookupError` for an unknown name, `BackendUnavailable`.
     """
-    seed, step, stream = (
-        as_int(name, value, 0, _WORD - 1) for name, value in (("seed", seed), ("step", step), ("stream", stream))
-    )
-    sizes, rows = _sizes(shape), as_words(index)
-    one_of("dtype", dtype, ("float16", "bfloat16", "float32", "float64"))
-    if not isinstance(exact, bool | np.bool_):
-        raise TypeError(f"exact: a bool is needed, not {type(exact).__name__}")
-    there = backends.get(backend)
-    if there.normal is not None and not exact:
-        drawn = there.normal(seed, rows, step, sizes, stream=stream, device=device, dtype=dtype)
-        if drawn is not NotImplemented:
-            return drawn
-    kind = "float64" if dtype == "float64" else "float32"
-    host: Any = backends.get("numpy").normal
-    drawn = host(seed, rows, step, sizes, stream=stream, device=None, dtype=kind)
-    return there.from_numpy(drawn, dtype=dtype, device=device)
+    return _drawing(seed, index, shape, stream, exact, backend, device, dtype)(step)
 
 
 def like(
-    x: backends.Array, seed: int, index: Iterable[int], step: int, *, stream: int = 0, exact: bool = False
-) -> backends.Array:
-    """The noise of x's shape (n, ...), library, device and dtype; `index` holds n sample numbers."""
+    x: backends.Array, seed: int, index: Sequence[int] | None, *, stream: int = 0, exact: bool = False
+) -> Callable[[int], backends.Array]:
+    """``draw(step)``, the noise of a step in x's shape (n, ...), library, device and dtype, for those who need that of many.
+
+    `index` holds n sample numbers, by default 0..n-1. What does not depend on the step is checked here, once.
+    """
     from array_api_compat import device
 
-    where: Any = {"backend": backends.of(x).name, "device": device(x), "dtype": dtype_name(x)}
-    return normal(seed, index, step, tuple(x.shape[1:]), stream=stream, exact=exact, **where)
+    where = backends.of(x).name, device(x), dtype_name(x)
+    return _drawing(seed, numbers(index, x.shape[0]), tuple(x.shape[1:]), stream, exact, *where)
 
 
 def numbers(index: Sequence[int] | None, n: int) -> Sequence[int]:
@@ -91,6 +79,37 @@ def numbers(index: Sequence[int] | None, n: int) -> Sequence[int]:
     if len(index) != n:
         raise ValueError(f"index: {n} sample numbers are needed, not {len(index)}")
     return index
+
+
+def _drawing(
+    seed: int,
+    index: Iterable[int],
+    shape: Sequence[int],
+    stream: int,
+    exact: bool,
+    backend: str,
+    device: Any,
+    dtype: str,
+) -> Callable[[int], backends.Array]:
+    """`normal` for all but the step."""
+    seed, stream = as_int("seed", seed, 0, _WORD - 1), as_int("stream", stream, 0, _WORD - 1)
+    sizes, rows = _sizes(shape), as_words(index)
+    one_of("dtype", dtype, ("float16", "bfloat16", "float32", "float64"))
+    if not isinstance(exact, bool | np.bool_):
+        raise TypeError(f"exact: a bool is needed, not {type(exact).__name__}")
+    there, host = backends.get(backend), backends.get("numpy")
+    kind = "float64" if dtype == "float64" else "float32"
+
+    def draw(step: int) -> backends.Array:
+        step = as_int("step", step, 0, _WORD - 1)
+        if there.normal is not None and not exact:
+            drawn = there.normal(seed, rows, step, sizes, stream=stream, device=device, dtype=dtype)
+            if drawn is not NotImplemented:
+                return drawn
+        drawn = cast(Any, host.normal)(seed, rows, step, sizes, stream=stream, device=None, dtype=kind)
+        return there.from_numpy(drawn, dtype=dtype, device=device)
+
+    return draw
 
 
 def _sizes(shape: Any) -> tuple[int, ...]:

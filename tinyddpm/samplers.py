@@ -7,7 +7,9 @@ them. Noise is a pure function of (seed, sample, step), so a sample does not dep
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -153,38 +155,51 @@ def _run(
     if compile or autocast is not None:
         options: Any = {"compile": compile, "autocast": autocast, "stepper": stepper if given is None else None}
         denoiser = replace(denoiser, net=_prepared(denoiser.net, x, **options))
-    states = shown(_states(d, denoiser, rows, stepper, given, seen), len(plan) - 1, enabled=progress, label=sampler)
-    return _told(states, Step(plan[0], x, None), callback, every)
+    no_grad = backends.gradients_off(x)
+    moves = _moves(d, denoiser, rows, stepper, given, no_grad if seen else nullcontext)
+    times = shown(moves, len(plan) - 1, enabled=progress, label=sampler)
+    if seen:
+        return _told(times, stepper, Step(plan[0], x, None), callback, every)
+    return _last(times, stepper, no_grad())
 
 
 def _told(
-    steps: Iterator[Step], start: Step, callback: Callable[[Step], object] | None, every: int | None
+    times: Iterator[int], stepper: Stepper, start: Step, callback: Callable[[Step], object] | None, every: int | None
 ) -> Iterator[Step]:
     """The steps that are asked for, in memory that no later move writes to."""
     if every is not None:
         yield start
-    for k, step in enumerate(steps, 1):
-        wanted = step.t == 0 or (every is not None and k % every == 0)
-        if step.t and (wanted or callback is not None):
-            step = Step(step.t, _array.copy(step.x), _array.copy(step.x0))
+    for k, t in enumerate(times, 1):
+        wanted = t == 0 or (every is not None and k % every == 0)
+        if not wanted and callback is None:
+            continue
+        x, x0 = stepper.state, stepper.x0
+        step = Step(t, _array.copy(x), _array.copy(x0)) if t else Step(t, x, x0)
         if callback is not None:
             callback(step)
         if wanted:
             yield step
 
 
-def _states(
+def _last(times: Iterator[int], stepper: Stepper, context: AbstractContextManager[Any]) -> Iterator[Step]:
+    """The last step; as nothing of the caller's runs before it, all moves are made in one context."""
+    with context:
+        deque(times, maxlen=0)
+    yield Step(0, stepper.state, None)
+
+
+def _moves(
     d: Diffusion,
     denoiser: Denoiser,
     rows: Sequence[Row],
     stepper: Stepper,
     given: Callable[[int], Array] | None,
-    seen: bool,
-) -> Iterator[Step]:
-    """The loop: the state after each whole move, which the next one may overwrite."""
+    no_grad: Callable[[], AbstractContextManager[Any]],
+) -> Iterator[int]:
+    """The loop: the time after each whole move, where the stepper then is."""
     xp, on_host = _array.data(x_T=stepper.state), _array.on_host(stepper.state)
-    no_grad = backends.gradients_off(stepper.state)
-    for k, (row, told) in enumerate(zip(rows, _labels(rows, stepper.state, xp), strict=True)):
+    labels = _array.labels([row.told for row in rows], stepper.state, xp)
+    for k, (row, told) in enumerate(zip(rows, labels, strict=True)):
         x = stepper.state
         with no_grad():
             value, raw = denoiser.ask(d, x, row.t, told, xp)
@@ -198,16 +213,7 @@ def _states(
         if row.s == 0 and not on_host:
             refuse_nonfinite(xp, row.t, stepper.state)
         if row.whole:
-            yield Step(row.s, stepper.state, stepper.x0 if seen else None)
-
-
-def _labels(rows: Sequence[Row], x: Array, xp: Any) -> Iterator[Array]:
-    """What the network is told at each row: an integer array (B,), made many at a time."""
-    many = max(1, 2**16 // max(1, x.shape[0]))
-    for first in range(0, len(rows), many):
-        told = np.array([row.told for row in rows[first : first + many]])
-        table = _array.integers(np.repeat(told[:, None], x.shape[0], axis=1), 0, x, xp)
-        yield from (table[k, ...] for k in range(len(told)))
+            yield row.s
 
 
 def _stepper(rows: Sequence[Row], x: Array, seed: int, index: Sequence[int], clip: bool, seen: bool) -> Stepper:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -21,6 +22,8 @@ __all__ = ["Noise", "Stepper", "normal"]
 Array = NDArray[Any]
 
 _WORD = 2**64
+_FEW = 8192  # elements over which a pass costs no more than its call
+_LARGE = 1e18  # the product of two such numbers is far from float32's largest
 _BLOCK = 65_536  # elements of a piece, a multiple of 16: three halves of it are worked in at once
 
 
@@ -32,8 +35,24 @@ def normal(seed: int, index: NDArray[np.uint64], step: int, shape: tuple[int, ..
         raise ValueError(f"shape: {len(index)} samples of shape {shape} can't be allocated") from None
     if out.size:
         n = math.prod(shape)
-        Noise(seed, stream, index, n, dtype).draw(step, out.reshape(len(index), n))
+        _kept.noise(seed, stream, index, n, dtype).draw(step, out.reshape(len(index), n))
     return out
+
+
+class _Kept(threading.local):
+    """A thread's newest `Noise`: draws of one kind follow each other, and new workspaces can cost more than a draw."""
+
+    key: tuple[Any, ...] = ()
+
+    def noise(self, *key: Any) -> Noise:
+        seed, stream, index, n, dtype = key
+        key = (seed, stream, index.tobytes(), n, dtype)
+        if key != self.key:
+            self.newest, self.key = Noise(seed, stream, index, n, dtype), key
+        return self.newest
+
+
+_kept = _Kept()
 
 
 class Noise:
@@ -79,15 +98,16 @@ class Noise:
             part = out[first:last, place : min(place + stop - start, self.n)]
             put(part, r[:, : part.shape[1]], wave[:, : part.shape[1]])
 
-    def several(self, steps: Sequence[int]) -> Array:
-        """The draws of several steps at once, shape (len(steps), len(index), n), where they all fit one piece."""
+    def several(self, steps: Sequence[int], std: Sequence[float]) -> Array:
+        """The draws of several steps at once, each times its std, shape (len(steps), len(index), n), where all fit one piece."""
         words = [self._words(self.pieces[0], step) for step in steps]
         radii, angles = (np.concatenate(column) for column in zip(*words, strict=True))
         if self._work.shape[1] < radii.size:
             self._work = np.empty((3, radii.size), self.kind)
         r, cos, sin = self._polar(radii, angles)
-        z = np.concatenate((r * cos, r * sin), axis=1)
-        return z[:, : self.n].reshape(len(steps), len(self.index), self.n)
+        z = np.concatenate((r * cos, r * sin), axis=1).reshape(len(steps), len(self.index), -1)
+        z *= np.array(std, self.kind)[:, None, None]
+        return z[..., : self.n]
 
     def _words(self, piece: tuple[int, int, int, int], step: int) -> tuple[Array, Array]:
         """The random words of a piece's radii (uint32) and angles (int32), both (samples, width)."""
@@ -174,44 +194,49 @@ class Stepper:
             noise = self._scaled(std, row.t).reshape(-1)
         elif row.std and self._moves_ahead > 1 and len(self._areas) == 1:
             noise = self._drawn(k)
-            np.multiply(noise, row.std, out=noise)
         finite = True
-        with np.errstate(over="ignore", invalid="ignore"):  # told by the result
-            if row.std and noise is None:  # piece by piece, with its noise
-                for piece, places in self._areas:
-                    for place in places:
-                        finite &= self._combine(row, value[place], place)
-                    self._noise.apply(partial(_add, row.std), piece, row.t, self._samples)
-            else:
-                for place in self._cuts:
+        if row.std and noise is None:  # piece by piece, with its noise
+            for piece, places in self._areas:
+                for place in places:
                     finite &= self._combine(row, value[place], place)
-                    if noise is not None:
-                        np.add(flat[place], noise[place], out=flat[place])
+                self._noise.apply(partial(_add, row.std), piece, row.t, self._samples)
+        else:
+            for place in self._cuts:
+                finite &= self._combine(row, value[place], place)
+                if noise is not None:
+                    np.add(flat[place], noise[place], out=flat[place])
         return finite
 
     def _combine(self, row: Any, value: Array, place: slice) -> bool:
-        """x_0 and what the row makes of it, in one place; whether the network's output was finite there."""
+        """The row's move in one place; whether the network's output was finite there."""
+        if value.size <= _FEW and _tame(row, value):  # without what costs more than the move, after a network
+            self._weigh(row, value, place)
+            return True
+        with np.errstate(over="ignore", invalid="ignore"):  # told by the result
+            self._weigh(row, value, place)
+            return math.isfinite(value.dot(value)) or bool(np.isfinite(value).all())  # the square may overflow
+
+    def _weigh(self, row: Any, value: Array, place: slice) -> None:
+        """x_0 and what the row makes of it."""
         x, base, (x0, work) = self._flat[place], self._base[place], self._work[:, : len(value)]
         history = [x_0[place] for x_0 in self._history] or [x0]
         x0, (a_value, a_state) = history[0], row.read
         np.multiply(value, a_value, out=x0)
         if a_state:
             np.add(x0, np.multiply(x, a_state, out=work), out=x0)
-        finite = math.isfinite(np.dot(x0, x0)) or bool(np.isfinite(value).all())  # the square may overflow
         if self.clip:
             x0.clip(-1.0, 1.0, out=x0)
-        _weigh(row.state, base, history, x, work)
+        _weighed(row.state, base, history, x, work)
         if row.base is not None:
-            _weigh(row.base, base, history, base, work)
+            _weighed(row.base, base, history, base, work)
         elif self._base is not self._flat:
             np.copyto(base, x)
-        return finite
 
     def _drawn(self, k: int) -> Array:
         if k not in self._ahead:
             noisy = (j for j in range(k, len(self.rows)) if self.rows[j].std)
             ahead = list(itertools.islice(noisy, self._moves_ahead))
-            z = self._noise.several([self.rows[j].t for j in ahead])
+            z = self._noise.several([self.rows[j].t for j in ahead], [self.rows[j].std for j in ahead])
             self._ahead = dict(zip(ahead, z.reshape(len(ahead), -1), strict=True))
         return self._ahead[k]
 
@@ -231,12 +256,18 @@ class Stepper:
         return self._value
 
 
-def _weigh(weights: Sequence[float], base: Array, history: Sequence[Array], out: Array, work: Array) -> None:
+def _weighed(weights: Sequence[float], base: Array, history: Sequence[Array], out: Array, work: Array) -> None:
     """weights[0] * base + weights[1] * newest x_0 + ..., in that order; `out` may be the base."""
     np.multiply(base, weights[0], out=out)
     for weight, x0 in zip(weights[1:], history, strict=False):
         if weight:
             np.add(out, np.multiply(x0, weight, out=work), out=out)
+
+
+def _tame(row: Any, value: Array) -> bool:
+    """Whether no product of the row's and the network's numbers can leave their range."""
+    low, high = np.minimum.reduce(value, initial=0.0), np.maximum.reduce(value, initial=0.0)
+    return bool(low > -_LARGE and high < _LARGE and max(map(abs, row.read)) < _LARGE)
 
 
 def _fill(part: Array, r: Array, wave: Array) -> None:
