@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from docutils.parsers.rst import Directive
+
 from tinyddpm import __version__
+from tinyddpm.cli import parser
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,7 +56,7 @@ def named(pages: list[str]) -> list[str]:
 
 
 TUTORIALS = [f"docs/tutorials/{name}" for name in ("train", "likelihood", "diffusers", "many-machines", "backend")]
-API = [f"docs/api/{name}" for name in ("process", "sampling", "likelihood", "backends", "torch", "tools")]
+API = [f"docs/api/{name}" for name in ("process", "sampling", "likelihood", "backends", "torch", "tools", "commands")]
 TEXTS = ["docs/derivation", "docs/design", "docs/how-to"]
 NAVIGATION = {
     "Learn": others("docs/tutorials/*.md", *TUTORIALS),
@@ -64,9 +69,21 @@ NAVIGATION = {
 """The sidebar. Pages of docs/ that have no place above are evidence, as the measurements are."""
 
 
+class Help(Directive):
+    """``.. help:: COMMAND``: what ``tinyddpm COMMAND --help`` prints."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        os.environ["COLUMNS"] = "100"
+        text = parser(self.arguments[0]).format_help()
+        return [nodes.literal_block(text, text, language="none")]
+
+
 def setup(app: Any) -> None:
     """Sphinx's hook."""
-    app.connect("env-get-outdated", lambda *_: [root_doc])  # new pages change its navigation
+    app.add_directive("help", Help)
+    app.connect("env-get-outdated", lambda app, env, *_: env.found_docs)  # a new page is in every page's sidebar
     app.connect("source-read", add_navigation)
     app.connect("autodoc-process-docstring", prepare, priority=100)  # before napoleon's
     app.connect("build-finished", finish)

@@ -17,6 +17,12 @@ settings.register_profile(
 )  # chosen by --hypothesis-profile: many short runs, of which only the verdict counts
 settings.load_profile("default")
 
+TINY = [
+    *("--data", "digits", "--steps", "3", "--T", "6", "--channels", "4", "--mults", "1,2", "--res-blocks", "1"),
+    *("--batch-size", "8", "--checkpoint-every", "2"),
+]
+"""A run of seconds, as `tinyddpm train` takes it."""
+
 
 def _strict() -> backends.Backend:
     """array-api-strict as a third party's plug-in: the standard and nothing else."""
@@ -72,6 +78,16 @@ def _library(name: str) -> Library:
     if name == "jax":
         pytest.importorskip("jax").config.update("jax_enable_x64", True)
     return Library(backends.get(name))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A trained run's folder, for tests that leave it as it is."""
+    from tinyddpm.cli import main
+
+    out = str(tmp_path_factory.mktemp("runs") / "digits")
+    assert main(["train", *TINY, "--out", out, "--quiet"]) == 0
+    return out
 
 
 @pytest.fixture(params=["numpy", "torch", "jax", "strict"])

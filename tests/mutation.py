@@ -84,7 +84,7 @@ def texts(copy: Path, names: Iterable[str]) -> dict[str, str]:
     tree = ast.parse((copy / "tinyddpm" / f"{copy.name}.py").read_text())
     functions = {f.name: f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)}
     return {
-        name: f"{ast.unparse(f.args)}\n{ast.unparse(f.body)}"
+        name: f"{ast.unparse(f.args)}\n{ast.unparse(ast.Module(f.body, []))}"
         for name in names
         if (f := functions[name.rpartition(".")[2]])
     }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import mpmath as mp
 import numpy as np
 import pytest
+from conftest import Library
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import batch, smooth_diffusions
@@ -20,7 +23,7 @@ MIXTURE = MixtureData([0.2, 0.5, 0.3], batch(3, 2, 3, seed=3) / 2, [0.02, 0.1, 0
 DATA = pytest.mark.parametrize("data", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
 
 
-def gradient(library, f, x):
+def gradient(library: Library, f: Callable[..., Any], x: Any) -> Any:
     if library.name == "jax":
         import jax
 
@@ -32,7 +35,9 @@ def gradient(library, f, x):
 
 @DATA
 @pytest.mark.parametrize("t", [1, 7, 50])
-def test_the_exact_net_is_the_score_of_the_marginal(differentiable, data, t):
+def test_the_exact_net_is_the_score_of_the_marginal(
+    differentiable: Library, data: GaussianData | MixtureData, t: int
+) -> None:
     """eps = -sqrt(1 - alpha_bar) grad log q(x_t); 1e-11: rounding of about 20 operations, times 1 / var at t = 1."""
     x = batch(5, 2, 3)
     score = gradient(differentiable, data.marginal(CHAIN, t).log_prob, x)
@@ -42,7 +47,7 @@ def test_the_exact_net_is_the_score_of_the_marginal(differentiable, data, t):
 
 
 @DATA
-def test_the_net_differentiates_and_agrees_in_every_library(library, data):
+def test_the_net_differentiates_and_agrees_in_every_library(library: Library, data: GaussianData | MixtureData) -> None:
     x, t = batch(4, 2, 3), np.array([1, 3, 20, 50])
     expected = np.concatenate([data.net(CHAIN)(x[i : i + 1], int(t[i])) for i in range(4)])
     for steps in (t, library.array(t)):
@@ -57,7 +62,7 @@ def test_the_net_differentiates_and_agrees_in_every_library(library, data):
 
 
 @DATA
-def test_the_net_runs_under_jit(data):
+def test_the_net_runs_under_jit(data: GaussianData | MixtureData) -> None:
     jax = pytest.importorskip("jax")
     jax.config.update("jax_enable_x64", True)
     x, t = batch(4, 2, 3), np.array([1, 3, 20, 50])
@@ -66,7 +71,7 @@ def test_the_net_runs_under_jit(data):
 
 
 @given(d=smooth_diffusions, share=st.floats(0, 1))
-def test_a_marginal_of_a_shorter_chain_is_the_same_law(d, share):
+def test_a_marginal_of_a_shorter_chain_is_the_same_law(d: Diffusion, share: float) -> None:
     t = 1 + round(share * (d.T - 1))
     short = d.respaced((d.T, *([t] if t < d.T else []), 0))
     k = 1
@@ -78,7 +83,7 @@ def test_a_marginal_of_a_shorter_chain_is_the_same_law(d, share):
 
 @DATA
 @pytest.mark.parametrize("t", [1, 10, 40])
-def test_prediction_is_the_mean_of_x0_given_x_t(data, t):
+def test_prediction_is_the_mean_of_x0_given_x_t(data: GaussianData | MixtureData, t: int) -> None:
     """Bayes' rule by brute force: weighted samples of x_0 in one dimension. 0.02: a mean of 2e5 weighted samples."""
     flat = (
         GaussianData(0.2, 0.3) if isinstance(data, GaussianData) else MixtureData([0.4, 0.6], [-0.5, 0.6], [0.05, 0.02])
@@ -91,7 +96,7 @@ def test_prediction_is_the_mean_of_x0_given_x_t(data, t):
         assert ours[0] == pytest.approx(np.sum(weight * x0) / np.sum(weight), abs=0.02)
 
 
-def test_log_prob_against_fifty_digits():
+def test_log_prob_against_fifty_digits() -> None:
     x = batch(4, 2, 3)
     with mp.workdps(50):
         for row, ours in zip(x, MIXTURE.log_prob(x), strict=True):
@@ -108,7 +113,7 @@ def test_log_prob_against_fifty_digits():
             )  # a few roundings of a sum of 6 terms
 
 
-def test_samples_follow_the_law():
+def test_samples_follow_the_law() -> None:
     """The probability integral transform of a two-component mixture is uniform (Kolmogorov and Smirnov's distance; at
     n = 20 000 it passes 0.0145 with probability 5e-4), and each component has its weight."""
     from scipy.stats import kstest, norm
@@ -124,13 +129,13 @@ def test_samples_follow_the_law():
 
 
 @DATA
-def test_a_sample_is_a_function_of_seed_and_number(data):
+def test_a_sample_is_a_function_of_seed_and_number(data: GaussianData | MixtureData) -> None:
     assert np.array_equal(data.sample(10, seed=1)[:4], data.sample(4, seed=1))
     assert not np.array_equal(data.sample(4, seed=1), data.sample(4, seed=2))
     assert data.sample(0, seed=1).shape == (0, 2, 3)
 
 
-def test_a_mixture_of_one_is_the_gaussian(library):
+def test_a_mixture_of_one_is_the_gaussian(library: Library) -> None:
     """The general path with two equal components, and the short one with a single component, agree with it."""
     x = library.array(batch(3, 2, 3))
     expected = library.host(GAUSSIAN.net(CHAIN)(x, 9))
@@ -141,7 +146,7 @@ def test_a_mixture_of_one_is_the_gaussian(library):
         np.testing.assert_allclose(library.host(same.log_prob(x)), library.host(GAUSSIAN.log_prob(x)), rtol=1e-13)
 
 
-def test_pure_noise_is_its_own_prediction(library):
+def test_pure_noise_is_its_own_prediction(library: Library) -> None:
     """At alpha_bar = 0, x_T is eps."""
     d = Diffusion(schedules.zero_terminal_snr(schedules.linear(20)))
     x = library.array(batch(3, 2, 3))
@@ -150,7 +155,7 @@ def test_pure_noise_is_its_own_prediction(library):
 
 
 @pytest.mark.parametrize("far", [1e3, 1e8, 1e15])
-def test_far_from_every_component_the_prediction_stays_finite(native, far):
+def test_far_from_every_component_the_prediction_stays_finite(native: Library, far: float) -> None:
     """The densities underflow there, their ratios don't: beyond both components the nearer one takes all."""
     data = MixtureData([0.5, 0.5], [[-0.5], [0.5]], 0.01)
     for dtype in ("float32", "float64"):
@@ -161,7 +166,7 @@ def test_far_from_every_component_the_prediction_stays_finite(native, far):
         assert np.isfinite(eps).all()
 
 
-def test_half_precision_is_finite(native):
+def test_half_precision_is_finite(native: Library) -> None:
     """16 bits: squared distances over a variance of 1e-4 would leave float16's range; 4e-3 is a few of its roundings."""
     data = MixtureData([0.5, 0.5], [[-3.0], [3.0]], 1e-4)
     x = np.array([[3.5], [-3.5], [0.25], [40.0]])
@@ -171,7 +176,7 @@ def test_half_precision_is_finite(native):
 
 
 @DATA
-def test_data_are_values(data):
+def test_data_are_values(data: GaussianData | MixtureData) -> None:
     again = pickle.loads(pickle.dumps(data))
     assert again == data
     assert hash(again) == hash(data)
@@ -183,7 +188,7 @@ def test_data_are_values(data):
             value[...] = 0
 
 
-def test_a_caller_keeps_its_arrays():
+def test_a_caller_keeps_its_arrays() -> None:
     mean = np.zeros(3)
     data = GaussianData(mean, 1.0)
     mean[:] = 7
@@ -191,7 +196,7 @@ def test_a_caller_keeps_its_arrays():
     assert mean.flags.writeable
 
 
-def test_a_point_has_predictions_but_no_density(library):
+def test_a_point_has_predictions_but_no_density(library: Library) -> None:
     point = GaussianData(np.full(3, 0.25), 0.0)
     x = library.array(batch(2, 3))
     x0 = Denoiser(point.net(CHAIN)).x0(CHAIN, x, 30)
@@ -222,6 +227,6 @@ def test_a_point_has_predictions_but_no_density(library):
         (lambda: GAUSSIAN.log_prob(batch(2, 4)), ValueError, "x"),
     ],
 )
-def test_bad_input_is_refused_by_name(make, error, words):
+def test_bad_input_is_refused_by_name(make: Callable[[], object], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=rf"^({words}): "):
         make()

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_a_third_party_registers_under_a_free_name(registry: Any) -> None:
     with pytest.raises(TypeError, match="backend"):
         registry.register("mine")
     with pytest.raises(FrozenInstanceError):
-        mine.name = "other"  # type: ignore[misc]
+        mine.name = "other"
 
 
 def test_a_plug_in_is_loaded_by_get_or_available_only(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +153,7 @@ def test_cupy_without_a_device_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     for count, reason in ((no_driver, "cudaErrorInsufficientDriver"), (lambda: 0, "NVIDIA GPU")):
         runtime = types.SimpleNamespace(getDeviceCount=count)
         fake = types.SimpleNamespace(__version__="13.0", cuda=types.SimpleNamespace(runtime=runtime))
-        monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "cupy", fake)
         backend = backends.get("cupy")
         for use in (backend.version, backend.devices, backend.namespace, lambda b=backend: b.from_numpy(np.ones(2))):
             with pytest.raises(BackendUnavailable, match=f"no CUDA device.*{reason}"):
@@ -204,7 +205,7 @@ def test_whole_numbers_move_too(native: Any, kind: str) -> None:
     assert native.host(native.backend.from_numpy(host)).dtype == host.dtype
 
 
-AWKWARD = {
+AWKWARD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "negative strides": lambda a: a[::-1, ::-2],
     "transposed": lambda a: a.T,
     "0-d": lambda a: a[0, 0, ...],

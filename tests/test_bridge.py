@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pickle
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from tinyddpm import Denoiser, Diffusion, backends, schedules  # noqa: E402
-from tinyddpm.nn import UNet, to_backend  # noqa: E402
+import torch
+
+from tinyddpm import Denoiser, Diffusion, backends, schedules
+from tinyddpm.nn import UNet, to_backend
 
 
 def small(**options: Any) -> UNet:
@@ -98,8 +101,8 @@ def test_there_is_no_gradient(library: Any) -> None:
     to_backend(probe, library.name)(library.array(x), library.array(t))
     assert probe.grad is False
     assert torch.is_grad_enabled()
-    x = torch.from_numpy(x).requires_grad_()
-    assert not to_backend(small(), "torch")(x, torch.from_numpy(t)).requires_grad
+    leaf = torch.from_numpy(x).requires_grad_()
+    assert not to_backend(small(), "torch")(leaf, torch.from_numpy(t)).requires_grad
 
 
 def test_numpy_s_memory_is_shared_both_ways() -> None:
@@ -134,7 +137,7 @@ def read_only(x: np.ndarray) -> np.ndarray:
     return x
 
 
-VIEWS = {
+VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "reversed": lambda x: x[::-1, :, ::-1],
     "read-only": read_only,
     "big-endian": lambda x: x.astype(x.dtype.newbyteorder(">")),

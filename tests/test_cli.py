@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY
 
 import tinyddpm
 from tinyddpm import likelihood
@@ -21,18 +22,6 @@ from tinyddpm.cli import COMMANDS, main, parser
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("torch")
 training = pytest.importorskip("tinyddpm.training")
-
-TINY = [
-    *("--data", "digits", "--steps", "3", "--T", "6", "--channels", "4", "--mults", "1,2", "--res-blocks", "1"),
-    *("--batch-size", "8", "--checkpoint-every", "2"),
-]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    out = str(tmp_path_factory.mktemp("runs") / "digits")
-    assert main(["train", *TINY, "--out", out, "--quiet"]) == 0
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +105,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("words", "named"), WRONG, ids=[words for words, _ in WRONG])
-def test_bad_input_is_one_line_and_nothing_is_written(words, named, model, data, tmp_path, capsys):
+def test_bad_input_is_one_line_and_nothing_is_written(
+    words: str, named: str, model: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {p: p.stat().st_mtime_ns for p in data.rglob("*")}
     argv = [word.format(out=tmp_path / "out", model=model, data=data) for word in words.split()]
     assert main([*argv, "--quiet"] if argv[0] in ("train", "demo") else argv) == 2
@@ -128,14 +119,16 @@ def test_bad_input_is_one_line_and_nothing_is_written(words, named, model, data,
     assert {p: p.stat().st_mtime_ns for p in data.rglob("*")} == before
 
 
-def test_no_command_shows_the_usage(capsys):
+def test_no_command_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     usage, line = capsys.readouterr().err.splitlines()
     assert usage.startswith("usage: tinyddpm")
     assert all(name in line for name in COMMANDS)
 
 
-def test_a_missing_library_is_named_with_its_remedy(monkeypatch, tmp_path, capsys):
+def test_a_missing_library_is_named_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["plot", "schedules", str(tmp_path / "a.png")]) == 2
@@ -146,7 +139,7 @@ def test_a_missing_library_is_named_with_its_remedy(monkeypatch, tmp_path, capsy
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_has_examples_that_parse(name, capsys):
+def test_help_has_examples_that_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert "\x1b" not in text  # this is no terminal, so there is no colour
@@ -158,7 +151,7 @@ def test_help_has_examples_that_parse(name, capsys):
         parser(name).parse_args(words)
 
 
-def test_a_reader_that_leaves_is_no_error(monkeypatch, capsys):
+def test_a_reader_that_leaves_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """As ``tinyddpm verify | head -1`` does: no traceback, no complaint, and nothing at exit either."""
     import os
 
@@ -174,7 +167,7 @@ def test_a_reader_that_leaves_is_no_error(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_every_setting_has_a_flag_with_help(capsys):
+def test_every_setting_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) -> None:
     main(["train", "--help"])
     text = capsys.readouterr().out
     for name in training.TrainConfig.__dataclass_fields__:
@@ -182,7 +175,7 @@ def test_every_setting_has_a_flag_with_help(capsys):
     assert "tinyddpm.training" not in text  # help speaks to people, not of modules
 
 
-def test_help_and_version_load_no_library():
+def test_help_and_version_load_no_library() -> None:
     code = (
         "import sys; from tinyddpm.cli import main; rc = main(['--help']), main(['--version']);"
         "assert rc == (0, 0); print(sorted({'torch', 'scipy', 'matplotlib', 'jax'} & set(sys.modules)))"
@@ -191,7 +184,7 @@ def test_help_and_version_load_no_library():
     assert ran.stdout.splitlines()[-2:] == [f"tinyddpm {tinyddpm.__version__}", "[]"]
 
 
-def test_only_the_command_line_prints():
+def test_only_the_command_line_prints() -> None:
     root = Path(tinyddpm.__file__).parent
     printing = {
         path.name
@@ -202,7 +195,48 @@ def test_only_the_command_line_prints():
     assert printing == {"cli.py"}
 
 
-def test_info(capsys):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_can_be_quiet_and_speak_json(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "-q, --quiet" in text
+    assert "--json" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "about"),
+    [
+        ("train --out {out} --quiet", {"checkpoint", "skipped", "settings"}),
+        ("sample --model {model} --out {out}.npz -n 2 --quiet", {"out", "index", "sampler", "steps"}),
+        ("sample --model {model} --out {out}.png -n 2", {"out", "index"}),
+        ("evaluate --model {model} --data digits --limit 2", {"bits_per_dim", "images", "levels"}),
+        ("plot schedules {out}.png --quiet", {"path"}),
+        ("info", {"version", "backends"}),
+        ("info --quiet", {"version", "backends"}),
+    ],
+)
+def test_json_is_all_that_is_printed(
+    line: str, about: set[str], model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = line.format(out=tmp_path / "out", model=model).split()
+    assert main([*words, *(TINY if words[0] == "train" else ()), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert about <= json.loads(shown.out).keys()
+    assert not ("--quiet" in words and shown.err)
+
+
+def test_train_tells_programs_what_it_tells_people(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    assert main(["train", *TINY, "--out", out, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["checkpoint"] == str(Path(out, "last"))
+    assert told["settings"] == json.loads(Path(out, "config.json").read_bytes())["config"]
+    assert told["skipped"] == []
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--json"]) == 0
     info = json.loads(capsys.readouterr().out)
     assert info["version"] == tinyddpm.__version__
@@ -210,10 +244,17 @@ def test_info(capsys):
     for name, entry in info["backends"].items():
         assert set(entry) in ({"version", "devices"}, {"reason"}), name
     assert main(["info"]) == 0
-    assert f"numpy   {np.__version__} on cpu" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert f"  numpy   {np.__version__} on cpu" in lines
+    assert [line.split()[0] for line in lines[1:]] == list(info["backends"])
+    assert main(["info", "--quiet"]) == 0
+    here = [name for name, entry in info["backends"].items() if "version" in entry]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == here
 
 
-def test_quiet_verification_tells_of_failures_only(monkeypatch, capsys):
+def test_quiet_verification_tells_of_failures_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tinyddpm import verify
 
     found = [
@@ -230,7 +271,9 @@ def test_quiet_verification_tells_of_failures_only(monkeypatch, capsys):
 # Train.
 
 
-def test_train_prints_its_settings_as_a_file_that_repeats_it(model, tmp_path, capsys):
+def test_train_prints_its_settings_as_a_file_that_repeats_it(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     assert main(["train", *TINY, "--out", str(out)]) == 0
     text, _, rest = capsys.readouterr().out.partition("checkpoint: ")
@@ -247,7 +290,7 @@ def test_train_prints_its_settings_as_a_file_that_repeats_it(model, tmp_path, ca
         assert (again / "last" / weights).read_bytes() == (Path(model) / "last" / weights).read_bytes()
 
 
-def test_resume_takes_the_settings_from_the_run(model, tmp_path):
+def test_resume_takes_the_settings_from_the_run(model: str, tmp_path: Path) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     assert main(["train", *TINY, "--steps", "5", "--out", str(whole), "--quiet"]) == 0
     assert main(["train", *TINY, "--out", str(parted), "--quiet"]) == 0
@@ -256,14 +299,14 @@ def test_resume_takes_the_settings_from_the_run(model, tmp_path):
     assert [json.loads(line)["step"] for line in (parted / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5]
 
 
-def test_a_run_is_not_overwritten_and_other_settings_are_named(model, capsys):
+def test_a_run_is_not_overwritten_and_other_settings_are_named(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *TINY, "--out", model, "--quiet"]) == 2
     assert model in capsys.readouterr().err
     assert main(["train", "--out", model, "--resume", "--lr", "0.5", "--quiet"]) == 2
     assert "lr: 0.5" in capsys.readouterr().err
 
 
-def test_interrupting_saves_and_says_how_to_go_on(tmp_path):
+def test_interrupting_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "tinyddpm", "train", *TINY, "--steps", "100000", "--out", str(out)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
@@ -285,7 +328,9 @@ def test_interrupting_saves_and_says_how_to_go_on(tmp_path):
 # Evaluate.
 
 
-def test_evaluate_gives_the_bound_on_held_out_images(model, tmp_path, capsys):
+def test_evaluate_gives_the_bound_on_held_out_images(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["evaluate", "--model", model, "--data", "digits", "--json", "-q", "--batch-size", "100"]) == 0
     stated = json.loads(capsys.readouterr().out)
     run = training.load_run(model)
@@ -306,7 +351,7 @@ def test_evaluate_gives_the_bound_on_held_out_images(model, tmp_path, capsys):
     assert lines[0] == f"bits/dim: {stated['bits_per_dim']['mean']:.4f} +- {stated['bits_per_dim']['error']:.4f}"
 
 
-def test_evaluate_scores_all_of_other_images(model, tmp_path, capsys):
+def test_evaluate_scores_all_of_other_images(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "own.npy", np.random.default_rng(0).integers(0, 256, (7, 8, 8), np.uint8))
     assert main(["evaluate", "--model", model, "--data", str(tmp_path / "own.npy"), "--json", "-q"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 7
@@ -325,7 +370,7 @@ def test_evaluate_scores_all_of_other_images(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     "what", ["schedules", "forward", "denoising", "loss", "bound", "rate-distortion", "sampler-error"]
 )
-def test_every_figure_is_drawn(what, model, tmp_path, capsys):
+def test_every_figure_is_drawn(what: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / f"{what}.png"
     assert main(["plot", what, str(file), "--model", model, "--limit", "8", "-q"]) == 0
     assert capsys.readouterr().out == f"{file}\n"

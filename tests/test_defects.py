@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 import array_api_strict
 import numpy as np
 import oracles
 import pytest
+from conftest import Library
+from numpy.typing import NDArray
 from oracles import exact, mp
 from strategies import batch
 
@@ -19,27 +23,27 @@ D = Diffusion()
 X = batch(4, 3)
 
 
-def zero(x_t, t):
+def zero(x_t: Any, t: Any) -> Any:
     return 0 * x_t
 
 
-def test_defect_01_tanh_in_the_decoder(differentiable):
+def test_defect_01_tanh_in_the_decoder(differentiable: Library) -> None:
     """A tanh for the normal CDF is 0.05 bits off at 3 std, 0.6 at 4, 2.2 at 5, and its floor stops the gradient."""
     from test_gaussian import gradients
 
     x, log_std, std = np.zeros(1), math.log(0.02), 0.02
 
-    def bits(method, distance):
+    def bits(method: Literal["exact", "ho2020"], distance: float) -> float:
         mean = np.array([distance * std])
-        return gaussian.discretized_log_likelihood(x, mean, log_std, 255, method)[0] / math.log(2)
+        return float(gaussian.discretized_log_likelihood(x, mean, log_std, 255, method)[0]) / math.log(2)
 
     for distance, off in ((3, 0.05), (4, 0.6), (5, 2.2)):
         truth = float(oracles.log_mass(127, 255, exact(distance * std), exact(log_std)) / mp.log(2))
         assert bits("exact", distance) == pytest.approx(truth, abs=1e-13)
         assert abs(bits("ho2020", distance) - truth) == pytest.approx(off, rel=0.3)
 
-    def slope(method):
-        def f(mean):
+    def slope(method: Literal["exact", "ho2020"]) -> Any:
+        def f(mean: Any) -> Any:
             return gaussian.discretized_log_likelihood(differentiable.array(x), mean, log_std, 255, method)
 
         return gradients(differentiable, f, np.array([10 * std]))[0].item()
@@ -49,7 +53,7 @@ def test_defect_01_tanh_in_the_decoder(differentiable):
     assert slope("exact") == pytest.approx(float(oracles.log_mass_gradient(127, 255, 10 * std, log_std)[0]), rel=1e-12)
 
 
-def test_defect_02_float32_running_product():
+def test_defect_02_float32_running_product() -> None:
     """It puts 1 - alpha_bar_1 off by 1.7e-4 and a posterior variance by over 1e-4."""
     alpha_bar = np.cumprod(1 - D.beta[1:].astype(np.float32), dtype=np.float32)
     theirs = 1 - alpha_bar.astype(np.float64)
@@ -59,7 +63,7 @@ def test_defect_02_float32_running_product():
     assert D.one_minus_alpha_bar[1] == D.beta[1]
 
 
-def ddim(d, data, x, moves):
+def ddim(d: Diffusion, data: GaussianData, x: NDArray[np.float64], moves: Iterable[tuple[int, int]]) -> Any:
     """[DDIM eq. 12] at eta = 0 from t to s in turn."""
     for t, s in moves:
         eps = data.net(d)(x, np.full(len(x), t))
@@ -68,7 +72,7 @@ def ddim(d, data, x, moves):
     return x
 
 
-def test_defect_03_moves_and_plans_that_are_not_the_plans_own():
+def test_defect_03_moves_and_plans_that_are_not_the_plans_own() -> None:
     """s = t - T // n whatever the plan says; float ranges with an entry too many; "leading" plans that never see x_T."""
     d, data, plan = Diffusion(schedules.linear(100)), GaussianData(np.zeros(3), 0.1), (100, 61, 60, 2, 0)
     ours = d.sample(Denoiser(data.net(d), clip_x0=False), X.shape, sampler="ddim", timesteps=plan, x_T=X)
@@ -83,7 +87,7 @@ def test_defect_03_moves_and_plans_that_are_not_the_plans_own():
     assert math.exp(D.log_snr[901] - D.log_snr[1000]) > 6  # noise is put in where 6 times the SNR is due
 
 
-def test_defect_04_noise_on_the_last_move():
+def test_defect_04_noise_on_the_last_move() -> None:
     """Switched off at t = 1 only, it stays in the image where the plan's last t is another."""
     plan, z = (1000, 20, 0), np.ones_like(X)
     denoiser = Denoiser(zero, predicts="x0")
@@ -93,13 +97,13 @@ def test_defect_04_noise_on_the_last_move():
     assert np.abs(p.sample(z) - ours).min() > 0.06
 
 
-def test_defect_05_eta_of_three_meanings():
+def test_defect_05_eta_of_three_meanings() -> None:
     """The variance at eta = 0.5 is a quarter of beta_tilde; and it comes out of the part along eps, not on top of it."""
     t, s, z = 800, 400, np.ones_like(X)
     tilde, left = D.posterior_weights(t, s)[2], D.one_minus_alpha_bar[s]
     eps = X / math.sqrt(D.one_minus_alpha_bar[t])  # of x_0 = 0
 
-    def ours(eta):
+    def ours(eta: float) -> Any:
         steps = D.trajectory(Denoiser(zero, predicts="x0"), X.shape, sampler="ddim", eta=eta, timesteps=(t, s, 0), x_T=X,
                              noise=lambda t, index, shape: z)  # fmt: skip
         return [step.x for step in steps][1]
@@ -111,7 +115,7 @@ def test_defect_05_eta_of_three_meanings():
     assert (left + 0.25 * tilde) / left > 1.1  # noise on top: x_s has more variance than q(x_s)
 
 
-def test_defect_06_eps_at_zero_terminal_snr():
+def test_defect_06_eps_at_zero_terminal_snr() -> None:
     """x_0 from eps divides by alpha_bar_T = 0; a floor of 2^-24 in its place magnifies eps's error 4096 times."""
     d = Diffusion(schedules.zero_terminal_snr(schedules.linear()))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -124,7 +128,7 @@ def test_defect_06_eps_at_zero_terminal_snr():
     np.testing.assert_allclose(exact_v.x0(d, X, 1000), X, rtol=0, atol=1.001e-3)
 
 
-def test_defect_07_x0_clipped_and_eps_kept():
+def test_defect_07_x0_clipped_and_eps_kept() -> None:
     """Then sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps is not x_t any more, by more than 1."""
     x, t = 4 * X, 700
     denoiser, raw = Denoiser(zero), Denoiser(zero, clip_x0=False)
@@ -134,13 +138,13 @@ def test_defect_07_x0_clipped_and_eps_kept():
     assert np.abs(D.q_sample(x0, t, raw.eps(D, x, t)) - x).max() > 1
 
 
-def test_defect_08_one_term_of_the_bound_for_its_sum():
+def test_defect_08_one_term_of_the_bound_for_its_sum() -> None:
     """L_simple + 0.001 L_{t-1} trains the variance T = 1000 times less than L_simple + 0.001 L_vlb."""
     torch = pytest.importorskip("torch")
     x0, eps = torch.tensor(np.tanh(X)), torch.tensor(batch(4, 3, seed=1))
     t = np.array([1, 2, 500, 1000])
 
-    def slope(loss):
+    def slope(loss: Callable[[Denoiser], Any]) -> Any:
         raw = torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)
         denoiser = Denoiser(lambda x_t, t: torch.cat([0 * x_t, raw], 1), variance="learned_range")
         loss(denoiser).sum().backward()
@@ -152,11 +156,11 @@ def test_defect_08_one_term_of_the_bound_for_its_sum():
     assert np.abs(ours).min() > 0
 
 
-def second_order():
+def second_order() -> Callable[..., Any]:
     """The move of DPM-Solver++(2M), with the last x_0 and step size kept inside: a scheduler object."""
-    last = []
+    last: list[tuple[Any, float]] = []
 
-    def move(x, x0, t, s):
+    def move(x: Any, x0: Any, t: int, s: int) -> Any:
         a, sigma = np.sqrt(D.alpha_bar), np.sqrt(D.one_minus_alpha_bar)
         h = (D.log_snr[s] - D.log_snr[t]) / 2
         ahead = x0 + (x0 - last[0][0]) * h / (2 * last[0][1]) if last and s else x0
@@ -166,12 +170,12 @@ def second_order():
     return move
 
 
-def test_defect_09_a_scheduler_that_remembers_another_run():
+def test_defect_09_a_scheduler_that_remembers_another_run() -> None:
     """Two runs in turns through one object differ from each alone; ours keeps nothing between moves but the run's own list."""
     plan, data = (1000, 700, 400, 100, 0), GaussianData(np.zeros(3), 0.1)
     denoiser = Denoiser(data.net(D), clip_x0=False)
 
-    def run(moves, starts):
+    def run(moves: Sequence[Callable[..., Any]], starts: Sequence[Any]) -> list[Any]:
         states = list(starts)
         for t, s in zip(plan, plan[1:], strict=False):
             for k, move in enumerate(moves):
@@ -186,7 +190,7 @@ def test_defect_09_a_scheduler_that_remembers_another_run():
     assert np.abs(np.divide(run([one, one], starts), in_turns) - 1).max() > 0.05
 
 
-def test_defect_10_reading_the_device_at_each_step(monkeypatch):
+def test_defect_10_reading_the_device_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A coefficient looked up by a step on the device waits for it at each move; ours are numbers before the first."""
     device, reads = array_api_strict.Device("device1"), []
     x = array_api_strict.asarray(X, device=device)
@@ -194,7 +198,7 @@ def test_defect_10_reading_the_device_at_each_step(monkeypatch):
         if hasattr(original := type(x), name):
             method = getattr(original, name)
 
-            def counted(self, *args, method=method, **options):
+            def counted(self: Any, *args: Any, method: Callable[..., Any] = method, **options: Any) -> Any:
                 reads.extend([self] * (self.device == device))
                 return method(self, *args, **options)
 
@@ -208,7 +212,7 @@ def test_defect_10_reading_the_device_at_each_step(monkeypatch):
     assert [len(reads) for _ in steps] == [1] * 20 + [2]  # are x_T and the result numbers? and nothing in between
 
 
-def test_defect_11_noise_that_depends_on_the_batch_or_the_run():
+def test_defect_11_noise_that_depends_on_the_batch_or_the_run() -> None:
     """One generator for the batch gives a sample other noise in another batch; seeded again at a resume it repeats itself; and
     noise scaled in place is not the caller's any more."""
     wrong = [np.random.default_rng(0).standard_normal((2, n, 3)) for n in (4, 2)]  # (moves, batch, ...)
@@ -226,16 +230,16 @@ def test_defect_11_noise_that_depends_on_the_batch_or_the_run():
     assert np.abs(D.q_sample(X, 500, eps) - x_t).max() > 0.05
 
 
-def test_defect_12_a_classifiers_gradient_at_one_point_used_at_another():
+def test_defect_12_a_classifiers_gradient_at_one_point_used_at_another() -> None:
     """Bayes' rule shifts the score at x_t. The same gradient added to the mean, times the variance, is right for short moves
     only. Loops of RePaint that re-run a step in place are in test_edit.py."""
     classes = [GaussianData(np.array([m]), 0.02) for m in (-0.5, 0.5)]
     mixture, t, s, x = MixtureData([0.5, 0.5], [[-0.5], [0.5]], 0.02), 500, 250, np.array([[0.1], [0.4]])
 
-    def score(data, x, t):
+    def score(data: GaussianData | MixtureData, x: Any, t: Any) -> Any:
         return D.convert(data.net(D)(x, np.full(len(x), t)), x, t, "eps", "score")
 
-    def gradient(x, t):  # of log p(y = 1 | x_t)
+    def gradient(x: Any, t: Any) -> Any:  # of log p(y = 1 | x_t)
         return score(classes[1], x, t[0]) - score(mixture, x, t[0])
 
     truth = Denoiser(classes[1].net(D), clip_x0=False).p(D, x, t, s).mean
@@ -245,10 +249,10 @@ def test_defect_12_a_classifiers_gradient_at_one_point_used_at_another():
     assert np.abs(p.mean + p.var * gradient(x, [t]) - truth).max() > 0.05
 
 
-def test_defect_13_an_image_averaged_with_its_neighbours():
+def test_defect_13_an_image_averaged_with_its_neighbours() -> None:
     """A mean over the batch inside a step makes an image another one when a neighbour changes."""
 
-    def mixed(x_t, t):
+    def mixed(x_t: Any, t: Any) -> Any:
         return np.broadcast_to(x_t.mean(axis=0), x_t.shape)
 
     far = np.concatenate([X[:1], 5 + X[1:]])
@@ -258,7 +262,7 @@ def test_defect_13_an_image_averaged_with_its_neighbours():
         assert moved or np.array_equal(a[0], b[0])
 
 
-def test_defect_14_pixels_cut_off_instead_of_rounded():
+def test_defect_14_pixels_cut_off_instead_of_rounded() -> None:
     """Half a level darker on average, a whole one at worst; 8-bit images no longer come back as they were."""
     x = np.linspace(-1, 1, 100_001)
     exact_level = 127.5 * (x + 1)

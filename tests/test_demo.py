@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("torch")
 training = pytest.importorskip("tinyddpm.training")
 
-SMALL = {"steps": 4, "T": 12, "channels": 4, "batch_size": 8, "cooldown": 0, "warmup": 0}
+SMALL: dict[str, Any] = {"steps": 4, "T": 12, "channels": 4, "batch_size": 8, "cooldown": 0, "warmup": 0}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], li
     out = tmp_path_factory.mktemp("demo") / "demo"
     lines = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "DEMO", dataclasses.replace(demo.DEMO, **SMALL))
+        patch.setattr(demo, "DEMO", dataclasses.replace(training.DEMO, **SMALL))
         for _ in range(2):
             text = StringIO()
             with redirect_stdout(text):
@@ -38,7 +40,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], li
     return out, lines[0], lines[1]
 
 
-def test_it_prints_what_it_promises(shown):
+def test_it_prints_what_it_promises(shown: tuple[Path, list[str], list[str]]) -> None:
     out, first, _ = shown
     assert sum(bool(re.fullmatch(r"bits/dim: \d+\.\d+ \+- \d+\.\d+", line)) for line in first) == 1
     assert "levels: 17" in first
@@ -47,7 +49,7 @@ def test_it_prints_what_it_promises(shown):
     assert f"sample --model {out}" in first[-1]
 
 
-def test_a_second_run_trains_nothing_and_says_the_same(shown):
+def test_a_second_run_trains_nothing_and_says_the_same(shown: tuple[Path, list[str], list[str]]) -> None:
     out, first, second = shown
 
     def timeless(lines: list[str]) -> list[str]:
@@ -57,7 +59,7 @@ def test_a_second_run_trains_nothing_and_says_the_same(shown):
     assert len((out / "log.jsonl").read_text().splitlines()) == SMALL["steps"]
 
 
-def test_samples_are_whole_pixels_in_eight_columns(shown):
+def test_samples_are_whole_pixels_in_eight_columns(shown: tuple[Path, list[str], list[str]]) -> None:
     from tinyddpm._commands.demo import GAP, SAMPLES, SCALE
 
     out, *_ = shown
@@ -79,19 +81,37 @@ def test_samples_are_whole_pixels_in_eight_columns(shown):
 
 
 @pytest.mark.parametrize("name", ["denoising", "forward", "loss"])
-def test_every_picture_is_there(shown, name):
+def test_every_picture_is_there(shown: tuple[Path, list[str], list[str]], name: str) -> None:
     with Image.open(shown[0] / f"{name}.png") as picture:
         assert min(picture.size) > 300
 
 
-def test_the_printed_command_goes_on(shown):
+def test_json_is_the_same_for_programs(
+    shown: tuple[Path, list[str], list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tinyddpm._commands import demo
+
+    out, lines, _ = shown
+    monkeypatch.setattr(demo, "DEMO", dataclasses.replace(training.DEMO, **SMALL))
+    assert main(["demo", "--out", str(out), "--json"]) == 0
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert "ddpm: 12/12" in printed.err  # progress, which is no result
+    bits = told["bits_per_dim"]
+    assert f"bits/dim: {bits['mean']:.3f} +- {bits['error']:.3f}" in lines
+    assert (told["levels"], told["samples"], told["model"]) == (17, str(out / "samples.png"), str(out))
+    assert all(Path(picture).exists() for picture in told["pictures"])
+    assert set(told["images_per_s"]) == {"trained", "drawn"}
+
+
+def test_the_printed_command_goes_on(shown: tuple[Path, list[str], list[str]]) -> None:
     out, first, _ = shown
     words = first[-1].partition("-m tinyddpm ")[2].split()
     assert main([*words, "-n", "4", "--quiet"]) == 0
     assert (out / "more.png").exists()
 
 
-def test_it_computes_on_one_thread_and_puts_the_number_back():
+def test_it_computes_on_one_thread_and_puts_the_number_back() -> None:
     import torch
 
     from tinyddpm._commands.demo import _one_thread
@@ -104,7 +124,7 @@ def test_it_computes_on_one_thread_and_puts_the_number_back():
     torch.set_num_threads(own)
 
 
-def test_nearest_neighbours(monkeypatch):
+def test_nearest_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
     import demo_quality
 

@@ -17,7 +17,7 @@ TESTS = sorted(set(re.findall(r"`(tests/\w+\.py::\w+)`", TEXT)))
 NAMES = sorted(set(re.findall(r"`(tinyddpm(?:\.\w+)+)`", TEXT)))
 
 
-def test_the_code_runs():
+def test_the_code_runs() -> None:
     """Blocks in order, in one namespace; each compares a formula with the library."""
     namespace: dict[str, object] = {}
     blocks = [(m.start(), m[1]) for m in re.finditer(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)]
@@ -34,14 +34,14 @@ def defined_in(file: str) -> set[str]:
 
 
 @pytest.mark.parametrize("reference", TESTS)
-def test_every_test_named_exists(reference):
+def test_every_test_named_exists(reference: str) -> None:
     file, _, name = reference.partition("::")
     assert name.startswith("test_")
     assert name in defined_in(file)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_function_named_exists(name):
+def test_every_function_named_exists(name: str) -> None:
     words = name.split(".")
     found: object = import_module("tinyddpm")
     for k, word in enumerate(words[1:], start=2):
@@ -49,7 +49,7 @@ def test_every_function_named_exists(name):
     assert getattr(found, "__doc__", None), "a public name is documented"
 
 
-def test_every_section_names_what_computes_it_and_what_checks_it():
+def test_every_section_names_what_computes_it_and_what_checks_it() -> None:
     numbered = {title: body for title, body in SECTIONS.items() if title[0].isdigit()}
     assert [int(title.partition(".")[0]) for title in numbered] == list(range(1, len(numbered) + 1))
     for title, body in numbered.items():
@@ -78,11 +78,11 @@ def test_every_section_names_what_computes_it_and_what_checks_it():
         r"\log\sigma_t^2 = \nu\log\beta_t",
     ],
 )
-def test_nothing_of_the_mathematics_is_missing(mathematics):
+def test_nothing_of_the_mathematics_is_missing(mathematics: str) -> None:
     assert mathematics in TEXT
 
 
-def test_formulas_are_closed():
+def test_formulas_are_closed() -> None:
     """Dollars and braces balance, in displays and in lines."""
     plain = re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL)
     displays = re.findall(r"\$\$(.+?)\$\$", plain, flags=re.DOTALL)

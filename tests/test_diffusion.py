@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import pickle
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
 from itertools import pairwise
+from typing import Any
 
 import array_api_strict
 import mpmath as mp
 import numpy as np
 import pytest
+from conftest import Library
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from strategies import batch, betas, diffusions, pairs, plans, smooth_diffusions
 
 from tinyddpm import Denoiser, Diffusion, samplers, schedules
@@ -27,7 +31,7 @@ def ulp(value: float, exact: mp.mpf) -> float:
     return float(abs(mp.mpf(float(value)) - exact) / mp.mpf(float(np.spacing(abs(float(exact))))))
 
 
-def exact_rows(beta, every=1):
+def exact_rows(beta: NDArray[np.float64], every: int = 1) -> Iterator[tuple[int, dict[str, mp.mpf]]]:
     """(t, tables of step t in 60 digits), for every `every`-th t and the last few."""
     with mp.workdps(60):
         alpha_bar = mp.mpf(1)
@@ -51,9 +55,9 @@ def exact_rows(beta, every=1):
             )
 
 
-def worst_ulps(beta, every=1):
+def worst_ulps(beta: NDArray[np.float64], every: int = 1) -> dict[str, float]:
     d = Diffusion(beta)
-    worst = dict.fromkeys(
+    worst: dict[str, float] = dict.fromkeys(
         ("alpha", "alpha_bar", "one_minus_alpha_bar", "sqrt_alpha_bar", "beta_tilde", "w_x0", "w_xt", "log_snr"), 0.0
     )
     with mp.workdps(60):
@@ -70,11 +74,11 @@ def worst_ulps(beta, every=1):
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "quadratic", "geometric", "jsd"])
-def test_tables_are_within_four_ulp(name):
+def test_tables_are_within_four_ulp(name: str) -> None:
     assert max(worst_ulps(getattr(schedules, name)(1000), every=7).values()) <= 4
 
 
-def test_tables_of_a_hundred_thousand_steps_are_within_four_ulp():
+def test_tables_of_a_hundred_thousand_steps_are_within_four_ulp() -> None:
     beta = schedules.linear(100_000)  # alpha_bar ends near e^-1012, far below the smallest float64
     worst = worst_ulps(beta, every=997)
     assert max(worst.values()) <= 4
@@ -84,7 +88,7 @@ def test_tables_of_a_hundred_thousand_steps_are_within_four_ulp():
     assert np.all(np.diff(d.log_snr) < 0)
 
 
-def test_a_tiny_beta_after_a_large_one_is_not_lost():
+def test_a_tiny_beta_after_a_large_one_is_not_lost() -> None:
     """A difference of log alpha_bar, in 106 bits, would hold it to 1e-32 only."""
     beta = np.array([0.5, 1e-40, 0.3, 1e-300])
     assert max(worst_ulps(beta).values()) <= 4
@@ -92,13 +96,13 @@ def test_a_tiny_beta_after_a_large_one_is_not_lost():
 
 
 @given(st.floats(-17, 0), st.sampled_from([-1, 1]), st.integers(1, 5))
-def test_log_snr_keeps_its_digits_next_to_zero(exponent, sign, T):
+def test_log_snr_keeps_its_digits_next_to_zero(exponent: float, sign: int, T: int) -> None:
     """Where log alpha_bar and log(1 - alpha_bar) cancel."""
     alpha_bar = 0.5 * np.exp(sign * 10.0**exponent / 2)
     assert worst_ulps(np.full(T, 1 - alpha_bar ** (1 / T)))["log_snr"] <= 4
 
 
-def test_alpha_bar_keeps_its_digits_down_to_the_smallest_normal_numbers():
+def test_alpha_bar_keeps_its_digits_down_to_the_smallest_normal_numbers() -> None:
     beta = schedules.linear(100_000)
     alpha_bar = Diffusion(beta).alpha_bar
     with mp.workdps(60):
@@ -111,12 +115,12 @@ def test_alpha_bar_keeps_its_digits_down_to_the_smallest_normal_numbers():
 
 
 @given(betas)
-def test_tables_are_within_four_ulp_for_any_betas(beta):
+def test_tables_are_within_four_ulp_for_any_betas(beta: NDArray[np.float64]) -> None:
     assert max(worst_ulps(beta).values()) <= 4
 
 
 @given(diffusions)
-def test_entry_zero_is_the_clean_end(d):
+def test_entry_zero_is_the_clean_end(d: Diffusion) -> None:
     assert d.beta.shape == d.alpha_bar.shape == d.log_snr.shape == d.beta_tilde.shape == (d.T + 1,)
     assert (d.beta[0], d.alpha[0], d.alpha_bar[0], d.one_minus_alpha_bar[0], d.log_snr[0]) == (0, 1, 1, 0, np.inf)
     assert np.isnan(d.beta_tilde[0])
@@ -128,7 +132,7 @@ def test_entry_zero_is_the_clean_end(d):
 
 
 @given(st.data(), smooth_diffusions)
-def test_two_moves_of_q_compose_to_one(data, d):
+def test_two_moves_of_q_compose_to_one(data: st.DataObject, d: Diffusion) -> None:
     """N(0, alpha_t (1 - alpha_s)) + N(0, 1 - alpha_t) = N(0, 1 - alpha_t alpha_s), for any 0 <= s < t."""
     t, s = data.draw(pairs(d))
     x0 = batch(3, 4)
@@ -142,7 +146,7 @@ def test_two_moves_of_q_compose_to_one(data, d):
 
 
 @given(st.data(), smooth_diffusions)
-def test_posterior_obeys_bayes_rule(data, d):
+def test_posterior_obeys_bayes_rule(data: st.DataObject, d: Diffusion) -> None:
     """log q(x_s|x_0) + log q(x_t|x_s) = log q(x_t|x_0) + log q(x_s|x_t, x_0) at any x_s and x_t."""
     t, s = data.draw(pairs(d))
     if s == 0:
@@ -156,7 +160,7 @@ def test_posterior_obeys_bayes_rule(data, d):
 
 
 @given(st.data(), diffusions)
-def test_weights_agree_between_one_move_and_many(data, d):
+def test_weights_agree_between_one_move_and_many(data: st.DataObject, d: Diffusion) -> None:
     """The default s = t - 1, an explicit one, arrays and ints give the same weights to the last place."""
     t = data.draw(st.integers(1, d.T))
     assert d.posterior_weights(t) == d.posterior_weights(t, t - 1)
@@ -169,7 +173,7 @@ def test_weights_agree_between_one_move_and_many(data, d):
     assert one == tuple(w[0] for w in many)
 
 
-def test_strided_weights_where_alpha_bar_underflows():
+def test_strided_weights_where_alpha_bar_underflows() -> None:
     """A quotient of alpha_bar is 0/0 here; the logarithms know the answer."""
     d = Diffusion(schedules.linear(100_000))
     t, s = 100_000, 99_000
@@ -180,7 +184,9 @@ def test_strided_weights_where_alpha_bar_underflows():
 
 
 @given(st.data(), smooth_diffusions, st.sampled_from(KINDS), st.sampled_from(KINDS))
-def test_convert_gives_the_same_prediction_in_every_kind(data, d, source, target):
+def test_convert_gives_the_same_prediction_in_every_kind(
+    data: st.DataObject, d: Diffusion, source: str, target: str
+) -> None:
     t = data.draw(st.integers(1, d.T))
     x0, eps = batch(2, 5), batch(2, 5, seed=1)
     x_t = d.q_sample(x0, t, eps)
@@ -192,7 +198,7 @@ def test_convert_gives_the_same_prediction_in_every_kind(data, d, source, target
 
 
 @given(st.data(), smooth_diffusions, st.sampled_from(KINDS), st.sampled_from(KINDS))
-def test_convert_there_and_back(data, d, source, target):
+def test_convert_there_and_back(data: st.DataObject, d: Diffusion, source: str, target: str) -> None:
     t = data.draw(st.integers(1, d.T))
     value, x_t = batch(2, 5), batch(2, 5, seed=1)
     there = d.convert(value, x_t, t, source, target)
@@ -202,7 +208,7 @@ def test_convert_there_and_back(data, d, source, target):
     np.testing.assert_allclose(there, a[t] * value + (0 if b is None else b[t] * x_t), rtol=1e-13, atol=0)
 
 
-def test_conversions_at_zero_terminal_snr():
+def test_conversions_at_zero_terminal_snr() -> None:
     """Division by zero where peers predict eps on a zero-terminal schedule; here it is refused, and all that exists works."""
     d = Diffusion(schedules.zero_terminal_snr(schedules.linear(50)))
     value, x_t = batch(2, 3), batch(2, 3, seed=1)
@@ -228,7 +234,7 @@ def test_conversions_at_zero_terminal_snr():
         np.testing.assert_array_equal(d.convert(value, x_t, 50, kind, kind), value)
 
 
-def test_a_step_is_an_int_an_array_or_on_a_device(library):
+def test_a_step_is_an_int_an_array_or_on_a_device(library: Library) -> None:
     """The three forms give the same, on every library."""
     d = Diffusion(schedules.cosine(40))
     host = batch(3, 2, 2)
@@ -248,7 +254,7 @@ def test_a_step_is_an_int_an_array_or_on_a_device(library):
     np.testing.assert_array_equal(library.host(d.q_sample(x, 0, e)), host)
 
 
-def test_a_row_of_many_moves_is_the_move_alone(library):
+def test_a_row_of_many_moves_is_the_move_alone(library: Library) -> None:
     d = Diffusion(schedules.cosine(40))
     x, e = library.array(batch(3, 2, 2)), library.array(batch(3, 2, 2, seed=1))
     for t, s in (([1, 17, 40], [0, 3, 20]), ([30, 17, 40], 5), (40, [39, 3, 20]), (40, [39, 39, 39])):
@@ -262,14 +268,14 @@ def test_a_row_of_many_moves_is_the_move_alone(library):
                 assert log_var == one.log_var
 
 
-def test_the_first_array_says_the_dtype(library):
+def test_the_first_array_says_the_dtype(library: Library) -> None:
     d, x = Diffusion(schedules.linear(10)), library.array(batch(2, 3))
     single = library.array(batch(2, 3), "float32")
     for value in (d.q_sample(single, 4, x), d.posterior(single, x, 4).mean, d.convert(single, x, 4, "eps", "x0")):
         assert value.dtype == single.dtype
 
 
-def test_steps_on_a_device_are_not_checked_but_give_nan():
+def test_steps_on_a_device_are_not_checked_but_give_nan() -> None:
     """array-api-strict's second device can't be read from the host, as a GPU should not be."""
     xp, device = array_api_strict, array_api_strict.Device("device1")
     d = Diffusion(schedules.linear(10))
@@ -277,7 +283,7 @@ def test_steps_on_a_device_are_not_checked_but_give_nan():
     x = xp.asarray(host, device=device)
     t = xp.asarray([0, 1, 10, 11], device=device)
 
-    def rows(value):
+    def rows(value: Any) -> NDArray[np.float64]:
         assert value.device == device
         return np.array(xp.asarray(value, device=xp.Device("CPU_DEVICE")))
 
@@ -293,7 +299,7 @@ def test_steps_on_a_device_are_not_checked_but_give_nan():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_strided_weights_on_a_device_are_as_exact_as_the_dtype(dtype):
+def test_strided_weights_on_a_device_are_as_exact_as_the_dtype(dtype: str) -> None:
     """Differences of log alpha_bar lose no digits, whatever the precision there."""
     xp, device = array_api_strict, array_api_strict.Device("device1")
     if not hasattr(xp, dtype):
@@ -307,7 +313,7 @@ def test_strided_weights_on_a_device_are_as_exact_as_the_dtype(dtype):
     np.testing.assert_allclose(w, d.posterior_weights(t, s)[1], rtol=8 * float(np.finfo(dtype).eps))
 
 
-def test_low_precision_stays_finite_and_close(native):
+def test_low_precision_stays_finite_and_close(native: Library) -> None:
     """float16: every quantity finite, within a few units of its own precision relative to the data's size."""
     d = Diffusion()
     x, e = batch(4, 8), batch(4, 8, seed=1)
@@ -322,7 +328,7 @@ def test_low_precision_stays_finite_and_close(native):
 
 
 @given(st.data(), diffusions, st.sampled_from(SPACINGS))
-def test_timesteps_are_a_plan(data, d, spacing):
+def test_timesteps_are_a_plan(data: st.DataObject, d: Diffusion, spacing: str) -> None:
     steps = data.draw(st.integers(1, d.T))
     plan = d.timesteps(steps, spacing)
     assert len(plan) == steps + 1
@@ -332,7 +338,7 @@ def test_timesteps_are_a_plan(data, d, spacing):
     assert all(type(t) is int for t in plan)
 
 
-def test_every_number_of_steps_gives_a_plan():
+def test_every_number_of_steps_gives_a_plan() -> None:
     """Peers' plans from float ranges yield n + 1 entries or -1 for 62 values of n <= 1000, and some never start at T."""
     d = Diffusion()
     for steps in range(1, 1001):
@@ -348,7 +354,7 @@ def test_every_number_of_steps_gives_a_plan():
     assert wrong  # the float range, beside ours
 
 
-def test_log_snr_spacing_is_evener_than_even():
+def test_log_snr_spacing_is_evener_than_even() -> None:
     d = Diffusion()
     for steps in (10, 20, 50):
         spread = {s: np.std(np.diff(d.log_snr[list(d.timesteps(steps, s)[:-1])])) for s in SPACINGS}
@@ -356,7 +362,7 @@ def test_log_snr_spacing_is_evener_than_even():
 
 
 @given(st.data(), diffusions)
-def test_respaced_chain_has_the_same_marginals(data, d):
+def test_respaced_chain_has_the_same_marginals(data: st.DataObject, d: Diffusion) -> None:
     plan = data.draw(plans(d.T))
     short = d.respaced(plan)
     at = np.array(plan[::-1])
@@ -368,7 +374,7 @@ def test_respaced_chain_has_the_same_marginals(data, d):
     assert d.respaced(range(d.T, -1, -1)) == d
 
 
-def test_sample_t_is_uniform_and_a_function_of_the_seed():
+def test_sample_t_is_uniform_and_a_function_of_the_seed() -> None:
     d = Diffusion(schedules.linear(10))
     t = d.sample_t(20_000, seed=3)
     assert t.shape == (20_000,)
@@ -382,10 +388,10 @@ def test_sample_t_is_uniform_and_a_function_of_the_seed():
     assert not np.array_equal(d.sample_t(50, seed=2**64 - 1), d.sample_t(50, seed=2**64 - 2))
 
 
-def test_samples_are_the_samplers():
+def test_samples_are_the_samplers() -> None:
     d, x0 = Diffusion(schedules.linear(10)), batch(2, 3)
     denoiser = Denoiser(lambda x_t, t: np.broadcast_to(x0[0], x_t.shape).astype(x_t.dtype), predicts="x0")
-    options = {"seed": 3, "timesteps": (10, 7, 2, 0), "dtype": "float64"}
+    options: dict[str, Any] = {"seed": 3, "timesteps": (10, 7, 2, 0), "dtype": "float64"}
     ours = d.sample(denoiser, (2, 3), **options)
     np.testing.assert_array_equal(ours, samplers.sample(d, denoiser, (2, 3), **options))
     np.testing.assert_array_equal(ours, np.clip(np.broadcast_to(x0[0], (2, 3)), -1, 1))
@@ -394,7 +400,7 @@ def test_samples_are_the_samplers():
 
 
 @given(betas)
-def test_equal_hashable_and_picklable_by_content(beta):
+def test_equal_hashable_and_picklable_by_content(beta: NDArray[np.float64]) -> None:
     d = Diffusion(beta)
     assert d == Diffusion(beta.copy())
     assert hash(d) == hash(Diffusion(beta.copy()))
@@ -407,23 +413,23 @@ def test_equal_hashable_and_picklable_by_content(beta):
     assert d != "d"
 
 
-def test_nothing_is_mutated_or_shared():
+def test_nothing_is_mutated_or_shared() -> None:
     beta = schedules.linear(5)
     d = Diffusion(beta)
     beta[0] = 0.5
     assert d.beta[1] == 1e-4
     with pytest.raises(FrozenInstanceError):
-        d.beta = beta
+        d.beta = beta  # type: ignore[misc]
     x = batch(2, 3)
     before = x.copy()
     d.q_sample(x, 2, x), d.posterior(x, x, 3), d.convert(x, x, 2, "v", "eps")
     np.testing.assert_array_equal(x, before)
 
 
-def test_threads_that_share_a_chain_agree_with_serial_use():
+def test_threads_that_share_a_chain_agree_with_serial_use() -> None:
     d, x = Diffusion(schedules.linear(300)), batch(2, 3)
 
-    def work(t):
+    def work(t: Any) -> Any:
         return d.convert(d.posterior(x, x, t).mean, x, t, "v", "mu")
 
     serial = [
@@ -433,10 +439,10 @@ def test_threads_that_share_a_chain_agree_with_serial_use():
         np.testing.assert_array_equal(list(pool.map(work, range(1, 301))), serial)
 
 
-def test_a_hundred_thousand_steps_take_less_than_a_second():
+def test_a_hundred_thousand_steps_take_less_than_a_second() -> None:
     """Of processor time, with all tables; the fastest of three, since others may use the machine."""
 
-    def seconds():
+    def seconds() -> float:
         start = time.process_time()
         d = Diffusion(schedules.linear(100_000))
         assert len(d.log_snr) == len(d.beta_tilde) == len(d.alpha) == len(d.one_minus_alpha_bar) == 100_001
@@ -445,7 +451,7 @@ def test_a_hundred_thousand_steps_take_less_than_a_second():
     assert min(seconds() for _ in range(3)) < 1
 
 
-def test_repr_says_what_it_is():
+def test_repr_says_what_it_is() -> None:
     assert repr(Diffusion(schedules.linear(10))) == "Diffusion(T=10, beta=0.0001..0.02, alpha_bar_T=0.9037)"
 
 
@@ -519,6 +525,6 @@ X = batch(2, 3)
         (lambda d: Diffusion("linear"), (TypeError, ValueError), "beta"),
     ],
 )
-def test_bad_arguments_are_named(call, error, message):
+def test_bad_arguments_are_named(call: Callable[[Diffusion], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^{message}"):
         call(Diffusion(schedules.linear(10)))

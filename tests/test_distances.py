@@ -6,28 +6,33 @@ import json
 import math
 import sys
 import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from tinyddpm.cli import main
 
 torch = pytest.importorskip("torch")
 training = pytest.importorskip("tinyddpm.training")
 
+from tinyddpm.training import Images  # noqa: E402
 from tinyddpm.training import distances as D  # noqa: E402
 from tinyddpm.training.classifier import Classifier, train_classifier  # noqa: E402
 
 seeds = st.integers(0, 2**32)
 
 
-def normal(seed, *shape):
+def normal(seed: int, *shape: Any) -> NDArray[np.float64]:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def covariance(seed, dims):
+def covariance(seed: int, dims: int) -> NDArray[np.float64]:
     a = normal(seed, dims, dims)
     return a @ a.T
 
@@ -36,7 +41,7 @@ def covariance(seed, dims):
 
 
 @given(seeds, st.integers(1, 12), st.floats(0.01, 100))
-def test_frechet_of_commuting_gaussians_is_the_distance_of_their_moments(seed, dims, scale):
+def test_frechet_of_commuting_gaussians_is_the_distance_of_their_moments(seed: int, dims: int, scale: float) -> None:
     """With common axes it is |m1 - m2|^2 plus that of the standard deviations."""
     rng = np.random.default_rng(seed)
     mean1, mean2, std1, std2 = scale * rng.random((4, dims))
@@ -48,7 +53,7 @@ def test_frechet_of_commuting_gaussians_is_the_distance_of_their_moments(seed, d
 
 
 @given(seeds, st.integers(1, 8))
-def test_frechet_of_any_gaussians_has_the_matrix_root_of_the_definition(seed, dims):
+def test_frechet_of_any_gaussians_has_the_matrix_root_of_the_definition(seed: int, dims: int) -> None:
     from scipy.linalg import sqrtm
 
     cov1, cov2 = covariance(seed, dims), covariance(seed + 1, dims)
@@ -60,14 +65,14 @@ def test_frechet_of_any_gaussians_has_the_matrix_root_of_the_definition(seed, di
 
 
 @given(seeds, st.integers(2, 40), st.integers(1, 60))
-def test_a_set_is_at_zero_from_itself(seed, count, dims):
+def test_a_set_is_at_zero_from_itself(seed: int, count: int, dims: int) -> None:
     """Also where there are fewer points than dimensions, so that the covariances have no inverse."""
     x = normal(seed, count, dims)
     assert D.frechet(x, x) == pytest.approx(0, abs=1e-12 * np.sum(x**2))
 
 
 @given(seeds)
-def test_frechet_is_symmetric_and_knows_no_axes(seed):
+def test_frechet_is_symmetric_and_knows_no_axes(seed: int) -> None:
     x, y = normal(seed, 30, 5), 2 * normal(seed + 1, 40, 5) + 1
     axes = np.linalg.qr(normal(seed + 2, 5, 5))[0]
     moved = D.frechet(x @ axes + 3, y @ axes + 3)
@@ -76,7 +81,7 @@ def test_frechet_is_symmetric_and_knows_no_axes(seed):
     assert D.frechet(3 * x, 3 * y) == pytest.approx(9 * D.frechet(x, y), rel=1e-10)
 
 
-def test_frechet_of_a_singular_covariance_keeps_its_digits():
+def test_frechet_of_a_singular_covariance_keeps_its_digits() -> None:
     """Points on a line against the same line stretched: (2 - 1)^2, with every other direction empty."""
     cov = np.zeros((50, 50))
     cov[0, 0] = 1
@@ -85,7 +90,7 @@ def test_frechet_of_a_singular_covariance_keeps_its_digits():
     assert D.frechet_gaussian(np.zeros(50), one, np.zeros(50), four) == pytest.approx(1, abs=1e-12)
 
 
-def test_frechet_of_sets_is_that_of_their_unbiased_moments():
+def test_frechet_of_sets_is_that_of_their_unbiased_moments() -> None:
     x, y = normal(0, 9, 3), 2 * normal(1, 7, 3)
     expected = D.frechet_gaussian(x.mean(axis=0), np.cov(x.T), y.mean(axis=0), np.cov(y.T))
     assert D.frechet(x, y) == pytest.approx(expected, rel=1e-12)
@@ -95,27 +100,27 @@ def test_frechet_of_sets_is_that_of_their_unbiased_moments():
 
 
 @given(seeds, st.integers(2, 6), st.integers(2, 6), st.integers(1, 4))
-def test_kernel_is_the_sum_over_pairs(seed, n, m, dims):
+def test_kernel_is_the_sum_over_pairs(seed: int, n: int, m: int, dims: int) -> None:
     x, y = normal(seed, n, dims), normal(seed + 1, m, dims) + 0.5
 
-    def k(a, b):
+    def k(a: Any, b: Any) -> Any:
         return (a @ b / dims + 1) ** 3
 
-    def same(a):
+    def same(a: Any) -> Any:
         return np.mean([k(a[i], a[j]) for i in range(len(a)) for j in range(len(a)) if i != j])
 
     mixed = np.mean([k(a, b) for a in x for b in y])
     assert D.kernel(x, y) == pytest.approx(same(x) + same(y) - 2 * mixed, rel=1e-9, abs=1e-9)
 
 
-def test_kernel_does_not_depend_on_how_the_pairs_are_cut(monkeypatch):
+def test_kernel_does_not_depend_on_how_the_pairs_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = normal(0, 37, 3), normal(1, 23, 3)
     whole = D.kernel(x, y)
     monkeypatch.setattr(D, "_ROWS", 5)
     assert D.kernel(x, y) == pytest.approx(whole, rel=1e-12)
 
 
-def test_kernel_is_unbiased():
+def test_kernel_is_unbiased() -> None:
     """Its mean over small sets of one law is 0 within four standard errors; with the diagonal it would be far off."""
     values = np.array([D.kernel(normal(2 * k, 8, 4), normal(2 * k + 1, 12, 4)) for k in range(2000)])
     error = values.std() / math.sqrt(len(values))
@@ -128,7 +133,7 @@ def test_kernel_is_unbiased():
 # Precision and recall.
 
 
-def test_precision_and_recall_of_known_manifolds():
+def test_precision_and_recall_of_known_manifolds() -> None:
     """A set that covers half of the data: all of it lies there, and half of the data is found; then the other way."""
     rng = np.random.default_rng(0)
     real = rng.random((1000, 1)) * 2
@@ -142,7 +147,7 @@ def test_precision_and_recall_of_known_manifolds():
 
 
 @given(seeds, st.integers(1, 4))
-def test_precision_is_its_definition(seed, k):
+def test_precision_is_its_definition(seed: int, k: int) -> None:
     x, y = normal(seed, 9, 2), normal(seed + 1, 8, 2)
     radius = [sorted(np.linalg.norm(y - p, axis=1))[k] for p in y]  # entry 0 is the point itself
     inside = [any(np.linalg.norm(p - q) <= r for q, r in zip(y, radius, strict=True)) for p in x]
@@ -153,7 +158,7 @@ def test_precision_is_its_definition(seed, k):
 
 
 @pytest.mark.parametrize("name", ["frechet", "kernel"])
-def test_the_standard_error_is_the_spread_over_fresh_sets(name):
+def test_the_standard_error_is_the_spread_over_fresh_sets(name: str) -> None:
     """Over 60 independent pairs the values spread by what the jackknife says, on average within a quarter."""
     pairs = [(normal(3 * k, 200, 4), 1.3 * normal(3 * k + 1, 300, 4) + 0.5) for k in range(60)]
     estimates = [D.jackknife(D.MEASURES[name], *pair) for pair in pairs]
@@ -161,7 +166,7 @@ def test_the_standard_error_is_the_spread_over_fresh_sets(name):
     assert math.sqrt(np.mean([e.error**2 for e in estimates])) == pytest.approx(spread, rel=0.25)
 
 
-def test_the_jackknife_of_a_mean_is_the_textbooks():
+def test_the_jackknife_of_a_mean_is_the_textbooks() -> None:
     """For a difference of means with one row a group it is the root of the two sample variances over n."""
     x, y = normal(0, 10, 1), normal(1, 10, 1)
     found = D.jackknife(lambda a, b: float(a.mean() - b.mean()), np.repeat(x, 2, axis=0), np.repeat(y, 2, axis=0), 10)
@@ -170,7 +175,7 @@ def test_the_jackknife_of_a_mean_is_the_textbooks():
     assert repeated.error == pytest.approx((x - y).std(ddof=1) / math.sqrt(10))
 
 
-def test_compare_gives_each_measure_and_equal_sets_to_precision():
+def test_compare_gives_each_measure_and_equal_sets_to_precision() -> None:
     x, y = normal(0, 60, 3), normal(1, 100, 3)
     found = D.compare(x, y)
     assert set(found) == set(D.MEASURES)
@@ -189,11 +194,11 @@ def test_compare_gives_each_measure_and_equal_sets_to_precision():
         (lambda: D.precision(np.zeros((3, 1)), np.zeros((3, 1)), 3), "k"),
         (lambda: D.jackknife(D.kernel, np.zeros((5, 1)), np.zeros((5, 1)), 3), "groups"),
         (lambda: D.frechet_gaussian([0], [[-1.0]], [0], [[1.0]]), "cov1"),
-        (lambda: D.frechet_gaussian([0, 0], np.eye(2), [0, 0], [[1.0, 1], [0, 1]]), "cov2"),
+        (lambda: D.frechet_gaussian([0, 0], np.eye(2), [0, 0], [[1.0, 1.0], [0.0, 1.0]]), "cov2"),
         (lambda: D.frechet_gaussian([0, 0], np.eye(2), [0], [[1.0]]), "mean2"),
     ],
 )
-def test_wrong_sets_are_named(call, named):
+def test_wrong_sets_are_named(call: Callable[[], object], named: str) -> None:
     with pytest.raises(ValueError, match=f"^{named}"):
         call()
 
@@ -202,16 +207,19 @@ def test_wrong_sets_are_named(call, named):
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return training.load("digits").split(0.2)
+def digits() -> tuple[Images, Images]:
+    images: Images = training.load("digits")
+    return images.split(0.2)
 
 
 @pytest.fixture(scope="module")
-def classifier(digits):
+def classifier(digits: tuple[Images, Images]) -> Classifier:
     return train_classifier(digits[0], epochs=6)
 
 
-def test_the_classifier_learns_and_its_features_are_standard(classifier, digits):
+def test_the_classifier_learns_and_its_features_are_standard(
+    classifier: Classifier, digits: tuple[Images, Images]
+) -> None:
     accuracy = classifier.accuracy(digits[1])
     assert accuracy.value > 0.9  # 0.1 by chance
     assert accuracy.error == pytest.approx(math.sqrt(accuracy.value * (1 - accuracy.value) / len(digits[1])))
@@ -222,14 +230,14 @@ def test_the_classifier_learns_and_its_features_are_standard(classifier, digits)
     np.testing.assert_allclose(features.std(axis=0)[on], 1, atol=1e-2)
 
 
-def test_the_classifier_is_a_function_of_the_seed(classifier, digits):
+def test_the_classifier_is_a_function_of_the_seed(classifier: Classifier, digits: tuple[Images, Images]) -> None:
     few = digits[0].rows(slice(200))
     first, again, other = (train_classifier(few, epochs=1, seed=s).state_dict() for s in (3, 3, 4))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_worse_images_are_farther(classifier, digits):
+def test_worse_images_are_farther(classifier: Classifier, digits: tuple[Images, Images]) -> None:
     """Frechet and kernel distance rise, precision falls with the noise on the images."""
     real = classifier.features(digits[1])
     rng, found = np.random.default_rng(0), []
@@ -243,7 +251,9 @@ def test_worse_images_are_farther(classifier, digits):
         assert worse["precision"].value < better["precision"].value
 
 
-def test_the_classifier_comes_back_as_it_was(classifier, digits, tmp_path):
+def test_the_classifier_comes_back_as_it_was(
+    classifier: Classifier, digits: tuple[Images, Images], tmp_path: Path
+) -> None:
     classifier.save(tmp_path / "c")
     again = Classifier.load(tmp_path / "c")
     np.testing.assert_array_equal(again.features(digits[1]), classifier.features(digits[1]))
@@ -261,7 +271,9 @@ def test_the_classifier_comes_back_as_it_was(classifier, digits, tmp_path):
         ("classifier.safetensors", lambda data: data[:-4], "bytes"),
     ],
 )
-def test_a_damaged_classifier_is_named(classifier, tmp_path, file, change, named):
+def test_a_damaged_classifier_is_named(
+    classifier: Classifier, tmp_path: Path, file: str, change: Callable[[bytes], bytes], named: str
+) -> None:
     classifier.save(tmp_path)
     path = tmp_path / file
     path.write_bytes(change(path.read_bytes()))
@@ -270,7 +282,7 @@ def test_a_damaged_classifier_is_named(classifier, tmp_path, file, change, named
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_classifier_needs_labels_and_its_own_shape(classifier, digits):
+def test_a_classifier_needs_labels_and_its_own_shape(classifier: Classifier, digits: tuple[Images, Images]) -> None:
     bare = training.Images(digits[0].pixels, 17)
     with pytest.raises(ValueError, match="labels"):
         train_classifier(bare)
@@ -281,18 +293,12 @@ def test_a_classifier_needs_labels_and_its_own_shape(classifier, digits):
 # The command.
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    out = str(tmp_path_factory.mktemp("runs") / "digits")
-    tiny = ["--steps", "2", "--T", "4", "--channels", "4", "--mults", "1,2", "--res-blocks", "1", "--batch-size", "8"]
-    assert main(["train", "--data", "digits", *tiny, "--out", out, "--quiet"]) == 0
-    return out
-
-
 EVALUATE = ("--data", "digits", "--limit", "5", "--quiet")
 
 
-def test_evaluate_measures_the_samples(model, classifier, tmp_path, capsys):
+def test_evaluate_measures_the_samples(
+    model: str, classifier: Classifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same as by hand: samples at the data's levels against the held-out images, all of them whatever the limit."""
     classifier.save(tmp_path / "c")
     argv = ["evaluate", "--model", model, *EVALUATE, "--distances", "40", "--classifier", str(tmp_path / "c")]
@@ -316,7 +322,9 @@ def test_evaluate_measures_the_samples(model, classifier, tmp_path, capsys):
     assert "FID" not in shown
 
 
-def test_evaluate_trains_a_classifier_and_keeps_it(model, tmp_path, capsys):
+def test_evaluate_trains_a_classifier_and_keeps_it(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "kept"
     argv = ["evaluate", "--model", model, *EVALUATE, "--distances", "20", "--json"]
     assert main([*argv, "--classifier", str(folder)]) == 0
@@ -326,20 +334,20 @@ def test_evaluate_trains_a_classifier_and_keeps_it(model, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == first
 
 
-def test_evaluate_gives_the_terms(model, capsys):
+def test_evaluate_gives_the_terms(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     """They add up to the bound but for L_T."""
     assert main(["evaluate", "--model", model, *EVALUATE, "--curve", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     curve = found["curve"]
-    assert curve["t"] == [1, 2, 3, 4]
+    assert curve["t"] == [1, 2, 3, 4, 5, 6]
     total = sum(curve["bits_per_dim"]) + found["prior"]["mean"]
     assert total == pytest.approx(found["bits_per_dim"]["mean"])
     assert curve["bits_per_dim"][0] == pytest.approx(found["decoder"]["mean"])
     assert curve["error"][0] == pytest.approx(found["decoder"]["error"])
     assert main(["evaluate", "--model", model, *EVALUATE, "--curve"]) == 0
-    assert capsys.readouterr().out.count("t = ") == 5  # four, and the label of the sum over t
+    assert capsys.readouterr().out.count("t = ") == 7  # six, and the label of the sum over t
     assert main(["evaluate", "--model", model, "--data", "digits", "--limit", "1", "-q", "--curve", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["curve"]["error"] == [None] * 4
+    assert json.loads(capsys.readouterr().out)["curve"]["error"] == [None] * 6
 
 
 @pytest.mark.parametrize(
@@ -354,22 +362,27 @@ def test_evaluate_gives_the_terms(model, capsys):
         (["--distances", "40", "--fid"], "torch-fidelity"),
     ],
 )
-def test_wrong_words_are_one_line(model, words, named, capsys):
+def test_wrong_words_are_one_line(model: str, words: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "--model", model, *EVALUATE, *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert named in line
 
 
-def test_fid_is_torch_fidelitys(model, classifier, tmp_path, monkeypatch, capsys):
+def test_fid_is_torch_fidelitys(
+    model: str,
+    classifier: Classifier,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """It gets both sets as 8-bit RGB tensors, and what it says is printed."""
     given = {}
 
-    def calculate_metrics(**arguments):
+    def calculate_metrics(**arguments: Any) -> Any:
         given.update(arguments)
         return {"frechet_inception_distance": 12.5}
 
-    stub = types.ModuleType("torch_fidelity")
-    stub.calculate_metrics = calculate_metrics
+    stub = types.SimpleNamespace(calculate_metrics=calculate_metrics)
     monkeypatch.setitem(sys.modules, "torch_fidelity", stub)
     classifier.save(tmp_path / "c")
     argv = ["evaluate", "--model", model, *EVALUATE, "--distances", "20", "--classifier", str(tmp_path / "c")]
@@ -384,7 +397,7 @@ def test_fid_is_torch_fidelitys(model, classifier, tmp_path, monkeypatch, capsys
     assert (given["fid"], given["cuda"]) == (True, False)
 
 
-def test_fid_takes_grey_and_rgb_only():
+def test_fid_takes_grey_and_rgb_only() -> None:
     from tinyddpm.training.fid import fid
 
     with pytest.raises(ValueError, match="fid: images of 1 or 3 channels"):

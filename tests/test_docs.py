@@ -40,7 +40,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_registered", known)
 
 
-@pytest.mark.parametrize("page", list(filter(with_code, pages.PAGES)), ids=pages.name)
+@pytest.mark.parametrize("page", [page for page in pages.PAGES if with_code(page)], ids=pages.name)
 def test_the_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: None) -> None:
     for library in set(re.findall(r"^(?:from|import) (torch|diffusers|jax|PIL)\b", text(page), flags=re.MULTILINE)):
         pytest.importorskip(library)
@@ -111,6 +111,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_page_is_fenced_in_pairs() -> None:
     for page in pages.PAGES:
         assert len(re.findall("^```", text(page), flags=re.MULTILINE)) == 2 * len(list(pages.blocks(text(page)))), page
+
+
+def test_every_command_has_its_reference() -> None:
+    page = text(pages.ROOT / "docs/api/commands.md")
+    assert re.findall(r"^\.\. help:: (\w+)$", page, flags=re.MULTILINE) == list(COMMANDS)
 
 
 def test_every_public_module_has_its_reference() -> None:

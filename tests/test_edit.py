@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Library
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from strategies import batch, plans
 
 from tinyddpm import Denoiser, Diffusion, backends, edit, noise, schedules
@@ -21,15 +25,15 @@ BROAD = MixtureData([0.5, 0.5], [[-0.3, -0.4], [0.3, 0.4]], [[0.1, 0.05], [0.1, 
 RIGHT = np.array([False, True])  # the second of two numbers is known
 
 
-def exact(d, data=MIXTURE, **options):
+def exact(d: Diffusion, data: GaussianData | MixtureData = MIXTURE, **options: Any) -> Denoiser:
     return Denoiser(data.net(d), clip_x0=False, **options)
 
 
-def zero_net(x_t, t):
+def zero_net(x_t: Any, t: Any) -> Any:
     return x_t * 0
 
 
-def test_inpaint_is_the_published_loop_with_its_way_back():
+def test_inpaint_is_the_published_loop_with_its_way_back() -> None:
     """[Lugmayr et al. alg. 1] line by line, in the printed alpha_bar, on a plan with a run that is cut short."""
     d = Diffusion(schedules.linear(30, 1e-3, 0.2))
     known, mask, plan = batch(3, 4), np.array([True, False, False, True]), (30, 17, 9, 2, 0)
@@ -37,8 +41,8 @@ def test_inpaint_is_the_published_loop_with_its_way_back():
     walk = [(30, 17), (17, 9), (9, 2), (2, 30), (30, 17), (17, 9), (9, 2), (2, 0), (0, 2), (2, 0)]
     step, ab = 0, d.alpha_bar
 
-    def draw():
-        return noise.normal(7, range(3), step, (4,), stream=4, dtype="float64")
+    def draw() -> NDArray[np.float64]:
+        return np.asarray(noise.normal(7, range(3), step, (4,), stream=4, dtype="float64"))
 
     x = draw()
     for t, s in walk:
@@ -56,7 +60,7 @@ def test_inpaint_is_the_published_loop_with_its_way_back():
 
 
 @given(st.data())
-def test_resampling_never_runs_a_step_again_without_going_back(data):
+def test_resampling_never_runs_a_step_again_without_going_back(data: st.DataObject) -> None:
     """RePaint loops that re-run the same t see a state of s < t as if it were one of t. Here every move starts where the last
     one ended, upward moves are q's own, and each move of the plan is made `resamplings` times."""
     plan = data.draw(plans(20))
@@ -69,7 +73,7 @@ def test_resampling_never_runs_a_step_again_without_going_back(data):
     assert sorted(down) == sorted(list(pairwise(plan)) * times)
 
 
-def conditional(data, value):
+def conditional(data: MixtureData, value: float) -> tuple[float, float]:
     """Mean and variance of the first number given the second: the components weighed by what each says of it."""
     share = data.weights * np.exp(-((value - data.means[:, 1]) ** 2) / data.vars[:, 1] / 2) / np.sqrt(data.vars[:, 1])
     share /= share.sum()
@@ -77,14 +81,14 @@ def conditional(data, value):
     return mean, np.sum(share * (data.vars[:, 0] + data.means[:, 0] ** 2)) - mean**2
 
 
-def moments(T, n, resamplings):
+def moments(T: int, n: int, resamplings: int) -> tuple[float, float]:
     d = Diffusion(schedules.linear(T, 0.1 / T, 15 / T))
     known = np.full((n, 2), 0.2)
     x = edit.inpaint(d, exact(d, BROAD), known, RIGHT, jump_length=1, resamplings=resamplings, seed=1)[:, 0]
     return x.mean(), x.var()
 
 
-def rerun_without_going_back(T, n, times):
+def rerun_without_going_back(T: int, n: int, times: int) -> tuple[float, float]:
     """The defect: each step `times` over, its own output taken for its input."""
     d = Diffusion(schedules.linear(T, 0.1 / T, 15 / T))
     denoiser, rng = exact(d, BROAD), np.random.default_rng(0)
@@ -93,11 +97,12 @@ def rerun_without_going_back(T, n, times):
         for _ in range(times):
             p = denoiser.p(d, x, t)
             z = rng.standard_normal((n, 2)) if t > 1 else np.zeros((n, 2))
-            x = np.where(RIGHT, d.q_sample(np.full((n, 2), 0.2), t - 1, z), p.sample(z) if t > 1 else p.mean)
+            known = d.q_sample(np.full((n, 2), 0.2), t - 1, z)
+            x = np.asarray(np.where(RIGHT, known, p.sample(z) if t > 1 else p.mean))
     return x[:, 0].mean(), x[:, 0].var()
 
 
-def test_inpainting_nears_the_conditional_as_resamplings_grow():
+def test_inpainting_nears_the_conditional_as_resamplings_grow() -> None:
     """The mean's error falls by more than 4 from 1 to 10 resamplings, and the variance is right to 20% (5 standard errors are
     28%); a loop that re-runs steps in place loses half of the variance."""
     mean, var = conditional(BROAD, 0.2)
@@ -110,7 +115,7 @@ def test_inpainting_nears_the_conditional_as_resamplings_grow():
 
 
 @pytest.mark.slow
-def test_inpainting_reaches_the_conditional():
+def test_inpainting_reaches_the_conditional() -> None:
     """On a finer chain with 30 resamplings the moments are within 5 standard errors of the conditional's."""
     mean, var = conditional(BROAD, 0.2)
     n = 1500
@@ -119,7 +124,7 @@ def test_inpainting_reaches_the_conditional():
     assert abs(ours[1] - var) < 5 * var * math.sqrt(2 / n)
 
 
-def test_independent_parts_keep_their_own_law():
+def test_independent_parts_keep_their_own_law() -> None:
     """Where the known part says nothing of the rest, inpainting is sampling."""
     d = Diffusion(schedules.linear(100, 1e-3, 0.15))
     data, n = GaussianData([0.3, -0.5], [0.04, 0.2]), 4000
@@ -128,11 +133,11 @@ def test_independent_parts_keep_their_own_law():
     assert abs(x[:, 0].var() / 0.04 - 1) < 0.1 + 5 * math.sqrt(2 / n)  # the chain's own variance is 5% off
 
 
-def test_inpaint_on_every_library(library):
+def test_inpaint_on_every_library(library: Library) -> None:
     """The kept part is returned bit for bit, what was never known does not matter, and every library gives the same."""
     d = Diffusion(schedules.cosine(12))
     known, mask = batch(3, 2, 2), np.array([[True, False], [False, False]])
-    options = {"jump_length": 4, "resamplings": 2, "seed": 3}
+    options: dict[str, Any] = {"jump_length": 4, "resamplings": 2, "seed": 3}
     truth = edit.inpaint(d, Denoiser(zero_net), known, mask, **options)
     np.testing.assert_array_equal(truth[:, mask], known[:, mask])
     hidden = np.where(mask, known, np.nan)
@@ -145,10 +150,10 @@ def test_inpaint_on_every_library(library):
         np.testing.assert_array_equal(library.host(ours)[:, mask], known[:, mask])
 
 
-def test_an_edit_does_not_depend_on_its_batch():
+def test_an_edit_does_not_depend_on_its_batch() -> None:
     d = Diffusion(schedules.linear(15))
     a, b, rows = batch(4, 3), batch(4, 3, seed=1), [5, 0, 2**64 - 1, 6]
-    edits = {
+    edits: dict[str, Callable[[slice, list[int]], Any]] = {
         "inpaint": lambda k, i: edit.inpaint(d, Denoiser(zero_net), a[k], np.eye(1, 3) > 0, index=i, jump_length=3),
         "interpolate": lambda k, i: edit.interpolate(d, Denoiser(zero_net), a[k], b[k], [0.3], index=i, sampler="ddpm")[
             0
@@ -161,7 +166,7 @@ def test_an_edit_does_not_depend_on_its_batch():
             np.testing.assert_array_equal(run(slice(k, k + 1), [row])[0], whole[k])
 
 
-def test_the_callers_arrays_are_left_alone():
+def test_the_callers_arrays_are_left_alone() -> None:
     d = Diffusion(schedules.linear(10))
     a, b, mask = batch(2, 3), batch(2, 3, seed=1), np.array([True, False, True])
     before = [x.copy() for x in (a, b, mask)]
@@ -174,13 +179,15 @@ def test_the_callers_arrays_are_left_alone():
         np.testing.assert_array_equal(x, old)
 
 
-def round_trip(d, denoiser, x0, plan, iterations):
+def round_trip(
+    d: Diffusion, denoiser: Denoiser, x0: NDArray[np.float64], plan: Sequence[int], iterations: int
+) -> float:
     x_t = edit.invert(d, denoiser, x0, timesteps=plan, iterations=iterations)
     back = d.sample(denoiser, x0.shape, sampler="ddim", timesteps=plan, x_T=x_t)
     return float(np.abs(back - x0).max())
 
 
-def test_inversion_returns_to_the_same_x0():
+def test_inversion_returns_to_the_same_x0() -> None:
     """200 points of a mixture there and back in 50 moves: within 1e-6, where the usual inversion is 0.1 off; one extra call a
     move brings a third of that already."""
     d = Diffusion()
@@ -194,7 +201,7 @@ def test_inversion_returns_to_the_same_x0():
 
 
 @pytest.mark.parametrize("clip", [False, True])
-def test_inversion_on_data_of_one_mode_converges_on_coarse_plans(clip):
+def test_inversion_on_data_of_one_mode_converges_on_coarse_plans(clip: bool) -> None:
     d = Diffusion()
     data = GaussianData([0.3, -0.5], [0.04, 0.5])
     x0 = np.clip(data.sample(50, 1), -1, 1)  # the ends of the range, too
@@ -203,7 +210,7 @@ def test_inversion_on_data_of_one_mode_converges_on_coarse_plans(clip):
         assert error < 1e-10
 
 
-def test_inversion_finds_the_latent_it_came_from():
+def test_inversion_finds_the_latent_it_came_from() -> None:
     """Unique for a smooth flow: the inverse of a decoded x_T is that x_T."""
     d = Diffusion()
     x_T = 0.8 * batch(50, 2)
@@ -213,12 +220,12 @@ def test_inversion_finds_the_latent_it_came_from():
     np.testing.assert_allclose(edit.invert(d, exact(d), x0, timesteps=plan, iterations=20), x_T, atol=1e-9)
 
 
-def test_inversion_where_alpha_bar_ends_at_zero():
+def test_inversion_where_alpha_bar_ends_at_zero() -> None:
     """At zero terminal SNR eps is x_T itself; the move is solved through x_0 instead."""
     d = Diffusion(schedules.zero_terminal_snr(schedules.linear(1000)))
     data = GaussianData([0.3, -0.4], [0.05, 0.02])
 
-    def net(x_t, t):
+    def net(x_t: Any, t: Any) -> Any:
         a, left = (c[t][:, None] for c in (d.sqrt_alpha_bar, d.one_minus_alpha_bar))
         x0 = data.mean + a * data.var / (a**2 * data.var + left) * (x_t - a * data.mean)
         return d.convert(x0, x_t, t, "x0", "v")
@@ -229,7 +236,7 @@ def test_inversion_where_alpha_bar_ends_at_zero():
         edit.invert(d, Denoiser(net, "v", clip_x0=False), x0, steps=1)
 
 
-def test_inversion_in_float32_and_on_every_library(library):
+def test_inversion_in_float32_and_on_every_library(library: Library) -> None:
     d = Diffusion(schedules.cosine(30))
     x0 = MIXTURE.sample(20, 1)
     truth = edit.invert(d, exact(d), x0)
@@ -242,7 +249,7 @@ def test_inversion_in_float32_and_on_every_library(library):
     np.testing.assert_allclose(library.host(back), x0, atol=2e-5)  # 30 moves of float32 rounding
 
 
-def test_interpolation_ends_at_its_ends():
+def test_interpolation_ends_at_its_ends() -> None:
     """Inverted, the ends decode to a and b; diffused, to what each becomes alone; and half way is symmetric."""
     d = Diffusion(schedules.cosine(200))
     a, b = MIXTURE.sample(20, 1), MIXTURE.sample(20, 2)
@@ -258,7 +265,7 @@ def test_interpolation_ends_at_its_ends():
             np.testing.assert_allclose(end, alone, atol=1e-9)
 
 
-def test_a_mix_at_a_small_t_is_near_the_pixels_mix():
+def test_a_mix_at_a_small_t_is_near_the_pixels_mix() -> None:
     """From t = 2 of 1000 hardly anything is decoded: the mix is the images' own."""
     d = Diffusion()
     a, b = batch(4, 3), batch(4, 3, seed=1)
@@ -268,7 +275,7 @@ def test_a_mix_at_a_small_t_is_near_the_pixels_mix():
 
 @settings(max_examples=50)
 @given(st.floats(0, 1), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
-def test_the_spherical_path_keeps_a_norm_between_the_ends(weight, size_a, size_b):
+def test_the_spherical_path_keeps_a_norm_between_the_ends(weight: float, size_a: float, size_b: float) -> None:
     """On a circle about the origin where the norms are equal, at constant speed; parallel ends give the line."""
     a, b = batch(3, 5), batch(3, 5, seed=1)
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
@@ -280,10 +287,11 @@ def test_the_spherical_path_keeps_a_norm_between_the_ends(weight, size_a, size_b
                                ((1 - weight) * size_a + weight * size_b) * a, rtol=1e-9)  # fmt: skip
 
 
-def test_interpolate_on_every_library(library):
+def test_interpolate_on_every_library(library: Library) -> None:
     d = Diffusion(schedules.cosine(10))
     a, b = batch(3, 2), batch(3, 2, seed=1)
-    for options in ({"encode": "invert", "path": "spherical"}, {"sampler": "ddpm"}):
+    given: list[dict[str, Any]] = [{"encode": "invert", "path": "spherical"}, {"sampler": "ddpm"}]
+    for options in given:
         truth = edit.interpolate(d, exact(d), a, b, [0.2, 0.8], timesteps=(9, 5, 2, 0), **options)
         assert truth.shape == (2, 3, 2)
         ours = edit.interpolate(
@@ -293,7 +301,7 @@ def test_interpolate_on_every_library(library):
         np.testing.assert_allclose(library.host(ours), truth, atol=2e-5)  # noise agrees within 2e-6
 
 
-def test_no_gradients_are_recorded():
+def test_no_gradients_are_recorded() -> None:
     torch = pytest.importorskip("torch")
     d, weight = Diffusion(schedules.linear(5)), torch.ones(1, dtype=torch.float64, requires_grad=True)
     x = backends.get("torch").from_numpy(batch(2, 3))
@@ -334,12 +342,12 @@ def test_no_gradients_are_recorded():
         ("inpaint", {"denoiser": Denoiser(lambda x, t: x[:, :1])}, ValueError, "net: returned shape"),
     ],
 )
-def test_bad_arguments_are_named(edit_of, options, error, message):
-    good = {
+def test_bad_arguments_are_named(edit_of: str, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    good: dict[str, dict[str, Any]] = {
         "inpaint": {"known": np.zeros((1, 2)), "mask": RIGHT},
         "interpolate": {"a": np.zeros((1, 2)), "b": np.ones((1, 2)), "weights": [0.5]},
         "invert": {"x0": np.zeros((1, 2))},
-    }[edit_of]
-    arguments = {"denoiser": Denoiser(zero_net), **good, **options}
+    }
+    arguments = {"denoiser": Denoiser(zero_net), **good[edit_of], **options}
     with pytest.raises(error, match=message):
         getattr(edit, edit_of)(Diffusion(schedules.linear(10)), **arguments)

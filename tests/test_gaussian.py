@@ -146,7 +146,7 @@ def test_kl_full_laws(seed: int, d: int) -> None:
 
 
 def symmetric(c: np.ndarray) -> np.ndarray:
-    return (c + np.swapaxes(c, -1, -2)) / 2
+    return np.asarray((c + np.swapaxes(c, -1, -2)) / 2)
 
 
 def test_kl_full_of_nearly_equal_covariances_does_not_cancel() -> None:
@@ -370,7 +370,7 @@ def published(x: np.ndarray, mean: np.ndarray, log_std: float) -> np.ndarray:
     """Ho et al.'s released decoder for 8-bit images, in its own words."""
 
     def cdf(z: np.ndarray) -> np.ndarray:
-        return 0.5 * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (z + 0.044715 * np.power(z, 3))))
+        return np.asarray(0.5 * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (z + 0.044715 * np.power(z, 3)))))
 
     centred, inverse = x - mean, np.exp(-log_std)
     plus, minus = cdf(inverse * (centred + 1.0 / 255.0)), cdf(inverse * (centred - 1.0 / 255.0))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
+from conftest import Library
 from strategies import batch
 
 from tinyddpm import Denoiser, Diffusion, guidance, schedules
@@ -16,17 +20,17 @@ CLASSES = [GaussianData(m, v) for m, v in zip(MIXTURE.means, MIXTURE.vars, stric
 T = np.array([1, 2, 15, 29])  # alpha_bar is far from 0: x_0 exists
 
 
-def classed(x_t, t, y):
+def classed(x_t: Any, t: Any, y: Any) -> Any:
     """The exact network: of class y where y is 0 or 1, of the mixture where it is -1."""
     nets = [data.net(CHAIN)(x_t, t) for data in (*CLASSES, MIXTURE)]
     return sum((y == k)[:, None, None] * out for k, out in zip((0, 1, -1), nets, strict=True))
 
 
-def class_gradient(t_of=lambda t: t, y=1):
+def class_gradient(t_of: Callable[[Any], Any] = lambda t: t, y: int = 1) -> Callable[..., Any]:
     """grad log p(y | x_t) by Torch's differentiation of Bayes' rule."""
     torch = pytest.importorskip("torch")
 
-    def grad(x_t, t):
+    def grad(x_t: Any, t: Any) -> Any:
         steps = t_of(np.asarray(t))
         x = torch.tensor(np.asarray(x_t), requires_grad=True)
         log_p = [
@@ -42,16 +46,16 @@ def class_gradient(t_of=lambda t: t, y=1):
 class Converted:
     """The mixture's exact network in another kind of prediction."""
 
-    def __init__(self, kind, first_t=1):
+    def __init__(self, kind: str, first_t: int = 1) -> None:
         self.kind, self.first_t = kind, first_t
 
-    def __call__(self, x_t, t):
+    def __call__(self, x_t: Any, t: Any) -> Any:
         t = t + 1 - self.first_t
         return CHAIN.convert(MIXTURE.net(CHAIN)(x_t, t), x_t, t, "eps", self.kind)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5, -0.5])
-def test_classifier_free_is_the_tilted_score(scale):
+def test_classifier_free_is_the_tilted_score(scale: float) -> None:
     """The score of q(x | y)^scale q(x)^(1 - scale); scales 0 and 1 are the two networks, bit for bit."""
     x, y = batch(4, 1, 3), np.array([0, 1, 1, 0])
     guided = guidance.classifier_free(classed, y, scale, -1)(x, T)
@@ -61,11 +65,11 @@ def test_classifier_free_is_the_tilted_score(scale):
     np.testing.assert_allclose(guided, (1 - scale) * null + scale * given, rtol=1e-12, atol=1e-12)
 
 
-def test_classifier_free_hands_over_conditions_as_they_are(library):
+def test_classifier_free_hands_over_conditions_as_they_are(library: Library) -> None:
     """A scalar condition, None, and arrays of the library; a number beside an array y is spread over it."""
     seen = []
 
-    def net(x_t, t, y):
+    def net(x_t: Any, t: Any, y: Any) -> Any:
         seen.append(y)
         return x_t
 
@@ -79,11 +83,11 @@ def test_classifier_free_hands_over_conditions_as_they_are(library):
     assert seen[2:] == [3, None]
 
 
-def test_guidance_leaves_the_variance_to_the_conditional_network(library):
+def test_guidance_leaves_the_variance_to_the_conditional_network(library: Library) -> None:
     """2C channels: the raw variance is not extrapolated, which would leave its range."""
     xp = library.xp
 
-    def net(x_t, t, y=1.0):
+    def net(x_t: Any, t: Any, y: Any = 1.0) -> Any:
         return xp.concat([x_t * y, xp.full_like(x_t, 0.5 * y)], axis=1)
 
     x, t = library.array(batch(3, 2, 4)), library.array(np.array([1, 2, 3]))
@@ -98,7 +102,7 @@ def test_guidance_leaves_the_variance_to_the_conditional_network(library):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("first_t", [0, 1])
-def test_a_true_classifier_turns_the_mixture_into_its_class(kind, first_t):
+def test_a_true_classifier_turns_the_mixture_into_its_class(kind: str, first_t: int) -> None:
     """Bayes: grad log q(x_t) + grad log p(y | x_t) = grad log q(x_t | y), for every kind of prediction."""
     x = batch(4, 1, 3) / 3
     net = guidance.classifier(Converted(kind, first_t), class_gradient(lambda t: t + 1 - first_t), 1.0)
@@ -106,7 +110,7 @@ def test_a_true_classifier_turns_the_mixture_into_its_class(kind, first_t):
     np.testing.assert_allclose(ours, CLASSES[1].net(CHAIN)(x, T), rtol=1e-9, atol=1e-9)  # x_0 over sigma at t = 1
 
 
-def test_a_classifier_on_a_shorter_chain():
+def test_a_classifier_on_a_shorter_chain() -> None:
     plan = (30, 15, 2, 1, 0)
     short = CHAIN.respaced(plan)
     denoiser = Denoiser(guidance.classifier(Converted("v"), class_gradient(), 1.0), predicts="v", clip_x0=False)
@@ -115,7 +119,7 @@ def test_a_classifier_on_a_shorter_chain():
     np.testing.assert_allclose(denoiser.respaced(plan).eps(short, x, k), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_a_classifier_by_itself_shifts_the_score_unless_the_network_tells_its_chain():
+def test_a_classifier_by_itself_shifts_the_score_unless_the_network_tells_its_chain() -> None:
     x, grad = batch(4, 1, 3), lambda x, t: np.full_like(x, 0.3)
     score = guidance.classifier(Converted("score"), grad, 2.0)(x, T)
     np.testing.assert_allclose(score, Converted("score")(x, T) + 0.6, rtol=1e-12)
@@ -124,15 +128,20 @@ def test_a_classifier_by_itself_shifts_the_score_unless_the_network_tells_its_ch
     np.testing.assert_allclose(eps, MIXTURE.net(CHAIN)(x, T) - 0.6 * sigma, rtol=1e-12, atol=1e-14)
 
 
-def test_the_gradient_is_taken_at_x_t():
+def test_the_gradient_is_taken_at_x_t() -> None:
     """Not at the mean of p(x_{t-1} | x_t), where the shift would be that of another point."""
     x, at = batch(4, 1, 3), []
-    guidance.classifier(Converted("score"), lambda x, t: at.append((x, t)) or x, 1.0)(x, T)
+
+    def grad(x_t: Any, t: Any) -> Any:
+        at.append((x_t, t))
+        return x_t
+
+    guidance.classifier(Converted("score"), grad, 1.0)(x, T)
     assert at[0][0] is x
     assert at[0][1] is T
 
 
-def test_a_nets_guidance_differentiates_in_jax_under_jit():
+def test_a_nets_guidance_differentiates_in_jax_under_jit() -> None:
     jax = pytest.importorskip("jax")
     jax.config.update("jax_enable_x64", True)
     net = Denoiser(guidance.classifier(MIXTURE.net(CHAIN), lambda x, t: -x, 0.5))
@@ -144,14 +153,14 @@ def test_a_nets_guidance_differentiates_in_jax_under_jit():
 @pytest.mark.parametrize(
     ("make", "error", "name"),
     [
-        (lambda: guidance.classifier_free("net", 0, 1.0, 1), TypeError, "net"),
+        (lambda: guidance.classifier_free("net", 0, 1.0, 1), TypeError, "net"),  # type: ignore[arg-type]
         (lambda: guidance.classifier_free(classed, 0, np.nan, 1), ValueError, "scale"),
-        (lambda: guidance.classifier_free(classed, 0, "1", 1), TypeError, "scale"),
-        (lambda: guidance.classifier("net", classed, 1.0), TypeError, "net"),
-        (lambda: guidance.classifier(classed, None, 1.0), TypeError, "log_prob_grad"),
-        (lambda: guidance.classifier(classed, classed, True), TypeError, "scale"),
+        (lambda: guidance.classifier_free(classed, 0, "1", 1), TypeError, "scale"),  # type: ignore[arg-type]
+        (lambda: guidance.classifier("net", classed, 1.0), TypeError, "net"),  # type: ignore[arg-type]
+        (lambda: guidance.classifier(classed, None, 1.0), TypeError, "log_prob_grad"),  # type: ignore[arg-type]
+        (lambda: guidance.classifier(classed, classed, True), TypeError, "scale"),  # type: ignore[arg-type]
     ],
 )
-def test_bad_input_is_refused_by_name(make, error, name):
+def test_bad_input_is_refused_by_name(make: Callable[[], object], error: type[Exception], name: str) -> None:
     with pytest.raises(error, match=rf"^{name}: "):
         make()

@@ -73,8 +73,8 @@ def test_the_eight_orientations(orientation: int, form: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(turn[orientation](scene)))
-    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(form, {})
-    seen = read(encoded(stored, form, exif=exif, **options))
+    options: dict[str, dict[str, Any]] = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    seen = read(encoded(stored, form, exif=exif, **options.get(form, {})))
     np.testing.assert_allclose(seen.astype(int), scene, atol=3 if form == "JPEG" else 0)
 
 
@@ -213,11 +213,11 @@ def test_other_formats_are_not_even_looked_at(tmp_path: Path, kind: str, content
 def test_a_bomb_is_refused_from_its_header(tmp_path: Path, side: int) -> None:
     """A few hundred bytes that promise gigabytes; Pillow only warns of the first."""
     (tmp_path / "bomb.png").write_bytes(raw_png(side, side, 8, 2, b""))
-    for options in ({}, {"image_size": 8}):
+    for size in (None, 8):
         with warnings.catch_warnings():
             warnings.simplefilter("default")
             with pytest.raises(ValueError, match=r"^data: .*bomb\.png: "):
-                load(tmp_path, **options)
+                load(tmp_path, image_size=size)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])

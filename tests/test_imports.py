@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def floor(module: str) -> int:
     return found[0]
 
 
-def module_level(tree: ast.Module):
+def module_level(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
     """Import statements that run when the module is imported; those for types only don't."""
     for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -57,7 +58,7 @@ FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_point_down(path):
+def test_imports_point_down(path: Path) -> None:
     own = path.relative_to(ROOT).parts[0].removesuffix(".py")
     for node in module_level(ast.parse(path.read_text(encoding="utf-8"))):
         for name in imported(node):
@@ -73,7 +74,7 @@ def test_imports_point_down(path):
 @pytest.mark.parametrize(
     "path", sorted((ROOT.parent / "backends/tinyddpm_backends").glob("*.py")), ids=lambda p: p.name
 )
-def test_plug_ins_import_the_registry_and_their_own_library(path):
+def test_plug_ins_import_the_registry_and_their_own_library(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import | ast.ImportFrom) and not (isinstance(node, ast.ImportFrom) and node.level):
             for name in imported(node):
@@ -81,13 +82,13 @@ def test_plug_ins_import_the_registry_and_their_own_library(path):
                     assert name == "tinyddpm.backends", f"{path.name}:{node.lineno}: imports {name}"
 
 
-def test_importing_the_package_loads_numpy_only():
+def test_importing_the_package_loads_numpy_only() -> None:
     code = f"import sys, tinyddpm; print(*sorted({HEAVY!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
 
 
-def test_every_public_module_says_what_it_is_and_what_it_offers():
+def test_every_public_module_says_what_it_is_and_what_it_offers() -> None:
     for name in tinyddpm.__all__:
         module = getattr(tinyddpm, name)
         assert module.__doc__, f"{name} has no docstring"
@@ -97,7 +98,7 @@ def test_every_public_module_says_what_it_is_and_what_it_offers():
                 assert hasattr(module, public)
 
 
-def test_an_unknown_name_is_an_attribute_error():
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         tinyddpm.nonsense  # noqa: B018
     assert "nn" in dir(tinyddpm)

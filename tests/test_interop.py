@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ INDEX, CONFIG, SCHEDULER = "model_index.json", "unet/config.json", "scheduler/sc
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
+SMALL: dict[str, Any] = {"image_size": 8, "in_channels": 1, "channels": 8, "mults": (1, 2), "attention": (4,)}
+
+
 def small(**options: Any) -> UNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = UNet(**{"image_size": 8, "in_channels": 1, "channels": 8, "mults": (1, 2), "attention": (4,)} | options)
+        net = UNet(**SMALL | options)
         for p in net.parameters():
             torch.nn.init.normal_(p, std=0.1)
     return net.eval()
@@ -214,7 +218,7 @@ def test_saving_again_replaces_and_leaves_other_files_alone(tmp_path: Path) -> N
 
 def old_names(folder: Path, shard: int | None = None) -> dict[str, Any]:
     """The tensors under the names that diffusers gave them at first."""
-    tensors = pytest.importorskip("safetensors.torch").load_file(folder / WEIGHTS)
+    tensors: dict[str, Any] = pytest.importorskip("safetensors.torch").load_file(folder / WEIGHTS)
     for new, name in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
         tensors = {k.replace(f"attentions.0.{new}", f"attentions.0.{name}"): v for k, v in tensors.items()}
     assert any("proj_attn" in k for k in tensors)
@@ -259,8 +263,8 @@ def test_shards_and_the_cache_s_links_are_read(tmp_path: Path) -> None:
         index.write_text(json.dumps({"weight_map": place | {"conv_in.weight": wrong}}))
         with pytest.raises(ValueError, match=r"index\.json.*no safetensors file of this folder"):
             load_diffusers(folder)
-    for malformed in ({}, {"weight_map": []}, {"weight_map": {"conv_in.weight": 1}}, {"weight_map": {}}):
-        index.write_text(json.dumps(malformed))
+    for malformed in ("{}", '{"weight_map": []}', '{"weight_map": {"conv_in.weight": 1}}', '{"weight_map": {}}'):
+        index.write_text(malformed)
         with pytest.raises(ValueError, match=r"index\.json.*weight_map"):
             load_diffusers(folder)
     index.write_text(json.dumps({"weight_map": place | {"more": "x-3.safetensors"}}))
@@ -347,16 +351,22 @@ def test_what_is_no_plain_file_is_refused(tmp_path: Path, file: str, kind: str) 
     folder = saved(tmp_path / "a")
     at = folder / file
     at.unlink()
-    {
+
+    def huge() -> None:
+        at.touch()
+        os.truncate(at, 2**40)
+
+    put: dict[str, Callable[[], object]] = {
         "loop": lambda: at.symlink_to(at.name),
         "pipe": lambda: os.mkfifo(at),
         "folder": at.mkdir,
         "device": lambda: at.symlink_to("/dev/zero"),
         "dangling": lambda: at.symlink_to("nowhere"),
         "empty": at.touch,
-        "huge": lambda: (at.touch(), os.truncate(at, 2**40)),
+        "huge": huge,
         "deep": lambda: at.write_text("[" * 10**6),
-    }[kind]()
+    }
+    put[kind]()
     start = time.perf_counter()
     with pytest.raises((FileNotFoundError, ValueError), match=at.name.replace(".", r"\.")):
         load_diffusers(folder)
@@ -394,12 +404,12 @@ def test_a_path_that_is_none_is_named(tmp_path: Path) -> None:
     net = small()
     for call in (load_diffusers, lambda dir: save_diffusers(dir, net, Diffusion(), Denoiser(net, first_t=0))):
         with pytest.raises(TypeError, match=r"^dir: a path is needed, not int"):
-            call(5)
+            call(5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["net", "diffusion", "denoiser"])
 def test_saving_names_the_wrong_argument(tmp_path: Path, name: str) -> None:
     net = small()
-    given = {"net": net, "diffusion": Diffusion(), "denoiser": Denoiser(net, first_t=0)} | {name: object()}
+    given: dict[str, Any] = {"net": net, "diffusion": Diffusion(), "denoiser": Denoiser(net, first_t=0)}
     with pytest.raises(TypeError, match=rf"^{name}: "):
-        save_diffusers(tmp_path / "a", **given)
+        save_diffusers(tmp_path / "a", **given | {name: object()})

@@ -80,7 +80,7 @@ class Up(nn.Module):
 
 
 class Chain(nn.Sequential):
-    def forward(self, x: Any, emb: Any) -> Any:
+    def forward(self, x: Any, emb: Any) -> Any:  # type: ignore[override]
         for layer in self:
             x = layer(x) if isinstance(layer, nn.Conv2d) else layer(x, emb)
         return x

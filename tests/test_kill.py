@@ -155,7 +155,8 @@ def test_killed_sampling_draws_each_sample_once(live: Live, model: Path, place: 
     span = time.monotonic() - span
     expected = {name: file.read_bytes() for name, file in pngs(place / "whole").items()}
     assert len(expected) == 24
-    lives, killed, ends, seen = np.random.default_rng(1), 0, 0, {}
+    lives, killed, ends = np.random.default_rng(1), 0, 0
+    seen: dict[str, int] = {}
     ended = False
     while killed < kills or not ended:
         out = place / f"out{ends}"

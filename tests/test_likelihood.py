@@ -6,10 +6,15 @@ import itertools
 import math
 import pickle
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Library
+from numpy.typing import NDArray
 from strategies import batch
 
 from tinyddpm import Denoiser, Diffusion, Gaussian, likelihood, schedules
@@ -24,18 +29,18 @@ EXACT = DATA.net(CHAIN)
 X0 = np.clip(DATA.sample(5, seed=2), -1, 1)
 
 
-def as_kind(kind, **options):
+def as_kind(kind: str, **options: Any) -> Denoiser:
     return Denoiser(lambda x_t, t: CHAIN.convert(EXACT(x_t, t), x_t, t, "eps", kind), predicts=kind, **options)
 
 
-def learned(xp=np, variance="learned_range", raw=0.3, **options):
-    def net(x_t, t):
+def learned(xp: Any = np, variance: str = "learned_range", raw: float = 0.3, **options: Any) -> Denoiser:
+    def net(x_t: Any, t: Any) -> Any:
         return xp.concat([EXACT(x_t, t), xp.full_like(x_t, raw)], axis=1)
 
     return Denoiser(net, variance=variance, **options)
 
 
-def by_definition(denoiser, x0, t, seed=0):
+def by_definition(denoiser: Denoiser, x0: NDArray[np.float64], t: int, seed: int = 0) -> list[NDArray[np.float64]]:
     """(the KL or L_0, error of x_0, error of eps) of step t on the likelihood's noise."""
     eps = normal(seed, range(len(x0)), t, x0.shape[1:], stream=1, dtype="float64")
     x_t = CHAIN.q_sample(x0, t, eps)
@@ -56,7 +61,7 @@ DENOISERS = {
 
 
 @pytest.mark.parametrize("denoiser", DENOISERS.values(), ids=DENOISERS)
-def test_every_term_is_its_definition(denoiser):
+def test_every_term_is_its_definition(denoiser: Denoiser) -> None:
     """1e-9: eps at t = 1 is read from x_0 over sigma = 0.03 there, and from what rounds in mu."""
     bound = likelihood.vlb(CHAIN, denoiser, X0)
     for t in range(1, T + 1):
@@ -71,7 +76,7 @@ def test_every_term_is_its_definition(denoiser):
     assert all(a.dtype == np.float64 for a in (bound.prior, bound.kl, bound.decoder, bound.x0_mse, bound.eps_mse))
 
 
-def test_for_gaussian_data_the_bound_is_the_likelihood():
+def test_for_gaussian_data_the_bound_is_the_likelihood() -> None:
     """Then q(x_{t-1} | x_t) is Gaussian, and with the exact network and its variance p is q but for the prior: the mean of
     the bound is that of -log q(x_0) per bin plus KL(q(x_T) || N(0, I)). 5 standard errors of the difference."""
     data, levels = GaussianData(np.linspace(-0.2, 0.2, 4), np.array([0.01, 0.02, 0.03, 0.03])), 65536
@@ -97,7 +102,7 @@ def test_for_gaussian_data_the_bound_is_the_likelihood():
     assert (wider.total - bound.total).mean() > 0.3
 
 
-def test_errors_are_the_conditional_variances():
+def test_errors_are_the_conditional_variances() -> None:
     """E|x_0 - E[x_0 | x_t]|^2 = var (1 - alpha_bar) / (alpha_bar var + 1 - alpha_bar); 6 standard errors, for 20 steps."""
     data = GaussianData(np.zeros(4), 0.02)
     bound = likelihood.vlb(CHAIN, Denoiser(data.net(CHAIN), clip_x0=False), data.sample(2000, seed=4))
@@ -108,7 +113,7 @@ def test_errors_are_the_conditional_variances():
         np.testing.assert_allclose(bound.eps_mse[:, t - 1], math.exp(CHAIN.log_snr[t]) * error, rtol=1e-12)
 
 
-def expectation(f, *shape_of_noise):
+def expectation(f: Callable[..., Any], *shape_of_noise: Any) -> float:
     """Over standard normals, exact for polynomials of degree 5 in each (Gauss and Hermite)."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(3)
     grid = np.array(list(itertools.product(nodes, repeat=len(shape_of_noise))))
@@ -117,26 +122,28 @@ def expectation(f, *shape_of_noise):
 
 
 @pytest.mark.parametrize("x0", [-0.7, 0.3])
-def test_the_older_form_of_the_bound_has_the_same_value_and_more_variance(x0):
+def test_the_older_form_of_the_bound_has_the_same_value_and_more_variance(x0: float) -> None:
     """Reconstruction, prior matching and consistency of x_t from both its sides, E[log q(x_t | x_{t-1}) - log p(x_t | x_{t+1})]
     over paths of q: exact by quadrature, as every logarithm is a polynomial of degree 2. (Written as a KL from q(x_t | x_{t-1}),
     which forgets that x_t and x_{t+1} go together, a consistency term would have another value.)"""
     d = Diffusion(schedules.linear(5, 0.05, 0.6))
     denoiser = Denoiser(GaussianData(0.1, 0.2).net(d), variance="beta_tilde", clip_x0=False)
-    start = lambda z: np.full_like(z, x0)  # noqa: E731
     prior = Gaussian(np.zeros(1), 0.0)
 
-    def at(t, z):
+    def start(z: Any) -> Any:
+        return np.full_like(z, x0)
+
+    def at(t: int, z: Any) -> Any:
         return d.q(start(z), t).sample(z) if t else start(z)
 
-    def first(z):
+    def first(z: Any) -> Any:
         return -denoiser.p(d, at(1, z), 1).log_prob(start(z))
 
-    def ours(t):
+    def ours(t: int) -> Callable[..., Any]:
         return lambda z: d.posterior(at(t, z), start(z), t).kl(denoiser.p(d, at(t, z), t))
 
-    def consistency(t):
-        def f(z0, z1, z2):
+    def consistency(t: int) -> Callable[..., Any]:
+        def f(z0: Any, z1: Any, z2: Any) -> Any:
             before = at(t - 1, z0)
             x_t = d.q_between(before, t - 1, t).sample(z1)
             after = d.q_between(x_t, t, t + 1).sample(z2)
@@ -144,15 +151,15 @@ def test_the_older_form_of_the_bound_has_the_same_value_and_more_variance(x0):
 
         return f
 
-    def as_printed(t):
-        def f(z0, z1, z2):
+    def as_printed(t: int) -> Callable[..., Any]:
+        def f(z0: Any, z1: Any, z2: Any) -> Any:
             before = at(t - 1, z0)
             after = d.q_between(d.q_between(before, t - 1, t).sample(z1), t, t + 1).sample(z2)
             return d.q_between(before, t - 1, t).kl(denoiser.p(d, after, t + 1))
 
         return f
 
-    def prior_matching(z):
+    def prior_matching(z: Any) -> Any:
         q = d.q_between(at(d.T - 1, z), d.T - 1, d.T)
         return q.kl(Gaussian(np.zeros_like(z), 0.0))
 
@@ -176,7 +183,7 @@ def test_the_older_form_of_the_bound_has_the_same_value_and_more_variance(x0):
 
 
 @pytest.mark.parametrize("variance", ["beta", "learned_range"])
-def test_the_bound_agrees_in_every_library(library, variance):
+def test_the_bound_agrees_in_every_library(library: Library, variance: str) -> None:
     x0 = library.array(X0)
     if variance == "beta":
         denoiser = expected = Denoiser(EXACT)
@@ -190,7 +197,7 @@ def test_the_bound_agrees_in_every_library(library, variance):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_stays_within_a_percent(native, dtype):
+def test_half_precision_stays_within_a_percent(native: Library, dtype: str) -> None:
     """float16 rounds data by 5e-4, and eps at t = 1, where sigma is 0.03, by 2e-2; bfloat16 by 8 times as much."""
     if native.name == "numpy" and dtype == "bfloat16":
         pytest.skip("NumPy has no bfloat16")
@@ -198,7 +205,7 @@ def test_half_precision_stays_within_a_percent(native, dtype):
     np.testing.assert_allclose(half.total, likelihood.vlb(CHAIN, Denoiser(EXACT), X0).total, rtol=1e-2)
 
 
-def test_half_precision_sums_large_samples():
+def test_half_precision_sums_large_samples() -> None:
     """The squares of 100 000 ones leave float16's range, 65 504."""
     d = Diffusion([0.1, 0.2])
     bound = likelihood.vlb(d, Denoiser(lambda x_t, t: np.zeros_like(x_t)), np.ones((1, 100_000), np.float16))
@@ -208,7 +215,7 @@ def test_half_precision_sums_large_samples():
 
 
 @pytest.mark.parametrize("denoiser", [Denoiser(EXACT), learned()], ids=["fixed", "learned"])
-def test_the_bound_does_not_depend_on_how_the_data_are_cut(denoiser):
+def test_the_bound_does_not_depend_on_how_the_data_are_cut(denoiser: Denoiser) -> None:
     """Noise belongs to the sample's number, not to its row."""
     whole = likelihood.vlb(CHAIN, denoiser, X0, seed=9)
     order = [3, 0, 4]
@@ -220,7 +227,7 @@ def test_the_bound_does_not_depend_on_how_the_data_are_cut(denoiser):
     assert np.abs(likelihood.vlb(CHAIN, denoiser, X0, seed=8).total - whole.total).min() > 1e-3
 
 
-def test_a_respaced_chain_has_its_own_bound():
+def test_a_respaced_chain_has_its_own_bound() -> None:
     """With fewer steps the data cost more, and a table of the short chain's own variances serves."""
     short = CHAIN.respaced(CHAIN.timesteps(5))
     x0 = np.clip(DATA.sample(300, seed=5), -1, 1)
@@ -235,10 +242,10 @@ def test_a_respaced_chain_has_its_own_bound():
     assert best.total.mean() < plain.mean()
 
 
-def test_the_network_is_called_once_a_step_on_the_rows_in_their_order(native):
+def test_the_network_is_called_once_a_step_on_the_rows_in_their_order(native: Library) -> None:
     calls = []
 
-    def net(x_t, t):
+    def net(x_t: Any, t: Any) -> Any:
         calls.append((tuple(x_t.shape), native.host(t).tolist(), getattr(x_t, "requires_grad", False)))
         return x_t
 
@@ -247,12 +254,12 @@ def test_the_network_is_called_once_a_step_on_the_rows_in_their_order(native):
     assert calls == [((5, 2, 3), [t - 1] * 5, False) for t in range(T, 0, -1)]
 
 
-def test_no_gradient_is_recorded():
+def test_no_gradient_is_recorded() -> None:
     torch = pytest.importorskip("torch")
     layer = torch.nn.Conv1d(2, 2, 1).double()
     recorded = []
 
-    def net(x_t, t):
+    def net(x_t: Any, t: Any) -> Any:
         out = layer(x_t)
         recorded.append(out.requires_grad)
         return out
@@ -263,10 +270,10 @@ def test_no_gradient_is_recorded():
     assert layer(torch.tensor(X0)).requires_grad  # and the switch is back
 
 
-def test_gradients_of_the_data_or_of_the_networks_own_are_dropped():
+def test_gradients_of_the_data_or_of_the_networks_own_are_dropped() -> None:
     torch = pytest.importorskip("torch")
 
-    def guided(x_t, t):
+    def guided(x_t: Any, t: Any) -> Any:
         with torch.enable_grad():
             return x_t.detach().requires_grad_() / 2
 
@@ -275,7 +282,7 @@ def test_gradients_of_the_data_or_of_the_networks_own_are_dropped():
     np.testing.assert_allclose(likelihood.vlb(CHAIN, Denoiser(guided), leaf).total, truth, rtol=1e-5)
 
 
-def test_one_step_is_a_prior_and_a_decoder():
+def test_one_step_is_a_prior_and_a_decoder() -> None:
     d = Diffusion([0.5])
     bound = likelihood.vlb(d, Denoiser(DATA.net(d)), X0)
     assert bound.kl.shape == (5, 0)
@@ -283,7 +290,7 @@ def test_one_step_is_a_prior_and_a_decoder():
     assert bound.curve().rate.shape == (1,)
 
 
-def test_zero_terminal_snr():
+def test_zero_terminal_snr() -> None:
     """Nothing is left of the data at T: the prior costs nothing, and v says what eps can't."""
     d = Diffusion(schedules.zero_terminal_snr(schedules.linear(T, 1e-3, 0.4)))
     v = Denoiser(lambda x_t, t: np.zeros_like(x_t), predicts="v")
@@ -296,7 +303,7 @@ def test_zero_terminal_snr():
             likelihood.vlb(d, Denoiser(lambda x_t, t: x_t, clip_x0=clip), X0)
 
 
-def test_decoders_and_levels_change_the_last_term_only():
+def test_decoders_and_levels_change_the_last_term_only() -> None:
     exact, published = (likelihood.vlb(CHAIN, Denoiser(EXACT), X0, decoder=name) for name in ("exact", "ho2020"))
     coarse, signs = (likelihood.vlb(CHAIN, Denoiser(EXACT), X0, levels=n) for n in (17, 2))
     for other in (published, coarse, signs):
@@ -308,7 +315,7 @@ def test_decoders_and_levels_change_the_last_term_only():
 # What is made of the terms.
 
 
-def test_rate_distortion_bits_and_standard_errors():
+def test_rate_distortion_bits_and_standard_errors() -> None:
     bound = likelihood.vlb(CHAIN, Denoiser(EXACT), X0)
     assert (bound.dims, bound.levels) == (6, 256)
     nats = bound.prior + bound.decoder + bound.kl.sum(axis=1)
@@ -330,7 +337,7 @@ def test_rate_distortion_bits_and_standard_errors():
     assert math.isnan(error)
 
 
-def test_the_curve_sends_more_for_less_distortion():
+def test_the_curve_sends_more_for_less_distortion() -> None:
     data = MixtureData([0.5, 0.5], [-0.5 * np.ones(4), 0.5 * np.ones(4)], 0.01)
     x0 = data.sample(200, seed=6)
     bound = likelihood.vlb(CHAIN, Denoiser(data.net(CHAIN)), np.clip(x0, -1, 1), levels=17)
@@ -345,7 +352,7 @@ def test_the_curve_sends_more_for_less_distortion():
     assert rmse[-1] < rmse[0] / 3
 
 
-def test_a_bound_is_a_value():
+def test_a_bound_is_a_value() -> None:
     bound, again = (likelihood.vlb(CHAIN, Denoiser(EXACT), X0) for _ in range(2))
     assert bound == again == pickle.loads(pickle.dumps(bound))
     assert hash(bound) == hash(again)
@@ -357,7 +364,7 @@ def test_a_bound_is_a_value():
 # The optimal variance.
 
 
-def test_the_optimal_variance_of_gaussian_data():
+def test_the_optimal_variance_of_gaussian_data() -> None:
     """beta_tilde + w_x0**2 Var(x_0 | x_t), which is known; 5 %: from 20 000 numbers, each good for about 1."""
     data = GaussianData(np.zeros(4), 0.02)
     variance = likelihood.optimal_variance(CHAIN, Denoiser(data.net(CHAIN)), data.sample(1000, seed=7), draws=5)
@@ -371,23 +378,23 @@ def test_the_optimal_variance_of_gaussian_data():
     np.testing.assert_allclose(variance[8:], truth[7:], rtol=0.3)
 
 
-def test_the_optimal_variance_of_a_constant_network(library):
+def test_the_optimal_variance_of_a_constant_network(library: Library) -> None:
     """G_t = c**2 for eps_theta = c, so the published formula is exact; clipped to [0, 1] at both ends."""
     x0 = library.array(X0)
     lam2, t = CHAIN.beta_tilde, np.arange(1, T + 1)
     for c in (0.0, 0.6, 1.5):
-        ours = likelihood.optimal_variance(CHAIN, Denoiser(lambda x_t, t, c=c: 0 * x_t + c), x0)
+        ours = likelihood.optimal_variance(CHAIN, Denoiser(partial(lambda c, x_t, t: 0 * x_t + c, c)), x0)
         ab, left, before = CHAIN.alpha_bar[t], CHAIN.one_minus_alpha_bar[t], CHAIN.alpha_bar[t - 1]
         factor = np.sqrt(before) - np.sqrt((1 - before - lam2[t]).clip(0) * ab / left)
         expected = lam2[t] + factor**2 * np.clip(left / ab * (1 - c**2), 0, 1)
         np.testing.assert_allclose(ours[1:], expected, rtol=1e-9)  # the published form cancels
 
 
-def test_draws_add_noise_of_their_own():
+def test_draws_add_noise_of_their_own() -> None:
     """One draw is the first of many, and each row's draws are its own."""
     drawn = []
 
-    def net(x_t, t):
+    def net(x_t: Any, t: Any) -> Any:
         k = int(t[0])
         drawn.append((x_t - CHAIN.sqrt_alpha_bar[k] * X0) / CHAIN.sqrt_one_minus_alpha_bar[k])
         return x_t
@@ -407,14 +414,14 @@ def test_draws_add_noise_of_their_own():
     np.testing.assert_allclose(again[1:], two[1:], rtol=1e-12)
 
 
-def test_the_optimal_variance_at_zero_snr_is_bounded():
+def test_the_optimal_variance_at_zero_snr_is_bounded() -> None:
     d = Diffusion(schedules.zero_terminal_snr(schedules.linear(T, 1e-3, 0.4)))
     zero = Denoiser(lambda x_t, t: np.zeros_like(x_t), predicts="v")
     variance = likelihood.optimal_variance(d, zero, X0)
     assert variance[T] == pytest.approx(d.beta_tilde[T] + d.weights.w_x0[T] ** 2, rel=1e-12)
 
 
-def test_the_optimal_variance_where_the_snr_underflows():
+def test_the_optimal_variance_where_the_snr_underflows() -> None:
     """1 / SNR leaves float64's range; the variance of x_0 given x_t is then bounded by 1."""
     d = Diffusion(np.full(150, 0.999))
     variance = likelihood.optimal_variance(d, Denoiser(lambda x_t, t: 0 * x_t + 0.6), X0)
@@ -440,36 +447,38 @@ def test_the_optimal_variance_where_the_snr_underflows():
         ({"seed": -1}, ValueError, "^seed: "),
     ],
 )
-def test_bad_input_is_refused_by_name(options, error, words):
+def test_bad_input_is_refused_by_name(options: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         likelihood.vlb(CHAIN, Denoiser(EXACT), options.pop("x0", X0), **options)
 
 
 @pytest.mark.parametrize("call", [likelihood.vlb, likelihood.optimal_variance])
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
-def test_a_network_that_fails_is_named_with_the_step(native, call, wrong):
-    def net(x_t, t):
+def test_a_network_that_fails_is_named_with_the_step(native: Library, call: Callable[..., Any], wrong: float) -> None:
+    def net(x_t: Any, t: Any) -> Any:
         return x_t * (wrong if int(t[0]) == 7 else 1.0)
 
     with pytest.raises(ValueError, match=r"^net: its output is not finite at t = 7$"):
         call(CHAIN, Denoiser(net, clip_x0=False), native.array(X0))
 
 
-def test_a_variance_that_fails_is_named_with_the_step():
-    def net(x_t, t):
+def test_a_variance_that_fails_is_named_with_the_step() -> None:
+    def net(x_t: Any, t: Any) -> Any:
         return np.concatenate([x_t, np.full_like(x_t, math.nan if t[0] == 7 else 0.0)], axis=1)
 
     with pytest.raises(ValueError, match=r"^net: its output gives no likelihood at t = 7$"):
         likelihood.vlb(CHAIN, Denoiser(net, variance="learned_range"), X0)
 
 
-def test_draws_must_be_positive():
+def test_draws_must_be_positive() -> None:
     with pytest.raises(ValueError, match=r"^draws: "):
         likelihood.optimal_variance(CHAIN, Denoiser(EXACT), X0, draws=0)
 
 
 @pytest.mark.parametrize("tqdm", [True, False])
-def test_progress_goes_to_standard_error(capsys, monkeypatch, tqdm):
+def test_progress_goes_to_standard_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tqdm: bool
+) -> None:
     if tqdm:
         pytest.importorskip("tqdm")
     else:

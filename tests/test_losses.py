@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Library
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from strategies import batch, smooth_diffusions
 
 from tinyddpm import Denoiser, Diffusion, likelihood, losses, schedules
 from tinyddpm.analytic import GaussianData
 from tinyddpm.conversions import KINDS
+from tinyddpm.denoiser import Net
 from tinyddpm.noise import normal
 
 T = 20
@@ -25,23 +31,23 @@ ALL = [losses.simple, losses.vlb, losses.hybrid, losses.weighted]
 KIND = pytest.mark.parametrize("kind", KINDS)
 
 
-def as_kind(kind, net=EXACT, chain=CHAIN):
+def as_kind(kind: str, net: Net = EXACT, chain: Diffusion = CHAIN) -> Denoiser:
     """The same prediction, told as another kind."""
     return Denoiser(lambda x_t, t: chain.convert(net(x_t, t), x_t, t, "eps", kind), predicts=kind, clip_x0=False)
 
 
-def learned(variance="learned_range", raw=0.3):
+def learned(variance: str = "learned_range", raw: float = 0.3) -> Denoiser:
     """A network that also emits its variance."""
     return Denoiser(lambda x_t, t: np.concatenate([EXACT(x_t, t), np.full_like(x_t, raw)], axis=1), variance=variance)
 
 
-def per_row(f, t):
+def per_row(f: Callable[[slice, int], Any], t: NDArray[np.int64]) -> NDArray[np.float64]:
     """f at int steps, one row at a time."""
     return np.concatenate([f(slice(i, i + 1), int(t[i])) for i in range(len(t))])
 
 
 @KIND
-def test_simple_is_the_mean_square_of_the_predicted_quantity(library, kind):
+def test_simple_is_the_mean_square_of_the_predicted_quantity(library: Library, kind: str) -> None:
     """0 for the truth, c**2 for a network that is c off; 1e-12: the conversion's rounding over sigma**2 at t = 1."""
     x0, eps, t = library.array(X0), library.array(EPS), library.array(STEPS)
     x_t = CHAIN.q_sample(x0, t, eps)
@@ -53,13 +59,14 @@ def test_simple_is_the_mean_square_of_the_predicted_quantity(library, kind):
         "score": CHAIN.convert(x0, x_t, t, "x0", "score"),
     }
     for c in (0.0, 0.5):
-        loss = losses.simple(CHAIN, Denoiser(lambda x, t, c=c: truth[kind] + c, predicts=kind), x0, t, eps)
+        net = Denoiser(partial(lambda c, x, t: truth[kind] + c, c), predicts=kind)
+        loss = losses.simple(CHAIN, net, x0, t, eps)
         assert tuple(loss.shape) == (5,)
         np.testing.assert_allclose(library.host(loss), c**2, rtol=1e-10, atol=1e-20)
 
 
 @KIND
-def test_weightings_do_not_depend_on_what_is_predicted(kind):
+def test_weightings_do_not_depend_on_what_is_predicted(kind: str) -> None:
     """Each weighs the same error of x_0; 1e-9: that error is divided by sqrt(SNR) from what eps rounds to."""
     x_t = CHAIN.q_sample(X0, STEPS, EPS)
     snr = (CHAIN.alpha_bar / np.maximum(CHAIN.one_minus_alpha_bar, 1e-300))[STEPS]
@@ -79,7 +86,7 @@ def test_weightings_do_not_depend_on_what_is_predicted(kind):
 
 
 @pytest.mark.parametrize("variance", ["beta", "beta_tilde", "learned", "learned_range", "table"])
-def test_vlb_is_the_divergence_from_the_posterior(variance):
+def test_vlb_is_the_divergence_from_the_posterior(variance: str) -> None:
     """KL(q(x_{t-1} | x_t, x_0) || p) by its definition for t > 1, the decoder at t = 1; the output is never clipped."""
     table = np.linspace(0.001, 0.2, T + 1)
     if variance.startswith("learned"):
@@ -88,11 +95,11 @@ def test_vlb_is_the_divergence_from_the_posterior(variance):
         denoiser = Denoiser(EXACT, variance=table if variance == "table" else variance)
     unclipped = replace(denoiser, clip_x0=False)
 
-    def definition(row, t):
+    def definition(row: slice, t: int) -> NDArray[np.float64]:
         x_t = CHAIN.q_sample(X0[row], t, EPS[row])
         p = unclipped.p(CHAIN, x_t, t)
         term = -p.discretized_log_prob(X0[row]) if t == 1 else CHAIN.posterior(x_t, X0[row], t).kl(p)
-        return term.mean(axis=(1, 2))
+        return np.asarray(term.mean(axis=(1, 2)))
 
     loss = losses.vlb(CHAIN, denoiser, X0, STEPS, EPS)
     np.testing.assert_allclose(loss, per_row(definition, STEPS), rtol=1e-10)
@@ -102,7 +109,7 @@ def test_vlb_is_the_divergence_from_the_posterior(variance):
 
 
 @KIND
-def test_with_a_fixed_variance_vlb_is_a_weight_times_simple(kind):
+def test_with_a_fixed_variance_vlb_is_a_weight_times_simple(kind: str) -> None:
     """beta**2 / (2 sigma**2 alpha (1 - alpha_bar)) of eps's error [Ho eq. 12], for sigma**2 = beta_tilde and any kind."""
     for t in range(2, T + 1):
         beta, alpha, left = CHAIN.beta[t], CHAIN.alpha[t], CHAIN.one_minus_alpha_bar[t]
@@ -112,7 +119,7 @@ def test_with_a_fixed_variance_vlb_is_a_weight_times_simple(kind):
 
 
 @pytest.mark.parametrize("denoiser", [Denoiser(EXACT), learned()], ids=["fixed", "learned"])
-def test_T_times_the_mean_of_vlb_is_the_bounds_sum(denoiser):
+def test_T_times_the_mean_of_vlb_is_the_bounds_sum(denoiser: Denoiser) -> None:
     """On the noise that the likelihood draws, L_T + T * mean over t of vlb is its total."""
     eps = {t: normal(6, range(5), t, (2, 3), stream=1, dtype="float64") for t in range(1, T + 1)}
     terms = [losses.vlb(CHAIN, denoiser, X0, t, eps[t]) for t in range(1, T + 1)]
@@ -120,10 +127,10 @@ def test_T_times_the_mean_of_vlb_is_the_bounds_sum(denoiser):
     np.testing.assert_allclose(bound.prior / 6 + T * np.mean(terms, axis=0), bound.total / 6, rtol=1e-12)
 
 
-def test_every_loss_agrees_in_every_library(library):
+def test_every_loss_agrees_in_every_library(library: Library) -> None:
     xp = library.xp
 
-    def net(x_t, t):
+    def net(x_t: Any, t: Any) -> Any:
         return xp.concat([EXACT(x_t, t), xp.full_like(x_t, 0.3)], axis=1)
 
     for loss in ALL:
@@ -137,7 +144,7 @@ def test_every_loss_agrees_in_every_library(library):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("loss", ALL)
-def test_half_precision_is_finite_and_near(native, loss, dtype):
+def test_half_precision_is_finite_and_near(native: Library, loss: Callable[..., Any], dtype: str) -> None:
     """Within 8 of its units of a loss of size 1 at mid-chain steps, where no weight magnifies what x_t lost to rounding."""
     if native.name == "numpy" and dtype == "bfloat16":
         pytest.skip("NumPy has no bfloat16")
@@ -153,10 +160,10 @@ def test_half_precision_is_finite_and_near(native, loss, dtype):
 
 
 @pytest.mark.parametrize("loss", ALL)
-def test_a_row_does_not_depend_on_its_neighbours(loss):
+def test_a_row_does_not_depend_on_its_neighbours(loss: Callable[..., Any]) -> None:
     """Nothing is averaged over the batch."""
 
-    def alone(row, t):
+    def alone(row: slice, t: int) -> Any:
         return loss(CHAIN, learned(), X0[row], np.array([t]), EPS[row])
 
     np.testing.assert_allclose(loss(CHAIN, learned(), X0, STEPS, EPS), per_row(alone, STEPS), rtol=1e-12)
@@ -165,12 +172,14 @@ def test_a_row_does_not_depend_on_its_neighbours(loss):
 # Gradients.
 
 
-def gradients(library, loss, t):
+def gradients(
+    library: Library, loss: Callable[..., Any], t: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Of the loss's sum with respect to the network's output, (mean half, variance half)."""
     out = np.concatenate([EXACT(CHAIN.q_sample(X0, t, EPS), t), np.full_like(X0, 0.3)], axis=1)
     x0, eps = library.array(X0), library.array(EPS)
 
-    def total(out):
+    def total(out: Any) -> Any:
         return loss(CHAIN, Denoiser(lambda x, t: out, variance="learned_range"), x0, t, eps).sum()
 
     if library.name == "jax":
@@ -184,7 +193,7 @@ def gradients(library, loss, t):
     return grad[:, :2], grad[:, 2:]
 
 
-def test_hybrid_trains_the_mean_by_simple_and_the_variance_by_the_whole_bound(differentiable):
+def test_hybrid_trains_the_mean_by_simple_and_the_variance_by_the_whole_bound(differentiable: Library) -> None:
     """The mean is detached inside vlb, and vlb counts T times: with one term where the sum is meant, as well-known code
     once had it, the variance would learn T times more slowly."""
     simple, vlb, hybrid = (gradients(differentiable, f, STEPS) for f in (losses.simple, losses.vlb, losses.hybrid))
@@ -194,22 +203,22 @@ def test_hybrid_trains_the_mean_by_simple_and_the_variance_by_the_whole_bound(di
     one_term = 0.001 * vlb[1]
     np.testing.assert_allclose(hybrid[1] / one_term, T, rtol=1e-12)
     assert np.abs(vlb[0]).min() > 0  # so detaching matters
-    doubled = gradients(differentiable, lambda *a: losses.hybrid(*a, weight=0.002), STEPS)
+    doubled = gradients(differentiable, partial(losses.hybrid, weight=0.002), STEPS)
     np.testing.assert_allclose(doubled[1], 2 * hybrid[1], rtol=1e-12)
 
 
-def test_hybrids_value_is_simple_and_the_weighted_bound():
+def test_hybrids_value_is_simple_and_the_weighted_bound() -> None:
     ours = losses.hybrid(CHAIN, learned(), X0, STEPS, EPS, weight=0.01)
     simple, vlb = (f(CHAIN, learned(), X0, STEPS, EPS) for f in (losses.simple, losses.vlb))
     np.testing.assert_allclose(ours, simple + 0.01 * T * vlb, rtol=1e-12)
 
 
-def test_gradients_of_the_bound_are_those_of_finite_differences(differentiable):
+def test_gradients_of_the_bound_are_those_of_finite_differences(differentiable: Library) -> None:
     """At t = 1 beside other steps too: no branch that is not taken leaks a NaN. 1e-5: a central difference of step 1e-5."""
     mean, raw = gradients(differentiable, losses.vlb, STEPS)
     out = np.concatenate([EXACT(CHAIN.q_sample(X0, STEPS, EPS), STEPS), np.full_like(X0, 0.3)], axis=1)
 
-    def total(out):
+    def total(out: Any) -> Any:
         return losses.vlb(CHAIN, Denoiser(lambda x, t: out, variance="learned_range"), X0, STEPS, EPS).sum()
 
     for row in range(5):
@@ -220,18 +229,18 @@ def test_gradients_of_the_bound_are_those_of_finite_differences(differentiable):
             assert np.concatenate([mean, raw], axis=1)[row, channel, 1] == pytest.approx(difference, rel=1e-5, abs=1e-8)
 
 
-def test_losses_and_gradients_under_jit():
+def test_losses_and_gradients_under_jit() -> None:
     """A traced t is read by nobody: all branches are computed, and the right one is taken."""
     jax = pytest.importorskip("jax")
     jax.config.update("jax_enable_x64", True)
     jnp = jax.numpy
 
-    def net(scale):
+    def net(scale: float) -> Net:
         return lambda x_t, t: jnp.concat([scale * EXACT(x_t, t), jnp.full_like(x_t, 0.3)], axis=1)
 
     for loss in ALL:
 
-        def total(scale, x0, t, eps, loss=loss):
+        def total(scale: Any, x0: Any, t: Any, eps: Any, loss: Callable[..., Any] = loss) -> Any:
             return loss(CHAIN, Denoiser(net(scale), variance="learned_range"), x0, t, eps).sum()
 
         arguments = jnp.asarray(X0), jnp.asarray(STEPS), jnp.asarray(EPS)
@@ -244,7 +253,7 @@ def test_losses_and_gradients_under_jit():
 
 
 @pytest.mark.parametrize("kind", ["v", "x0", "mu"])
-def test_zero_terminal_snr_has_finite_losses(kind):
+def test_zero_terminal_snr_has_finite_losses(kind: str) -> None:
     d = Diffusion(schedules.zero_terminal_snr(schedules.linear(T)))
     denoiser = Denoiser(lambda x_t, t: np.zeros_like(x_t), predicts=kind)
     for weighting in ("snr", "min_snr", "p2"):
@@ -255,7 +264,7 @@ def test_zero_terminal_snr_has_finite_losses(kind):
     assert np.isfinite(losses.vlb(d, denoiser, X0, T, EPS)).all()
 
 
-def test_where_alpha_bar_underflows_the_weights_hold():
+def test_where_alpha_bar_underflows_the_weights_hold() -> None:
     """linear(100 000) ends at SNR e^-1000: min_snr is SNR there, and snr of eps's error is 1."""
     d = Diffusion(schedules.linear(100_000))
     denoiser = Denoiser(lambda x_t, t: np.zeros_like(x_t))
@@ -265,14 +274,14 @@ def test_where_alpha_bar_underflows_the_weights_hold():
 
 
 @given(d=smooth_diffusions, seed=st.integers(0, 100))
-def test_the_bounds_terms_are_never_negative(d, seed):
+def test_the_bounds_terms_are_never_negative(d: Diffusion, seed: int) -> None:
     denoiser = Denoiser(GaussianData(np.zeros(3), 0.1).net(d))
     x0, eps = np.tanh(batch(4, 3, seed=seed)), batch(4, 3, seed=seed + 1)
     assert (losses.vlb(d, denoiser, x0, np.array([1, 2, d.T, d.T // 2 + 1]), eps) >= 0).all()
 
 
 @pytest.mark.parametrize("loss", ALL)
-def test_bad_input_is_refused_by_name(loss):
+def test_bad_input_is_refused_by_name(loss: Callable[..., Any]) -> None:
     denoiser = Denoiser(EXACT)
     for arguments, error, name in [
         ((X0, 0, EPS), ValueError, "t"),
@@ -289,17 +298,17 @@ def test_bad_input_is_refused_by_name(loss):
 
 
 @pytest.mark.parametrize("end", [-1.0, 1.0])
-def test_data_a_little_outside_count_as_the_last_level(end):
+def test_data_a_little_outside_count_as_the_last_level(end: float) -> None:
     """In L_0, as in the bound; the network still sees them as they are."""
     level = np.full((1, 2, 3), end)
     denoiser = Denoiser(lambda x_t, t: 0.9 * end + 0 * x_t, predicts="x0")
     inside = losses.vlb(CHAIN, denoiser, level, 1, EPS[:1])
     np.testing.assert_allclose(losses.vlb(CHAIN, denoiser, 1.3 * level, 1, EPS[:1]), inside, rtol=1e-12)
-    ends = [likelihood.vlb(CHAIN, denoiser, x).decoder for x in (1.3 * level, level)]
-    np.testing.assert_allclose(*ends, rtol=1e-12)
+    outside, inside = (likelihood.vlb(CHAIN, denoiser, x).decoder for x in (1.3 * level, level))
+    np.testing.assert_allclose(outside, inside, rtol=1e-12)
 
 
-def test_bad_options_are_refused_by_name():
+def test_bad_options_are_refused_by_name() -> None:
     run = CHAIN, Denoiser(EXACT), X0, 3, EPS
     with pytest.raises(LookupError, match=r"^weighting: 'best' is unknown; known are uniform, snr, min_snr, p2"):
         losses.weighted(*run, weighting="best")
@@ -317,14 +326,14 @@ def test_bad_options_are_refused_by_name():
 # Samplers of t.
 
 
-def filled(T=6, seed=0):
+def filled(T: int = 6, seed: int = 0) -> losses.LossAwareT:
     sampler, rng = losses.LossAwareT(T), np.random.default_rng(seed)
     for _ in range(12):
         sampler.update(np.arange(1, T + 1), rng.exponential(np.arange(1, T + 1)))
     return sampler
 
 
-def test_loss_aware_steps_follow_the_root_mean_square_of_the_last_ten():
+def test_loss_aware_steps_follow_the_root_mean_square_of_the_last_ten() -> None:
     sampler, history = losses.LossAwareT(3), []
     for k in range(15):
         loss = np.array([1.0 + k % 4, 2.0 + k % 3, 3.0 + k % 5])
@@ -335,7 +344,7 @@ def test_loss_aware_steps_follow_the_root_mean_square_of_the_last_ten():
         np.testing.assert_allclose(sampler.prob, expected, rtol=1e-12)
 
 
-def test_until_every_step_has_ten_losses_t_is_uniform():
+def test_until_every_step_has_ten_losses_t_is_uniform() -> None:
     sampler = losses.LossAwareT(2)
     sampler.update(np.repeat([1, 2], [30, 9]), np.ones(39))
     assert sampler.prob.tolist() == [0.5, 0.5]
@@ -344,14 +353,14 @@ def test_until_every_step_has_ten_losses_t_is_uniform():
     np.testing.assert_allclose(sampler.prob.sum(), 1, rtol=1e-15)
 
 
-def test_losses_of_zero_keep_t_uniform():
+def test_losses_of_zero_keep_t_uniform() -> None:
     sampler = losses.LossAwareT(2)
     sampler.update(np.repeat([1, 2], 10), np.zeros(20))
     assert sampler.prob.tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("sampler", [losses.UniformT(6), filled()], ids=["uniform", "loss_aware"])
-def test_weights_keep_the_mean_of_uniform_steps(sampler):
+def test_weights_keep_the_mean_of_uniform_steps(sampler: losses.UniformT | losses.LossAwareT) -> None:
     """Importance sampling is unbiased, by drawing and in expectation. 5 standard errors of the drawn mean."""
     t, weight = sampler.sample(200_000, np.random.default_rng(1))
     assert t.dtype == np.int64
@@ -363,7 +372,7 @@ def test_weights_keep_the_mean_of_uniform_steps(sampler):
 
 
 @pytest.mark.parametrize("make", [losses.UniformT, filled])
-def test_a_restored_sampler_goes_on_as_the_first(make):
+def test_a_restored_sampler_goes_on_as_the_first(make: Callable[..., losses.UniformT | losses.LossAwareT]) -> None:
     first, second = make(6), type(make(6))(6)
     state = first.state_dict()
     second.load_state_dict(state)
@@ -377,19 +386,20 @@ def test_a_restored_sampler_goes_on_as_the_first(make):
 
 
 @pytest.mark.parametrize("make", [losses.UniformT, losses.LossAwareT])
-def test_samplers_refuse_bad_input_by_name(make):
+def test_samplers_refuse_bad_input_by_name(make: Callable[..., losses.UniformT | losses.LossAwareT]) -> None:
     sampler = make(6)
-    for t, loss, error, name in [
+    wrong: list[tuple[Any, Any, type[Exception], str]] = [
         (0, 1.0, ValueError, "t"),
         (np.array([1, 7]), np.ones(2), ValueError, "t"),
         (np.array([1.0]), np.ones(1), TypeError, "t"),
         (np.array([1, 2]), np.ones(3), ValueError, "loss"),
         (np.array([1]), np.array([np.nan]), ValueError, "loss"),
-    ]:
+    ]
+    for t, loss, error, name in wrong:
         with pytest.raises(error, match=rf"^{name}: "):
             sampler.update(t, loss)
     with pytest.raises(TypeError, match=r"^rng: a numpy.random.Generator is needed, not RandomState"):
-        sampler.sample(3, np.random.RandomState(0))
+        sampler.sample(3, np.random.RandomState(0))  # type: ignore[arg-type]
     for n in (-1, 2**61, 2**80):
         with pytest.raises(ValueError, match=rf"^n: {n} is "):
             sampler.sample(n, np.random.default_rng(0))
@@ -397,15 +407,15 @@ def test_samplers_refuse_bad_input_by_name(make):
     with pytest.raises(ValueError, match=r"^state: "):
         sampler.load_state_dict({"other": 1})
     with pytest.raises(TypeError, match=r"^state: "):
-        sampler.load_state_dict(3)
+        sampler.load_state_dict(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^loss: numbers are needed, not str"):
         sampler.update(1, "x")
-    for wrong, error in ((0, ValueError), (True, TypeError), (2.0, TypeError)):
+    for T, error in ((0, ValueError), (True, TypeError), (2.0, TypeError)):
         with pytest.raises(error, match=r"^T: "):
-            make(wrong)
+            make(T)
 
 
-def test_a_state_of_another_T_is_refused():
+def test_a_state_of_another_T_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^state: history has shape \(5, 10\), \(6, 10\) is needed"):
         losses.LossAwareT(6).load_state_dict(losses.LossAwareT(5).state_dict())
     damaged = filled().state_dict() | {"history": np.full((6, 10), np.nan)}
@@ -418,10 +428,10 @@ def test_a_state_of_another_T_is_refused():
         losses.LossAwareT(10**15)
 
 
-def test_a_state_is_kept_in_double_precision():
+def test_a_state_is_kept_in_double_precision() -> None:
     sampler, state = losses.LossAwareT(6), filled().state_dict()
     sampler.load_state_dict({"history": state["history"].astype(np.float32), "count": state["count"].astype(np.int32)})
     for own in (sampler.state_dict(), losses.LossAwareT(6).state_dict()):
-        assert (own["history"].dtype, own["count"].dtype) == (np.float64, np.int64)
+        assert [own[name].dtype.name for name in ("history", "count")] == ["float64", "int64"]
     sampler.update([1, 2], [0.1, 0.2])  # lists will do
     assert sampler.state_dict()["history"][:2, -1].tolist() == [0.1, 0.2]

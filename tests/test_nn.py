@@ -26,17 +26,18 @@ from tinyddpm.nn.layers import time_embedding  # noqa: E402
 
 def small(**options: Any) -> UNet:
     """A network of a few thousand parameters, with weights that leave nothing at zero."""
-    options = {
+    given: dict[str, Any] = {
         "image_size": 8,
         "in_channels": 1,
         "channels": 8,
         "mults": (1, 2),
         "res_blocks": 1,
         "attention": (4,),
-    } | options
+        **options,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = UNet(**options)
+        net = UNet(**given)
         for p in net.parameters():
             torch.nn.init.normal_(p, std=0.2)
     return net.eval()
@@ -215,7 +216,7 @@ def test_no_label_is_the_null_class() -> None:
 )
 def test_wrong_options_are_named(options: dict[str, Any], name: str) -> None:
     with pytest.raises((ValueError, TypeError), match=f"^{name}:"):
-        UNet(**{"image_size": 8, "channels": 8, "mults": (1, 2)} | options)
+        UNet(**{"image_size": 8, "channels": 8, "mults": (1, 2), **options})
 
 
 def test_wrong_inputs_are_named() -> None:
@@ -264,6 +265,24 @@ def test_dropout_keeps_the_mean_and_the_rate() -> None:
     assert not torch.equal(kept, net.drop_by(x, 0.25) != 0)  # the next layer has masks of its own
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("packed", [False, True])
+def test_narrowed_is_what_autocast_makes_of_it(dtype: torch.dtype, packed: bool) -> None:
+    """To the bit, with the other parameters shared; packed kernels may sum in another order, some roundings apart."""
+    net = small(classes=3, head_dim=4, dropout=0.5)
+    before = {name: weight.clone() for name, weight in net.state_dict().items()}
+    (x, t), y = batch(net), torch.tensor([0, 2, 3])
+    narrow = net.narrowed(dtype, packed=packed)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        out, expected = narrow(x, t, y), net(x, t, y)
+    bound = 4 * torch.finfo(dtype).eps * float(expected.abs().max()) if packed else 0
+    torch.testing.assert_close(out, expected, rtol=0, atol=bound)
+    assert narrow.norm_out.weight is net.norm_out.weight
+    assert narrow.drop_by is net.drop_by
+    assert {p.dtype for m in narrow.modules() if isinstance(m, torch.nn.Linear) for p in m.parameters()} == {dtype}
+    torch.testing.assert_close(dict(net.state_dict()), before, rtol=0, atol=0)
+
+
 def test_copies_and_pickles() -> None:
     net = small()
     x, t = batch(net)
@@ -297,7 +316,8 @@ def rewrite(folder: Path, header: dict[str, Any] | None = None, data: bytes | No
 
 def header_of(folder: Path) -> dict[str, Any]:
     content = (folder / "model.safetensors").read_bytes()
-    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    header: dict[str, Any] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return header
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])

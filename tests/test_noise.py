@@ -9,6 +9,7 @@ import math
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def test_half_precision_is_the_float32_draw_rounded(native: Any) -> None:
 )
 def test_a_sample_does_not_depend_on_its_batch(dtype: str, shape: list[int], index: list[int], cut: int) -> None:
     def draw(rows: list[int]) -> np.ndarray:
-        return noise.normal(7, rows, 3, shape, dtype=dtype)
+        return np.asarray(noise.normal(7, rows, 3, shape, dtype=dtype))
 
     whole = draw(index)
     assert whole.shape == (len(index), *shape)
@@ -244,7 +245,7 @@ def _torch_kernel(seed: int, index: Any, step: int, shape: Any, stream: int, dty
     pytest.importorskip("torch")
     from tinyddpm_backends import torch_backend
 
-    return torch_backend._draw(seed, index, step, shape, stream, "cpu", dtype).numpy()
+    return np.asarray(torch_backend._draw(seed, index, step, shape, stream, "cpu", dtype))
 
 
 def _jax_kernel(seed: int, index: Any, step: int, shape: Any, stream: int, dtype: str) -> np.ndarray:
@@ -345,7 +346,8 @@ def test_the_cuda_sources_compile(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_device_draws_the_same(cuda: Any, dtype: str) -> None:
     def draw(index: Any, **options: Any) -> np.ndarray:
-        return cuda.host(noise.normal(3, index, 5, (3, 33), backend=cuda.name, device="cuda", dtype=dtype, **options))
+        drawn = noise.normal(3, index, 5, (3, 33), backend=cuda.name, device="cuda", dtype=dtype, **options)
+        return np.asarray(cuda.host(drawn))
 
     host = noise.normal(3, EDGE_INDEX, 5, (3, 33), dtype=dtype)
     # float16 may round two float32 values 2e-6 apart to neighbours, at most 2^-8 apart below 8
@@ -409,6 +411,19 @@ def test_a_bad_argument_is_named(argument: str, value: Any, error: type[Exceptio
 def test_empty_shapes_give_empty_draws(native: Any) -> None:
     for index, shape in (([], (3,)), (range(4), (0,)), (range(4), (2, 0, 5))):
         assert native.host(noise.normal(0, index, 1, shape, backend=native.name)).shape == (len(index), *shape)
+
+
+def test_threads_draw_side_by_side(native: Any) -> None:
+    """What a thread keeps between its draws is its own."""
+
+    def draw(step: int) -> np.ndarray:
+        return np.asarray(native.host(noise.normal(1, range(8), step, (4, 70), backend=native.name)))
+
+    steps = range(40)
+    alone = [draw(step) for step in steps]
+    with ThreadPoolExecutor(4) as pool:
+        for z, expected in zip(pool.map(draw, steps, chunksize=2), alone, strict=True):
+            np.testing.assert_array_equal(z, expected)
 
 
 def test_noise_like_an_array(library: Any) -> None:

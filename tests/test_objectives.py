@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,14 +21,14 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def script(monkeypatch):
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     """A benchmark as a module."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return __import__
 
 
 @pytest.fixture
-def tiny(script, monkeypatch, tmp_path):
+def tiny(script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, list[str]]:
     """The benchmark at a size of seconds, on digits enlarged to 14x14."""
     module = script("objectives")
     digits = training.load("digits")
@@ -40,7 +42,9 @@ def tiny(script, monkeypatch, tmp_path):
     return module, ["--smoke", "-q", "--device", "cpu", *folders]
 
 
-def test_the_table_the_claims_and_the_picture(tiny, tmp_path, capsys, monkeypatch):
+def test_the_table_the_claims_and_the_picture(
+    tiny: tuple[Any, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib")
     module, argv = tiny
     files = [word for kind in ("json", "md", "png") for word in (f"--{kind}", str(tmp_path / f"o.{kind}"))]
@@ -63,7 +67,7 @@ def test_the_table_the_claims_and_the_picture(tiny, tmp_path, capsys, monkeypatc
     assert "| 23.69 " in shown
     assert (tmp_path / "o.md").read_text().endswith(shown.rstrip("\n") + "\n")
 
-    def refuse(*args, **kwargs):
+    def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("done already")
 
     for name in ("train", "train_classifier", "score", "draw"):
@@ -72,10 +76,12 @@ def test_the_table_the_claims_and_the_picture(tiny, tmp_path, capsys, monkeypatc
     assert json.loads((tmp_path / "again.json").read_text()) == found
 
 
-def test_a_training_that_fails_is_a_row(tiny, tmp_path, capsys, monkeypatch):
+def test_a_training_that_fails_is_a_row(
+    tiny: tuple[Any, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, argv = tiny
 
-    def train(config, progress):
+    def train(config: Any, progress: bool) -> None:
         raise ValueError("loss: nan at step 2; a smaller lr may help")
 
     monkeypatch.setattr(module, "train", train)
@@ -94,7 +100,14 @@ def test_a_training_that_fails_is_a_row(tiny, tmp_path, capsys, monkeypatch):
         (["--smoke"], "dataset-fashion-mnist"),
     ],
 )
-def test_bad_input_is_one_line(script, words, said, capsys, tmp_path, monkeypatch):
+def test_bad_input_is_one_line(
+    script: Callable[[str], Any],
+    words: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     module = script("objectives")
     monkeypatch.setattr(script("fashion"), "SOURCE", tmp_path / "missing")
@@ -104,12 +117,12 @@ def test_bad_input_is_one_line(script, words, said, capsys, tmp_path, monkeypatc
     assert said in err
 
 
-def test_a_verdict_needs_twice_the_error(script):
+def test_a_verdict_needs_twice_the_error(script: Callable[[str], Any]) -> None:
     """Bits image by image, so that what the images have in common falls out; distances by their own errors."""
     module = script("objectives")
     each = np.random.default_rng(0).normal(3, 2, 100)
 
-    def row(name, bits, frechet=0.0):
+    def row(name: str, bits: Any, frechet: float = 0.0) -> Any:
         return module.Row(name, {"frechet": module.Estimate(frechet, 0.3)}, bits, np.zeros((0, 1, 1, 1), np.uint8))
 
     less, more = row("a", each, 1.0), row("b", each + 0.1 + 0.01 * each[::-1], 2.0)
@@ -125,7 +138,7 @@ def test_a_verdict_needs_twice_the_error(script):
     assert "failed" in module.verdict("bits", less, failed)["verdict"]
 
 
-def test_every_claim_is_of_rows_that_are_there(script):
+def test_every_claim_is_of_rows_that_are_there(script: Callable[[str], Any]) -> None:
     module = script("objectives")
     names = [objective.name for objective in module.OBJECTIVES]
     assert len({objective.folder for objective in module.OBJECTIVES}) == len(names)
@@ -142,7 +155,7 @@ def test_every_claim_is_of_rows_that_are_there(script):
 
 
 @given(st.integers(0, 2**32), st.integers(1, 3))
-def test_halving_rounds_each_mean_to_the_nearest(seed, count):
+def test_halving_rounds_each_mean_to_the_nearest(seed: int, count: int) -> None:
     import sys
 
     sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -158,7 +171,7 @@ def test_halving_rounds_each_mean_to_the_nearest(seed, count):
                 assert found[i, row, column] == round(mean)  # Python's round: ties to even
 
 
-def test_halving_makes_a_set_no_brighter(script):
+def test_halving_makes_a_set_no_brighter(script: Callable[[str], Any]) -> None:
     """Truncation would darken it by 3/8 of a level on average; rounding .5 up would brighten it by 1/8."""
     images = np.random.default_rng(0).integers(0, 256, (400, 28, 28), dtype=np.uint8)
     bias = script("fashion").halved(images).mean() - images.mean()
@@ -166,7 +179,9 @@ def test_halving_makes_a_set_no_brighter(script):
 
 
 @pytest.mark.parametrize("side", [14, 28])
-def test_the_files_are_made_from_idx_and_kept(script, tmp_path, capsys, side):
+def test_the_files_are_made_from_idx_and_kept(
+    script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], side: int
+) -> None:
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (3, 28, 28), dtype=np.uint8), np.array([0, 9, 4], np.uint8)
     for part in ("train", "t10k"):
@@ -185,7 +200,7 @@ def test_the_files_are_made_from_idx_and_kept(script, tmp_path, capsys, side):
     assert (out / "test.npz").stat().st_mtime_ns == before
 
 
-def test_the_example_config_is_one(script):
+def test_the_example_config_is_one(script: Callable[[str], Any]) -> None:
     """The Fashion-MNIST model's settings are accepted, and name the files that the script writes."""
     given = tomllib.loads((ROOT / "examples" / "fashion14.toml").read_text())
     config = training.TrainConfig.from_dict(given)

@@ -6,13 +6,17 @@ Where they differ for a reason, the reason is stated and ours is compared with t
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from strategies import batch
 
 from tinyddpm import Denoiser, Diffusion, schedules
 from tinyddpm.analytic import MixtureData
+from tinyddpm.denoiser import Net
 
 torch = pytest.importorskip("torch")
 peers = pytest.importorskip("diffusers", reason="diffusers is not installed (it is in the extra 'test')")
@@ -25,7 +29,15 @@ FLOAT32 = 2e-5  # their tables are float32 running products, a few of whose unit
 X_T = batch(8, 2)
 
 
-def peer_run(name, steps, options=None, step=None, noise_kind=None, predicts="epsilon", **config):
+def peer_run(
+    name: str,
+    steps: int,
+    options: dict[str, Any] | None = None,
+    step: dict[str, Any] | None = None,
+    noise_kind: str | None = None,
+    predicts: str = "epsilon",
+    **config: Any,
+) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     """Their loop over their plan: (plan with 0 appended, final sample)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # theirs, of NumPy 2's array protocol
@@ -42,25 +54,32 @@ def peer_run(name, steps, options=None, step=None, noise_kind=None, predicts="ep
     return (*plan, 0), x.numpy()
 
 
-def net(predicts="epsilon"):
+def net(predicts: str = "epsilon") -> Net:
     ours = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}[predicts]
     exact = MIXTURE.net(D)
 
-    def eps(x_t, t):
+    def eps(x_t: Any, t: Any) -> Any:
         return 0.9 * exact(x_t, t) + 0.2  # wrong enough that x0 leaves [-1, 1]
 
     return lambda x_t, t: D.convert(eps(x_t, t), x_t, t, "eps", ours)
 
 
-def our_run(sampler, plan, predicts="epsilon", clip_x0=False, variance="beta", **options):
+def our_run(
+    sampler: str,
+    plan: Sequence[int],
+    predicts: str = "epsilon",
+    clip_x0: bool = False,
+    variance: str = "beta",
+    **options: Any,
+) -> NDArray[np.float64]:
     ours = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}[predicts]
     denoiser = Denoiser(net(predicts), ours, variance=variance, clip_x0=clip_x0)
-    return D.sample(denoiser, X_T.shape, sampler=sampler, timesteps=plan, x_T=X_T, **options)
+    return np.asarray(D.sample(denoiser, X_T.shape, sampler=sampler, timesteps=plan, x_T=X_T, **options))
 
 
 @pytest.mark.parametrize("predicts", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("clip", [False, True])
-def test_ddim(predicts, clip):
+def test_ddim(predicts: str, clip: bool) -> None:
     """The same update from the same plan; with clipping they re-derive eps only when told to."""
     plan, theirs = peer_run("DDIMScheduler", 20, {}, {"use_clipped_model_output": clip}, predicts=predicts, clip_sample=clip,
                             set_alpha_to_one=True, timestep_spacing="trailing")  # fmt: skip
@@ -68,7 +87,7 @@ def test_ddim(predicts, clip):
     np.testing.assert_allclose(our_run("ddim", plan, predicts, clip_x0=clip), theirs, atol=FLOAT32)
 
 
-def test_ddim_that_clips_x0_and_keeps_eps_is_another_sampler():
+def test_ddim_that_clips_x0_and_keeps_eps_is_another_sampler() -> None:
     """Their default: x0 is clipped, eps is not derived again, and the step leaves the line between x0 and x_t."""
     plan, theirs = peer_run("DDIMScheduler", 20, clip_sample=True, set_alpha_to_one=True, timestep_spacing="trailing")
     published = our_run("ddim", plan, clip_x0=True)
@@ -76,7 +95,7 @@ def test_ddim_that_clips_x0_and_keeps_eps_is_another_sampler():
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("fixed_large", "beta"), ("fixed_small", "beta_tilde")])
-def test_ddpm(theirs, ours, monkeypatch):
+def test_ddpm(theirs: str, ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One move, with the same noise put in. Their strided plans use their own pairs, so the plan here is t - 1 at every step."""
     scheduler = peers.DDPMScheduler(
         num_train_timesteps=1000, beta_schedule="linear", variance_type=theirs, clip_sample=False
@@ -93,20 +112,20 @@ def test_ddpm(theirs, ours, monkeypatch):
         np.testing.assert_allclose(p.sample(z), their_x, rtol=wrong, atol=wrong)
 
 
-def test_dpm_solver_2m():
+def test_dpm_solver_2m() -> None:
     plan, theirs = peer_run("DPMSolverMultistepScheduler", 15, algorithm_type="dpmsolver++", solver_order=2,
                             solver_type="midpoint", final_sigmas_type="zero", lower_order_final=True,
                             timestep_spacing="trailing")  # fmt: skip
     np.testing.assert_allclose(our_run("dpm++2m", plan), theirs, atol=FLOAT32)
 
 
-def test_unipc():
+def test_unipc() -> None:
     plan, theirs = peer_run("UniPCMultistepScheduler", 15, solver_order=2, solver_type="bh2", predict_x0=True,
                             final_sigmas_type="zero", timestep_spacing="trailing")  # fmt: skip
     np.testing.assert_allclose(our_run("unipc", plan), theirs, atol=FLOAT32)
 
 
-def test_scheduler_tables_against_ours():
+def test_scheduler_tables_against_ours() -> None:
     """Their alpha_bar and 1 - alpha_bar in float32 beside ours: thousands of float64's units, and 2e-4 at t = 1."""
     theirs = (
         peers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear").alphas_cumprod.numpy().astype(np.float64)
@@ -119,7 +138,7 @@ def test_scheduler_tables_against_ours():
     ("theirs", "ours"),
     [("linear", schedules.linear), ("scaled_linear", schedules.quadratic), ("squaredcos_cap_v2", schedules.cosine)],
 )
-def test_schedules(theirs, ours):
+def test_schedules(theirs: str, ours: Callable[..., Any]) -> None:
     """Ours rounded to float32; cosine's quotient costs them a few units of it."""
     beta = peers.DDPMScheduler(num_train_timesteps=1000, beta_schedule=theirs).betas.numpy()
     np.testing.assert_allclose(beta, ours(1000), rtol=2e-5)

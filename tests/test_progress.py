@@ -35,7 +35,7 @@ def run(clock: Clock, count: int, seconds: Callable[[int], float], total: int | 
         clock.now += seconds(k)
 
 
-def test_lines_are_plain_and_say_what_is_left(clock, capsys):
+def test_lines_are_plain_and_say_what_is_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     run(clock, 100, lambda k: 1.0)
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -48,7 +48,7 @@ def test_lines_are_plain_and_say_what_is_left(clock, capsys):
     assert len(lines) < 20
 
 
-def test_long_runs_make_few_lines(clock, capsys):
+def test_long_runs_make_few_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     """A week of steps of a tenth of a second each, counted in thousands: at most ten minutes without a sign."""
     week = 7 * 24 * 3600
     run(clock, week // 100, lambda k: 100.0)
@@ -59,7 +59,7 @@ def test_long_runs_make_few_lines(clock, capsys):
     assert lines[1].endswith("167.9 h left")
 
 
-def test_short_runs_make_one_line(clock, capsys):
+def test_short_runs_make_one_line(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     run(clock, 1000, lambda k: 0.001)
     assert capsys.readouterr().err == "steps: 1000/1000\n"
 
@@ -67,16 +67,16 @@ def test_short_runs_make_one_line(clock, capsys):
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.2, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (9000, "2.5 h")]
 )
-def test_durations(seconds, words):
+def test_durations(seconds: float, words: str) -> None:
     assert _progress._duration(seconds) == words
 
 
-def test_nothing_is_shown_where_it_is_not_wanted(capsys):
+def test_nothing_is_shown_where_it_is_not_wanted(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(_progress.progress(range(3), 3, enabled=False, label="steps")) == [0, 1, 2]
     assert capsys.readouterr().err == ""
 
 
-def test_a_notebooks_stream_gets_lines(clock, monkeypatch):
+def test_a_notebooks_stream_gets_lines(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jupyter's standard error is no terminal, so nothing in it is overwritten."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
@@ -87,7 +87,7 @@ def test_a_notebooks_stream_gets_lines(clock, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no pseudo-terminals")
 @pytest.mark.parametrize("colour", [{}, {"NO_COLOR": "1"}])
-def test_a_terminal_gets_a_bar_without_colour(colour, monkeypatch):
+def test_a_terminal_gets_a_bar_without_colour(colour: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tqdm")
     import termios
 
@@ -110,7 +110,9 @@ def test_a_terminal_gets_a_bar_without_colour(colour, monkeypatch):
     assert "\x1b[" not in shown.replace("\x1b[A", "")
 
 
-def test_without_tqdm_a_terminal_gets_lines(clock, monkeypatch, capsys):
+def test_without_tqdm_a_terminal_gets_lines(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(_progress, "find_spec", lambda name: None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     run(clock, 2, lambda k: 1.0)

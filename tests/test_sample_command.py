@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import TINY
 
 from tinyddpm.cli import main
 
@@ -20,26 +23,14 @@ Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("torch")
 training = pytest.importorskip("tinyddpm.training")
 
-TINY = [
-    *("--data", "digits", "--steps", "3", "--T", "6", "--channels", "4", "--mults", "1,2", "--res-blocks", "1"),
-    *("--batch-size", "8", "--checkpoint-every", "3", "--quiet"),
-]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    out = str(tmp_path_factory.mktemp("runs") / "digits")
-    assert main(["train", *TINY, "--out", out]) == 0
-    return out
-
 
 def images(file: Path) -> np.ndarray:
     with np.load(file) as stored:
         (name,) = stored.files
-        return stored[name]
+        return np.asarray(stored[name])
 
 
-def test_samples_are_the_samplers_own_whatever_the_batch(model, tmp_path):
+def test_samples_are_the_samplers_own_whatever_the_batch(model: str, tmp_path: Path) -> None:
     file = tmp_path / "new" / "samples.npz"
     assert main(["sample", "--model", model, "--out", str(file), "-n", "5", "--batch-size", "2", "-q"]) == 0
     run = training.load_run(model)
@@ -56,7 +47,7 @@ def test_samples_are_the_samplers_own_whatever_the_batch(model, tmp_path):
 @pytest.mark.parametrize(
     "options", [["--sampler", "ddim", "--steps", "3", "--eta", "1", "--spacing", "even"], ["--seed", "1"]]
 )
-def test_sampling_options_reach_the_sampler(model, tmp_path, options):
+def test_sampling_options_reach_the_sampler(model: str, tmp_path: Path, options: list[str]) -> None:
     file = tmp_path / "samples.npz"
     assert main(["sample", "--model", model, "--out", str(file), "-n", "4", "-q", *options]) == 0
     run = training.load_run(model)
@@ -66,7 +57,7 @@ def test_sampling_options_reach_the_sampler(model, tmp_path, options):
     np.testing.assert_allclose(images(file).astype(int), training.to_uint8(own), atol=1)
 
 
-def test_a_grid_shows_the_samples(model, tmp_path):
+def test_a_grid_shows_the_samples(model: str, tmp_path: Path) -> None:
     grid, array = tmp_path / "grid.png", tmp_path / "samples.npz"
     for out in (grid, array):
         assert main(["sample", "--model", model, "--out", str(out), "-n", "6", "-q", "--columns", "3"]) == 0
@@ -77,7 +68,7 @@ def test_a_grid_shows_the_samples(model, tmp_path):
     np.testing.assert_array_equal(drawn[68:132:scale, 134:198:scale], images(array)[5, 0])
 
 
-def test_a_folder_is_completed_not_redrawn(model, tmp_path):
+def test_a_folder_is_completed_not_redrawn(model: str, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     draw = ["sample", "--model", model, "-q", "--batch-size", "4", "--out"]
     assert main([*draw, str(whole), "-n", "10"]) == 0
@@ -96,14 +87,14 @@ def test_a_folder_is_completed_not_redrawn(model, tmp_path):
         np.testing.assert_array_equal(np.asarray(Image.open(whole / name)), images(array)[k, 0])
 
 
-def test_batches_end_at_multiples_of_their_size():
+def test_batches_end_at_multiples_of_their_size() -> None:
     from tinyddpm._commands.runs import batches
 
     parts = [part for part, _ in batches(range(3, 13), 4, False)]
     assert parts == [range(3, 4), range(4, 8), range(8, 12), range(12, 13)]
 
 
-def test_processes_share_a_folder(model, tmp_path, monkeypatch):
+def test_processes_share_a_folder(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = ["sample", "--model", model, "-q", "--batch-size", "2", "-n", "7", "--out"]
     assert main([*draw, str(tmp_path / "one")]) == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -117,7 +108,7 @@ def test_processes_share_a_folder(model, tmp_path, monkeypatch):
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
 
-def test_a_folder_of_other_samples_is_refused(model, tmp_path, capsys):
+def test_a_folder_of_other_samples_is_refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "folder")
     assert main(["sample", "--model", model, "-q", "-n", "2", "--out", out]) == 0
     assert main(["sample", "--model", model, "-q", "-n", "3", "--out", out, "--seed", "5"]) == 2
@@ -129,7 +120,7 @@ def test_a_folder_of_other_samples_is_refused(model, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("sampler", "spacing"), [("ddpm", "even"), ("ddim", "quadratic"), ("dpm++2m", "quadratic")])
-def test_fewer_moves_are_spaced_as_suits_the_sampler(model, tmp_path, sampler, spacing):
+def test_fewer_moves_are_spaced_as_suits_the_sampler(model: str, tmp_path: Path, sampler: str, spacing: str) -> None:
     file = tmp_path / "samples.npz"
     draw = ["sample", "--model", model, "--out", str(file), "-n", "4", "-q", "--steps", "3", "--sampler", sampler]
     assert main(draw) == 0
@@ -139,9 +130,9 @@ def test_fewer_moves_are_spaced_as_suits_the_sampler(model, tmp_path, sampler, s
     assert np.allclose(images(file).astype(int), training.to_uint8(own.numpy()), atol=1)
 
 
-def test_labels_are_given_in_turn(tmp_path, capsys):
+def test_labels_are_given_in_turn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, file = str(tmp_path / "run"), tmp_path / "samples.npz"
-    assert main(["train", *TINY, "--classes", "--out", model]) == 0
+    assert main(["train", *TINY, "--classes", "--out", model, "--quiet"]) == 0
     draw = ["sample", "--model", model, "--out", str(file), "-q", "--batch-size", "2"]
     assert main([*draw, "--index", "3:8", "--label", "7,0,2", "--guidance", "3"]) == 0
     run = training.load_run(model)
@@ -161,7 +152,7 @@ def test_labels_are_given_in_turn(tmp_path, capsys):
 # An animation.
 
 
-def test_an_animation_is_the_way_to_the_grid(model, tmp_path):
+def test_an_animation_is_the_way_to_the_grid(model: str, tmp_path: Path) -> None:
     shared = ["sample", "--model", model, "-q", "-n", "6", "--columns", "3", "--batch-size", "4", "--out"]
     assert main([*shared, str(tmp_path / "way.gif")]) == 0
     assert main([*shared, str(tmp_path / "grid.png")]) == 0
@@ -183,7 +174,7 @@ def test_an_animation_is_the_way_to_the_grid(model, tmp_path):
         assert film.n_frames == 3
 
 
-def test_frames_are_denser_near_the_data():
+def test_frames_are_denser_near_the_data() -> None:
     from tinyddpm._commands.sample import _positions
 
     for moves, frames in ((1, 2), (6, 40), (200, 40), (1000, 2), (1000, 999)):
@@ -220,7 +211,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(model, tmp_path_factory) -> Path:
+def whole(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 samples, drawn by one process in one go, as a folder and as an array."""
     root = tmp_path_factory.mktemp("whole")
     for name in ("folder", "array.npz"):
@@ -229,7 +220,9 @@ def whole(model, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["folder", "array.npz"])
-def test_a_run_killed_halfway_and_resumed_gives_the_same_files(name, model, whole, tmp_path):
+def test_a_run_killed_halfway_and_resumed_gives_the_same_files(
+    name: str, model: str, whole: Path, tmp_path: Path
+) -> None:
     out = tmp_path / name
     at = out if name == "folder" else tmp_path / "array.npz.parts"
     command = draw(model, out, "-n", "24")
@@ -257,12 +250,14 @@ def test_a_run_killed_halfway_and_resumed_gives_the_same_files(name, model, whol
     assert files(alone) == expected
 
 
-def test_parts_that_are_there_are_not_drawn_again(model, whole, tmp_path, monkeypatch):
+def test_parts_that_are_there_are_not_drawn_again(
+    model: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tinyddpm._commands.drawing import Drawing
 
-    batch, drawn = Drawing.batch, []
+    batch, drawn = Drawing.batch, list[range]()
 
-    def stops(self, index, progress):
+    def stops(self: Drawing, index: range, progress: bool) -> Any:
         if len(drawn) == 5:
             raise KeyboardInterrupt
         drawn.append(index)
@@ -272,7 +267,12 @@ def test_parts_that_are_there_are_not_drawn_again(model, whole, tmp_path, monkey
     command = draw(model, tmp_path / "array.npz", "-n", "24")
     assert main(command) == 130
     assert len(list((tmp_path / "array.npz.parts").glob("*.npz"))) == 5
-    monkeypatch.setattr(Drawing, "batch", lambda *args: drawn.append(args[1]) or batch(*args))
+
+    def told(self: Drawing, index: range, progress: bool) -> Any:
+        drawn.append(index)
+        return batch(self, index, progress)
+
+    monkeypatch.setattr(Drawing, "batch", told)
     assert main(command) == 0
     assert drawn == [range(k, k + 2) for k in range(0, 24, 2)]
     assert files(tmp_path) == {"array.npz": (whole / "array.npz").read_bytes()}
@@ -281,7 +281,7 @@ def test_parts_that_are_there_are_not_drawn_again(model, whole, tmp_path, monkey
     assert drawn == []
 
 
-def test_two_processes_at_once_make_what_one_makes(model, whole, tmp_path):
+def test_two_processes_at_once_make_what_one_makes(model: str, whole: Path, tmp_path: Path) -> None:
     lines = [draw(model, tmp_path / name, "-n", "24") for name in ("folder", "array.npz")]
     pair = [
         subprocess.Popen(
@@ -295,7 +295,7 @@ def test_two_processes_at_once_make_what_one_makes(model, whole, tmp_path):
     assert b"array.npz" in said
 
 
-def test_the_same_command_twice_at_once(model, whole, tmp_path):
+def test_the_same_command_twice_at_once(model: str, whole: Path, tmp_path: Path) -> None:
     """Neither is in the other's way: work is done twice at worst, and the files are whole and the same."""
     lines = [draw(model, tmp_path / name, "-n", "24") for name in ("array.npz", "folder")]
     pair = [subprocess.Popen(commands(*lines), stdout=subprocess.DEVNULL) for _ in range(2)]
@@ -303,7 +303,7 @@ def test_the_same_command_twice_at_once(model, whole, tmp_path):
     assert files(tmp_path) == files(whole)
 
 
-def test_shares_concatenate_to_the_whole(model, whole, tmp_path):
+def test_shares_concatenate_to_the_whole(model: str, whole: Path, tmp_path: Path) -> None:
     for index in ("0:11", "11:24"):
         assert main(draw(model, tmp_path / f"{index[:2]}.npz", "--index", index)) == 0
     parts = np.concatenate([images(file) for file in sorted(tmp_path.glob("*.npz"))])
@@ -312,40 +312,39 @@ def test_shares_concatenate_to_the_whole(model, whole, tmp_path):
 
 
 @pytest.mark.parametrize("when", range(4))
-def test_another_process_may_end_the_work_at_any_moment(model, whole, tmp_path, monkeypatch, when):
+def test_another_process_may_end_the_work_at_any_moment(
+    model: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int
+) -> None:
     """While a batch is drawn, before the parts are joined, while they are, and before they are removed."""
     from tinyddpm._commands import drawing
 
-    command, done = draw(model, tmp_path / "array.npz", "-n", "24"), []
+    command, done = draw(model, tmp_path / "array.npz", "-n", "24"), list[bool]()
 
-    def first(own):
-        def instead(*args):
+    def first(own: Callable[..., Any]) -> Callable[..., Any]:
+        def instead(*args: Any) -> Any:
             if not done:
                 done.append(True)
-                for name in names:
-                    monkeypatch.setattr(*name, originals[name])
+                monkeypatch.setattr(where, name, own)
                 assert main(command) == 0
             return own(*args)
 
         return instead
 
-    names = [((drawing.Drawing, "batch"), (drawing, "_join"), (drawing, "_read"), (drawing, "_remove"))[when]]
-    originals = {name: getattr(*name) for name in names}
-    for name in names:
-        monkeypatch.setattr(*name, first(originals[name]))
+    where, name = ((drawing.Drawing, "batch"), (drawing, "_join"), (drawing, "_read"), (drawing, "_remove"))[when]
+    monkeypatch.setattr(where, name, first(getattr(where, name)))
     assert main(command) == 0
     assert done
     assert files(tmp_path) == {"array.npz": (whole / "array.npz").read_bytes()}
 
 
 @pytest.fixture
-def stopped(model, tmp_path, monkeypatch) -> list[str]:
+def stopped(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A command whose array was stopped with parts 0..7 drawn."""
     from tinyddpm._commands.drawing import Drawing
 
     batch, command = Drawing.batch, draw(model, tmp_path / "array.npz", "-n", "12")
 
-    def stops(self, index, progress):
+    def stops(self: Drawing, index: range, progress: bool) -> Any:
         if index.start == 8:
             raise KeyboardInterrupt
         return batch(self, index, progress)
@@ -369,7 +368,9 @@ def stopped(model, tmp_path, monkeypatch) -> list[str]:
         lambda content: bare(np.zeros((2, 1, 8, 8), np.uint8)),
     ],
 )
-def test_a_damaged_or_foreign_part_is_refused_by_name(damage, stopped, model, tmp_path, capsys):
+def test_a_damaged_or_foreign_part_is_refused_by_name(
+    damage: Callable[[bytes], bytes], stopped: list[str], model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     part = tmp_path / "array.npz.parts" / "000002-000004.npz"
     part.write_bytes(damage(part.read_bytes()))
     capsys.readouterr()
@@ -387,7 +388,8 @@ def zipped(array: np.ndarray, name: str = "images") -> bytes:
     import io
 
     stream = io.BytesIO()
-    np.savez(stream, **{name: array})
+    arrays: dict[str, Any] = {name: array}
+    np.savez(stream, **arrays)
     return stream.getvalue()
 
 
@@ -399,7 +401,9 @@ def bare(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def test_parts_of_other_samples_are_refused_by_name(stopped, model, tmp_path, capsys):
+def test_parts_of_other_samples_are_refused_by_name(
+    stopped: list[str], model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
     out, parts = tmp_path / "array.npz", tmp_path / "array.npz.parts"
     before = files(tmp_path)
@@ -428,7 +432,9 @@ def test_parts_of_other_samples_are_refused_by_name(stopped, model, tmp_path, ca
         lambda content: png((8, 8), "RGB"),
     ],
 )
-def test_a_damaged_or_foreign_picture_is_refused_by_name(damage, model, tmp_path, capsys):
+def test_a_damaged_or_foreign_picture_is_refused_by_name(
+    damage: Callable[[bytes], bytes], model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "folder"
     assert main(draw(model, out, "-n", "4")) == 0
     picture = out / "000002.png"
@@ -449,11 +455,13 @@ def png(size: tuple[int, int], mode: str) -> bytes:
     return stream.getvalue()
 
 
-def test_whoever_claims_a_folder_first_keeps_it(model, tmp_path, monkeypatch, capsys):
+def test_whoever_claims_a_folder_first_keeps_it(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two commands with other options start at once: one draws, the other is told whose folder it is."""
-    out, link, raced = tmp_path / "folder", os.link, []
+    out, link, raced = tmp_path / "folder", os.link, list[bool]()
 
-    def late(*args):
+    def late(*args: Any) -> None:
         if not raced:
             raced.append(True)
             assert main(draw(model, out, "-n", "4")) == 0
@@ -466,7 +474,9 @@ def test_whoever_claims_a_folder_first_keeps_it(model, tmp_path, monkeypatch, ca
     assert sorted(files(out)) == [*(f"{k:06d}.png" for k in range(4)), "samples.json"]
 
 
-def test_several_processes_do_not_share_one_picture(model, tmp_path, monkeypatch, capsys):
+def test_several_processes_do_not_share_one_picture(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("grid.png", "way.gif"):
         assert main(draw(model, tmp_path / name)) == 2
@@ -478,7 +488,7 @@ def test_several_processes_do_not_share_one_picture(model, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-def test_an_array_says_what_it_holds(model, whole):
+def test_an_array_says_what_it_holds(model: str, whole: Path) -> None:
     with zipfile.ZipFile(whole / "array.npz") as archive:
         about = json.loads(archive.comment)
         assert archive.namelist() == ["images.npy"]
@@ -487,7 +497,7 @@ def test_an_array_says_what_it_holds(model, whole):
     assert len(about["weights"]) == 64
 
 
-def test_parts_are_joined_one_at_a_time(tmp_path):
+def test_parts_are_joined_one_at_a_time(tmp_path: Path) -> None:
     """Memory while joining is that of a part, not of the whole."""
     import tracemalloc
 
@@ -508,7 +518,7 @@ def test_parts_are_joined_one_at_a_time(tmp_path):
 
 
 @pytest.mark.slow
-def test_under_torchrun(model, whole, tmp_path):
+def test_under_torchrun(model: str, whole: Path, tmp_path: Path) -> None:
     torchrun = [
         sys.executable,
         "-m",
@@ -527,7 +537,7 @@ def test_under_torchrun(model, whole, tmp_path):
     assert files(tmp_path) == files(whole)
 
 
-def test_a_file_system_without_links_will_do(model, tmp_path, monkeypatch):
+def test_a_file_system_without_links_will_do(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", lambda *args: (_ for _ in ()).throw(OSError("not supported")))
     assert main(draw(model, tmp_path / "folder", "-n", "2")) == 0
     assert sorted(files(tmp_path / "folder")) == ["000000.png", "000001.png", "samples.json"]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import array_api_strict
 import numpy as np
 import pytest
+from conftest import Library
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from strategies import batch, plans
 
 from tinyddpm import Denoiser, Diffusion, backends, noise, samplers, schedules
 from tinyddpm.analytic import GaussianData, MixtureData
+from tinyddpm.samplers import Step
 
 SAMPLERS = tuple(samplers.NAMES)
 MIXTURE = MixtureData(
@@ -21,15 +26,17 @@ MIXTURE = MixtureData(
 )
 
 
-def zero_net(x_t, t):
+def zero_net(x_t: Any, t: Any) -> Any:
     return x_t * 0
 
 
-def exact(d, data=MIXTURE, **options):
+def exact(d: Diffusion, data: GaussianData | MixtureData = MIXTURE, **options: Any) -> Denoiser:
     return Denoiser(data.net(d), clip_x0=False, **options)
 
 
-def gaussian_chain(d, data, plan, std):
+def gaussian_chain(
+    d: Diffusion, data: GaussianData, plan: Sequence[int], std: Callable[[int, int], float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and variance of the chain's x_0 per dimension: every move is x_s = w_x0 x0_hat(x_t) + w_xt x_t + std z."""
     mean, var = np.zeros_like(data.mean), np.ones_like(data.mean)
     for t, s in zip(plan, plan[1:], strict=False):
@@ -44,7 +51,7 @@ def gaussian_chain(d, data, plan, std):
 
 @pytest.mark.parametrize("variance", ["beta", "beta_tilde", "table"])
 @pytest.mark.parametrize("steps", [None, 7])
-def test_ddpm_chain_on_gaussian_data_has_its_exact_law(variance, steps):
+def test_ddpm_chain_on_gaussian_data_has_its_exact_law(variance: str, steps: int | None) -> None:
     """Mean and covariance of 20 000 samples within 5 standard errors of the linear chain's."""
     d = Diffusion(schedules.linear(60, 1e-3, 0.15))
     data = GaussianData([0.3, -0.5], [0.04, 0.5])
@@ -65,7 +72,7 @@ def test_ddpm_chain_on_gaussian_data_has_its_exact_law(variance, steps):
     assert abs(np.corrcoef(x.T)[0, 1]) < 5 / math.sqrt(n)
 
 
-def test_ddim_at_eta_one_is_ddpm_with_the_posterior_variance():
+def test_ddim_at_eta_one_is_ddpm_with_the_posterior_variance() -> None:
     d = Diffusion(schedules.cosine(50))
     for steps in (50, 9):
         ancestral = d.sample(exact(d, variance="beta_tilde"), (4, 2), steps=steps, dtype="float64")
@@ -74,7 +81,7 @@ def test_ddim_at_eta_one_is_ddpm_with_the_posterior_variance():
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-def test_ddim_is_the_published_update(eta):
+def test_ddim_is_the_published_update(eta: float) -> None:
     """[DDIM eq. 12] in float64, with x0 clipped and eps derived from the clipped x0; peers derive it from the raw output."""
     d = Diffusion(schedules.linear(30, 1e-3, 0.2))
     plan = (30, 17, 16, 4, 0)
@@ -90,7 +97,7 @@ def test_ddim_is_the_published_update(eta):
         x = np.sqrt(a_s) * x0 + np.sqrt(1 - a_s - sigma**2) * eps + sigma * z[t]
     drawn = []
 
-    def source(t, index, shape):
+    def source(t: int, index: Sequence[int], shape: tuple[int, ...]) -> Any:
         drawn.append(t)
         return z[t]
 
@@ -99,7 +106,7 @@ def test_ddim_is_the_published_update(eta):
     assert drawn == ([30, 17, 16] if eta else [])  # never into s = 0, never at eta = 0
 
 
-def test_eta_is_the_papers():
+def test_eta_is_the_papers() -> None:
     """Three things are called eta; the paper's gives a variance of eta^2 beta_tilde: a quarter at 0.5."""
     d = Diffusion(schedules.linear(30))
     states = {}
@@ -111,7 +118,9 @@ def test_eta_is_the_papers():
     assert (states[0.5] / states[1.0]) ** 2 == pytest.approx(0.25, rel=1e-12)
 
 
-def errors(sampler, calls, d, x_T, truth):
+def errors(
+    sampler: str, calls: Sequence[int], d: Diffusion, x_T: NDArray[np.float64], truth: NDArray[np.float64]
+) -> list[float]:
     per_move = 2 if sampler == "heun" else 1
     result = []
     for n in calls:
@@ -122,7 +131,7 @@ def errors(sampler, calls, d, x_T, truth):
 
 
 @pytest.fixture(scope="module")
-def ode():
+def ode() -> tuple[Diffusion, NDArray[np.float64], NDArray[np.float64]]:
     """A fine chain, starts, and their tight solution: Heun's method with many more steps."""
     d = Diffusion(schedules.linear(20_000, 5e-6, 1e-3))
     x_T = batch(64, 2)
@@ -131,7 +140,9 @@ def ode():
 
 
 @pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpm++2m", 2), ("heun", 2), ("unipc", 2)])
-def test_error_falls_with_the_methods_order(ode, sampler, order):
+def test_error_falls_with_the_methods_order(
+    ode: tuple[Diffusion, NDArray[np.float64], NDArray[np.float64]], sampler: str, order: int
+) -> None:
     """Doubling the steps divides the error by 2^order: the slope over three doublings is at least order - 0.3."""
     error = errors(sampler, [40, 80, 160, 320], *ode)
     slope = np.polyfit(np.log2([40, 80, 160, 320]), np.log2(error), 1)[0]
@@ -139,7 +150,9 @@ def test_error_falls_with_the_methods_order(ode, sampler, order):
     assert error[-1] < (0.05 if order == 1 else 0.003)
 
 
-def test_second_order_beats_first_at_equal_calls(ode):
+def test_second_order_beats_first_at_equal_calls(
+    ode: tuple[Diffusion, NDArray[np.float64], NDArray[np.float64]],
+) -> None:
     for calls in (40, 80, 160):
         first = errors("ddim", [calls], *ode)[0]
         for sampler in ("dpm++2m", "unipc", "heun"):
@@ -148,11 +161,11 @@ def test_second_order_beats_first_at_equal_calls(ode):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("predicts", ["eps", "x0", "mu", "v", "score"])
-def test_every_prediction_gives_the_same_samples(sampler, predicts):
+def test_every_prediction_gives_the_same_samples(sampler: str, predicts: str) -> None:
     d = Diffusion(schedules.cosine(20, max_beta=0.9))
     eps_net = MIXTURE.net(d)
 
-    def net(x_t, t):
+    def net(x_t: Any, t: Any) -> Any:
         return d.convert(eps_net(x_t, t), x_t, t, "eps", predicts)
 
     one = d.sample(exact(d), (3, 2), sampler=sampler, dtype="float64")
@@ -161,12 +174,12 @@ def test_every_prediction_gives_the_same_samples(sampler, predicts):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_zero_terminal_snr_with_v(sampler):
+def test_zero_terminal_snr_with_v(sampler: str) -> None:
     """Where alpha_bar_T = 0 every sampler works with v, stays finite, and lands on the data's moments."""
     d = Diffusion(schedules.zero_terminal_snr(schedules.linear(1000)))
     data = GaussianData([0.3, -0.4], [0.05, 0.02])
 
-    def net(x_t, t):
+    def net(x_t: Any, t: Any) -> Any:
         # E[x0 | x_t] in closed form: defined at alpha_bar = 0 too, where eps says nothing of x0
         a, left = (c[t][:, None] for c in (d.sqrt_alpha_bar, d.one_minus_alpha_bar))
         x0 = data.mean + a * data.var / (a**2 * data.var + left) * (x_t - a * data.mean)
@@ -190,7 +203,7 @@ def test_a_chain_too_long_for_the_dtype_is_refused_before_the_network_is_called(
     assert np.all(np.isfinite(d.sample(net, (2, 3), steps=5, dtype="float64")))
 
 
-def test_one_jump_returns_the_prediction():
+def test_one_jump_returns_the_prediction() -> None:
     d = Diffusion(schedules.linear(40))
     x_T = batch(3, 2)
     for sampler in SAMPLERS:
@@ -199,11 +212,11 @@ def test_one_jump_returns_the_prediction():
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_network_calls(sampler):
+def test_network_calls(sampler: str) -> None:
     d = Diffusion(schedules.linear(40))
     calls = []
 
-    def net(x_t, t):
+    def net(x_t: Any, t: Any) -> Any:
         calls.append(int(t[0]))
         return x_t * 0
 
@@ -217,24 +230,24 @@ def test_network_calls(sampler):
 
 @settings(max_examples=30)
 @given(st.data(), st.sampled_from(SAMPLERS))
-def test_a_sample_does_not_depend_on_its_batch(data, sampler):
+def test_a_sample_does_not_depend_on_its_batch(data: st.DataObject, sampler: str) -> None:
     """Noise by layout makes peers' images depend on how the batch was cut; ours are rows of one whole, bit for bit."""
     d = Diffusion(schedules.linear(12, 1e-3, 0.3))
     rows = data.draw(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5))
-    options = {"sampler": sampler, "seed": 9, "timesteps": data.draw(plans(12))}
+    options: dict[str, Any] = {"sampler": sampler, "seed": 9, "timesteps": data.draw(plans(12))}
     whole = d.sample(Denoiser(zero_net), (len(rows), 3, 5), index=rows, **options)
     for k, row in enumerate(rows):
         np.testing.assert_array_equal(d.sample(Denoiser(zero_net), (1, 3, 5), index=[row], **options)[0], whole[k])
 
 
-def test_a_range_of_samples_is_rows_of_the_whole():
+def test_a_range_of_samples_is_rows_of_the_whole() -> None:
     d = Diffusion(schedules.linear(25))
     whole = d.sample(exact(d), (128, 2), seed=3, dtype="float64")
     part = d.sample(exact(d), (64, 2), seed=3, index=range(64, 128), dtype="float64")
     np.testing.assert_allclose(part, whole[64:], rtol=0, atol=1e-12)
 
 
-def test_an_image_does_not_depend_on_its_neighbours():
+def test_an_image_does_not_depend_on_its_neighbours() -> None:
     """Some peers average over the batch inside a step."""
     d = Diffusion(schedules.linear(10))
     x_T = batch(4, 2)
@@ -245,13 +258,13 @@ def test_an_image_does_not_depend_on_its_neighbours():
         np.testing.assert_allclose(many[:1], one, rtol=1e-12)
 
 
-def test_noise_is_drawn_where_the_contract_says():
+def test_noise_is_drawn_where_the_contract_says() -> None:
     """x_T is step 0, the move from t is step t, and the last move is noise-free whatever the plan's last t."""
     d = Diffusion(schedules.linear(30))
     plan = (30, 12, 7, 0)
     seen = []
 
-    def source(t, index, shape):
+    def source(t: int, index: Sequence[int], shape: tuple[int, ...]) -> Any:
         seen.append((t, tuple(index), shape))
         return noise.normal(11, index, t, shape)
 
@@ -267,7 +280,7 @@ def test_noise_is_drawn_where_the_contract_says():
     )
 
 
-def test_strided_moves_follow_the_plan_given():
+def test_strided_moves_follow_the_plan_given() -> None:
     """Peers take s = t - T // n whatever the plan says; ours uses the plan's own pairs."""
     d = Diffusion(schedules.linear(100))
     x_T, plan = batch(2, 2), (100, 61, 60, 2, 0)
@@ -279,9 +292,9 @@ def test_strided_moves_follow_the_plan_given():
     np.testing.assert_allclose(ours, x, rtol=1e-12)
 
 
-def test_trajectory_is_what_sample_passes_through():
+def test_trajectory_is_what_sample_passes_through() -> None:
     d = Diffusion(schedules.linear(20))
-    told = []
+    told: list[Step] = []
     x = d.sample(exact(d), (3, 2), steps=6, seed=1, callback=told.append)
     steps = list(d.trajectory(exact(d), (3, 2), steps=6, seed=1))
     assert [s.t for s in steps] == list(d.timesteps(6))
@@ -295,17 +308,17 @@ def test_trajectory_is_what_sample_passes_through():
     assert [s.t for s in thin] == [d.timesteps(6)[k] for k in (0, 4, 6)]
 
 
-def test_no_state_is_left_between_runs():
+def test_no_state_is_left_between_runs() -> None:
     """Peers' scheduler objects leak history from one run into the next; two interleaved runs here are two runs."""
     d = Diffusion(schedules.linear(15))
-    options = {"sampler": "unipc", "steps": 6}
+    options: dict[str, Any] = {"sampler": "unipc", "steps": 6}
     alone = d.sample(exact(d), (2, 2), seed=1, **options)
     first, second = (d.trajectory(exact(d), (2, 2), seed=s, **options) for s in (1, 2))
     pairs = list(zip(first, second, strict=True))
     np.testing.assert_array_equal(pairs[-1][0].x, alone)
 
 
-def test_start_below_T():
+def test_start_below_T() -> None:
     d = Diffusion(schedules.linear(20))
     x = batch(2, 3)
     steps = list(d.trajectory(Denoiser(zero_net), (2, 3), timesteps=(7, 3, 0), x_T=x, sampler="ddim"))
@@ -314,7 +327,7 @@ def test_start_below_T():
 
 
 @pytest.mark.parametrize("spacing", ["even", "quadratic", "log_snr"])
-def test_a_spacing_is_its_plan(spacing):
+def test_a_spacing_is_its_plan(spacing: str) -> None:
     d = Diffusion(schedules.linear(40))
     one = d.sample(exact(d), (2, 2), steps=7, spacing=spacing)
     np.testing.assert_array_equal(one, d.sample(exact(d), (2, 2), timesteps=d.timesteps(7, spacing)))
@@ -323,7 +336,7 @@ def test_a_spacing_is_its_plan(spacing):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_library_agrees(library, sampler):
+def test_every_library_agrees(library: Library, sampler: str) -> None:
     """The same states on every array library, one of which knows nothing but the standard."""
     d = Diffusion(schedules.cosine(10))
     x_T = library.array(batch(3, 2))
@@ -334,7 +347,7 @@ def test_every_library_agrees(library, sampler):
     np.testing.assert_allclose(library.host(x), truth, rtol=1e-9, atol=1e-9)
 
 
-def test_backend_device_and_dtype(native):
+def test_backend_device_and_dtype(native: Library) -> None:
     d = Diffusion(schedules.linear(8))
     x = d.sample(Denoiser(zero_net), (2, 3), backend=native.name, dtype="float32")
     assert backends.of(x).name == native.name
@@ -344,7 +357,7 @@ def test_backend_device_and_dtype(native):
     assert backends.of(moved).name == native.name
 
 
-def test_an_unregistered_library_samples_where_no_noise_is_needed(monkeypatch):
+def test_an_unregistered_library_samples_where_no_noise_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_registered", {})
     x_T = array_api_strict.asarray(batch(2, 2))
     d = Diffusion(schedules.linear(10))
@@ -355,12 +368,12 @@ def test_an_unregistered_library_samples_where_no_noise_is_needed(monkeypatch):
 
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
-def test_learned_variances_are_used(variance):
+def test_learned_variances_are_used(variance: str) -> None:
     """A network that emits the fixed log-variance, in either form, samples like the fixed one."""
     d = Diffusion(schedules.linear(10, 1e-3, 0.2))
     raw = 1.0 if variance == "learned_range" else None
 
-    def net(x_t, t):
+    def net(x_t: Any, t: Any) -> Any:
         v = np.full_like(x_t, raw) if raw is not None else np.log(d.beta[t])[:, None] + np.zeros_like(x_t)
         return np.concatenate([MIXTURE.net(d)(x_t, t), v], axis=1)
 
@@ -368,7 +381,7 @@ def test_learned_variances_are_used(variance):
     np.testing.assert_allclose(learned, d.sample(exact(d), (5, 2), seed=8, dtype="float64"), rtol=1e-10, atol=1e-12)
 
 
-def test_no_gradients_are_recorded():
+def test_no_gradients_are_recorded() -> None:
     torch = pytest.importorskip("torch")
     weight = torch.ones((), requires_grad=True)
     x = Diffusion(schedules.linear(4)).sample(Denoiser(lambda x_t, t: weight * x_t), (2, 3), backend="torch")
@@ -376,26 +389,26 @@ def test_no_gradients_are_recorded():
     assert torch.is_grad_enabled()
 
 
-def test_no_samples_are_an_empty_array():
+def test_no_samples_are_an_empty_array() -> None:
     assert Diffusion(schedules.linear(4)).sample(Denoiser(zero_net), (0, 3, 8, 8)).shape == (0, 3, 8, 8)
 
 
-def test_progress_is_shown_on_standard_error(capsys):
+def test_progress_is_shown_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     Diffusion(schedules.linear(4)).sample(Denoiser(zero_net), (1, 3), progress=True)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "4/4" in captured.err
 
 
-def wrong_shape(x_t, t):
+def wrong_shape(x_t: Any, t: Any) -> Any:
     return x_t[:, :1]
 
 
-def wrong_dtype(x_t, t):
+def wrong_dtype(x_t: Any, t: Any) -> Any:
     return x_t.astype(np.float16)
 
 
-def nan_at_five(x_t, t):
+def nan_at_five(x_t: Any, t: Any) -> Any:
     return np.where(t[:, None] == 5, np.nan, 0 * x_t)
 
 
@@ -440,15 +453,15 @@ def nan_at_five(x_t, t):
         ({"shape": (2**40, 2**20)}, ValueError, "shape|index"),
     ],
 )
-def test_bad_arguments_are_named(options, error, message):
+def test_bad_arguments_are_named(options: dict[str, Any], error: type[Exception], message: str) -> None:
     d = Diffusion(schedules.linear(10))
     net, shape = options.pop("net", zero_net), options.pop("shape", (2, 3))
-    dtype = {"dtype": "float64"} if net in (nan_at_five,) else {}
+    dtype = "float64" if net is nan_at_five else "float32"
     with pytest.raises(error, match=message):
-        d.sample(Denoiser(net), shape, **dtype, **options)
+        d.sample(Denoiser(net), shape, **{"dtype": dtype, **options})
 
 
-def test_bad_arguments_are_refused_before_the_first_step():
+def test_bad_arguments_are_refused_before_the_first_step() -> None:
     """A trajectory is a generator, yet its arguments are checked when it is made."""
     with pytest.raises(LookupError):
         Diffusion(schedules.linear(4)).trajectory(Denoiser(zero_net), (1, 2), sampler="euler")

@@ -21,7 +21,7 @@ def drawn(job: tuple[Diffusion, Denoiser, str, range]) -> bytes:
     d, denoiser, sampler, index = job
     x = d.sample(denoiser, (len(index), 2), sampler=sampler, index=index, seed=5, dtype="float64")
     bound = likelihood.vlb(d, denoiser, np.clip(x, -1, 1), index=index, seed=5)
-    return x.tobytes() + bound.total.tobytes()
+    return b"".join(np.asarray(a).tobytes() for a in (x, bound.total))
 
 
 def jobs() -> list[tuple[Diffusion, Denoiser, str, range]]:

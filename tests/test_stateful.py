@@ -198,10 +198,10 @@ TestSampling.settings = QUICK
 
 
 @pytest.mark.slow
-class TestLongTraining(Training.TestCase):  # type: ignore[misc, name-defined]
+class TestLongTraining(Training.TestCase):  # type: ignore[misc, valid-type]
     settings = LONG
 
 
 @pytest.mark.slow
-class TestLongSampling(Sampling.TestCase):  # type: ignore[misc, name-defined]
+class TestLongSampling(Sampling.TestCase):  # type: ignore[misc, valid-type]
     settings = LONG

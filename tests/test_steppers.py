@@ -27,12 +27,12 @@ EXACT = {"numpy": 0, "torch": 0, "jax": 8}
 """Units in the last place of the largest number in play; XLA fuses products and sums, NumPy and Torch on a CPU don't."""
 
 
-def wavy(x_t, t):
+def wavy(x_t: Any, t: Any) -> Any:
     """A network that any library runs, with outputs on both sides of the clip."""
     return (0.7 * x_t + 0.3) / (1 + x_t * x_t)
 
 
-def wide(x_t, t):
+def wide(x_t: Any, t: Any) -> Any:
     """The same with a learned variance between the two ends."""
     xp = _array.data(x_t=x_t)
     return xp.concat([wavy(x_t, t), 0.5 * wavy(x_t, t)], axis=1)
@@ -60,10 +60,10 @@ def states(library: Any, shape: tuple[int, ...], **options: Any) -> list[np.ndar
 
 def worst_ulps(a: list[np.ndarray], b: list[np.ndarray]) -> float:
     top = max(np.abs(x).max() for x in b)
-    return max(np.abs(x.astype(float) - y).max() for x, y in zip(a, b, strict=True)) / np.spacing(top)
+    return float(max(np.abs(x.astype(float) - y).max() for x, y in zip(a, b, strict=True)) / np.spacing(top))
 
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "double": {"dtype": "float64"},
     "unclipped": {"denoiser": Denoiser(wavy, clip_x0=False)},
@@ -94,11 +94,11 @@ def test_a_learned_variance_moves_as_the_portable_way_does(native: Any, variance
 @given(
     st.sampled_from(SAMPLERS), st.integers(1, 6), st.integers(1, 90), st.sampled_from([16, 32, 64, 1024]), st.booleans()
 )
-def test_pieces_leave_no_seam(sampler: str, count: int, n: int, block: int, eta: bool) -> None:
+def test_pieces_leave_no_seam(sampler: str, count: int, n: int, block: int, noisy: bool) -> None:
     """However the elements are cut the moves are the same, bit for bit; so are the draws."""
-    eta = 0.5 if eta and sampler == "ddim" else 0.0
+    eta = 0.5 if noisy and sampler == "ddim" else 0.0
     index = [7 * k * k + 2**40 for k in range(count - 1)] + [2**64 - 1]
-    options = {"sampler": sampler, "eta": eta, "steps": STEPS, "index": index}
+    options: dict[str, Any] = {"sampler": sampler, "eta": eta, "steps": STEPS, "index": index}
     whole = CHAIN.sample(Denoiser(wavy), (count, n), **options)
     drawn = noise.normal(3, index, 5, (n,))
     kept, host._BLOCK = host._BLOCK, block
@@ -112,7 +112,7 @@ def test_pieces_leave_no_seam(sampler: str, count: int, n: int, block: int, eta:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_what_the_user_sees_stays(native: Any, sampler: str) -> None:
     """Steps are snapshots: later moves leave them alone, and writing to them changes nothing of the run."""
-    options = {"sampler": sampler, "steps": 6, "backend": native.name}
+    options: dict[str, Any] = {"sampler": sampler, "steps": 6, "backend": native.name}
     end = native.host(CHAIN.sample(Denoiser(wavy), (2, 3), **options))
     told: list[Any] = []
     steps = CHAIN.trajectory(Denoiser(wavy), (2, 3), callback=told.append, **options)
@@ -148,7 +148,7 @@ AWKWARD = {
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("net", AWKWARD.values(), ids=AWKWARD)
 def test_any_layout_of_the_networks_output(sampler: str, net: Any) -> None:
-    options = {"sampler": sampler, "steps": 5}
+    options: dict[str, Any] = {"sampler": sampler, "steps": 5}
     x = CHAIN.sample(Denoiser(net), (3, 2, 4, 4), **options)
     plain = CHAIN.sample(Denoiser(lambda x, t: np.array(net(x, t), order="C")), (3, 2, 4, 4), **options)
     np.testing.assert_array_equal(x, plain)
@@ -172,7 +172,7 @@ def test_no_move_allocates_a_state(sampler: str, eta: float, shape: tuple[int, .
 
 
 def test_sample_copies_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(x):
+    def refuse(x: Any) -> None:
         raise AssertionError("copied")
 
     monkeypatch.setattr(_array, "copy", refuse)
@@ -184,7 +184,7 @@ def test_sample_copies_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_what_is_not_finite_is_named_with_its_step(native: Any, sampler: str, bad: float) -> None:
-    def net(x, t):
+    def net(x: Any, t: Any) -> Any:
         return x * 0 + (bad if int(t[0]) <= 12 else 0.1)
 
     t = next(t for t in CHAIN.timesteps(5) if t <= 12)
@@ -204,7 +204,9 @@ def test_narrow_states_take_the_portable_way(dtype: str) -> None:
     x = CHAIN.sample(Denoiser(wavy), (2, 3), steps=4, backend="torch", dtype=dtype)
     assert x.dtype == getattr(torch, dtype)
     rows = _rows.denoised(_rows.ddim, CHAIN, Denoiser(wavy), (30, 0), 0.0)
-    assert backends.get("torch").stepper(rows, x, seed=0, index=np.arange(2), clip=True, shown=False) is NotImplemented
+    stepper = backends.get("torch").stepper
+    assert stepper is not None
+    assert stepper(rows, x, seed=0, index=np.arange(2), clip=True, shown=False) is NotImplemented
 
 
 # ------------------------------------------------------------------------------------- the moves of devices, on the host
@@ -231,7 +233,7 @@ def on_device(sampler: str) -> tuple[Any, Any, list[Any]]:
     rows, x, index = device_rows(sampler), torch.from_numpy(1.5 * batch(3, 2, 5)), np.arange(3, dtype=np.uint64)
     first = _first_counters(index, (2, 5), "cpu")
     stepper = DeviceStepper(rows, x, lambda step: _normals(4, first, step, (2, 5), 0, "float64"), clip=True)
-    return rows, stepper, run(Portable(rows, x.numpy(), seed=4, index=index, clip=True, shown=True), rows)
+    return rows, stepper, run(Portable(rows, x.numpy(), seed=4, index=range(3), clip=True, shown=True), rows)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -318,7 +320,7 @@ def test_a_compiled_network_gets_images_in_channels_last(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "compile", stand_in)
     net = image_net()
     np.testing.assert_allclose(image(net, compile=True), image(net), rtol=0, atol=1e-5)  # convolutions in another order
-    assert compiled == [{"dynamic": False}]
+    assert compiled == [{"dynamic": False, "options": {"size_asserts": False}}]
 
 
 @pytest.mark.slow
@@ -342,6 +344,23 @@ def test_autocast_runs_the_network_narrow_and_keeps_the_states_dtype() -> None:
     assert set(seen) == {torch.bfloat16}
     wide = image(net)
     assert 0 < (x - wide).abs().max() < 0.05
+
+
+def test_weights_cast_once_a_run_are_autocasts_and_followed() -> None:
+    torch = pytest.importorskip("torch")
+    from tinyddpm.nn import UNet
+
+    net = UNet(8, 2, channels=8, mults=(1, 2), res_blocks=1, attention=(4,)).eval().requires_grad_(False)
+
+    class Plain(torch.nn.Module):
+        def forward(self, x: Any, t: Any) -> Any:
+            return net(x, t)
+
+    for _ in range(2):
+        for weight in net.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1)
+        once, always = image(net, autocast="bfloat16"), image(Plain(), autocast="bfloat16")
+        np.testing.assert_allclose(once, always, rtol=0, atol=0.05)  # packed weights may be summed in another order
 
 
 @pytest.mark.parametrize(
@@ -377,7 +396,7 @@ def test_a_cuda_graph_is_the_eager_run(sampler: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device for torch")
     net = image_net().cuda()
-    options = {"sampler": sampler, "steps": 6, "backend": "torch", "device": "cuda"}
+    options: dict[str, Any] = {"sampler": sampler, "steps": 6, "backend": "torch", "device": "cuda"}
     eager, graphed = (CHAIN.sample(Denoiser(net), (2, 2, 8, 8), compile=c, **options) for c in (False, True))
     torch.testing.assert_close(graphed, eager, rtol=0, atol=1e-4)
 
@@ -445,13 +464,13 @@ class Emulated:
 def test_cupys_kernel_is_the_portable_move(kernel: Any, sampler: str, shape: tuple[int, ...], given: bool) -> None:
     rows, x, index = device_rows(sampler), 1.5 * batch(*shape), np.arange(5, 5 + shape[0], dtype=np.uint64)
     source = (lambda t: batch(*shape, seed=t)) if given else None
-    plain = run(Portable(rows, x, seed=4, index=index, clip=True, shown=True), rows, source)
+    plain = run(Portable(rows, x, seed=4, index=index.tolist(), clip=True, shown=True), rows, source)
     assert worst_ulps(run(Emulated(kernel, rows, x, 4, index), rows, source), plain) <= 16
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_devices_moves_are_the_hosts(cuda: Any, sampler: str) -> None:
-    options = {"sampler": sampler, "steps": STEPS, "seed": 2}
+    options: dict[str, Any] = {"sampler": sampler, "steps": STEPS, "seed": 2}
     x = CHAIN.sample(Denoiser(wavy), (3, 2, 5), backend=cuda.name, device="cuda", **options)
     np.testing.assert_allclose(cuda.host(x), CHAIN.sample(Denoiser(wavy), (3, 2, 5), **options), rtol=0, atol=2e-5)

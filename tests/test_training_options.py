@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
@@ -71,7 +72,7 @@ def test_bf16_is_the_networks_alone() -> None:
 def test_images_kept_on_a_device_have_the_hosts_bits(levels: int) -> None:
     images = Images(np.random.RandomState(0).randint(0, levels, (9, 3, 4, 5)).astype(np.uint8), levels)
     chosen = np.array([8, 0, 3, 3])
-    read = kept(images.pixels, levels, CPU)
+    read = kept(images.pixels[:], levels, CPU)
     assert torch.equal(read(chosen), torch.from_numpy(images.scaled(chosen)))
 
 
@@ -80,11 +81,10 @@ class Ahead(Images):
 
     asked: ClassVar[list[Any]] = []
 
-    @contextmanager
-    def reader(self, rows: Iterable[Any]) -> Iterator[Iterator[Any]]:
-        chosen = [np.array(r) for r, _ in zip(rows, range(100), strict=False)]
+    def reader(self, orders: Iterable[Any], ahead: int = 2) -> closing[Generator[NDArray[np.float32], None, None]]:
+        chosen = [np.array(rows) for rows, _ in zip(orders, range(100), strict=False)]
         self.asked.extend(chosen)
-        yield map(self.scaled, chosen)
+        return closing(self.scaled(rows) for rows in chosen)
 
 
 def test_reading_ahead_changes_nothing() -> None:
@@ -106,12 +106,19 @@ def trainer_at(step: int) -> Any:
 
 
 def test_the_network_is_told_the_images_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    own, told = pictures(300), []
+    own, told = pictures(300), list[Any]()
     made = trainer(own, classes=True, batch_size=300, label_dropout=0.2)
     assert made.net.config["classes"] == 3
-    monkeypatch.setattr(made, "_network", lambda x, t, y: (told.append(y), made.net(x, t, y))[1])
+
+    def network(x: Any, t: Any, y: Any) -> Any:
+        told.append(y)
+        return made.net(x, t, y)
+
+    monkeypatch.setattr(made, "_network", network)
     made.step(1)
     (batch,) = made.batches(1)
+    assert own.labels is not None
+    assert batch.y is not None
     labels = own.labels[made.batches.order(1)]
     hidden = batch.y.numpy() == 3
     assert torch.equal(told[0], batch.y)
@@ -119,6 +126,7 @@ def test_the_network_is_told_the_images_labels(monkeypatch: pytest.MonkeyPatch) 
     assert 30 <= hidden.sum() <= 90  # 60 +- 7 expected
     assert torch.equal(batch.x0, torch.from_numpy(own.scaled(made.batches.order(1))))
     (other,) = made.batches(2)
+    assert other.y is not None
     assert (other.y.numpy() == 3).tolist() != hidden.tolist()
 
 
@@ -295,7 +303,12 @@ def test_verify_first_refuses_a_machine_that_errs(tmp_path: Path, monkeypatch: p
             train(config(tmp_path / "run", verify_first=True), progress=False)
     assert not (tmp_path / "run").exists()
     asked = []
-    monkeypatch.setattr(verify, "identities", lambda *given: (asked.append(given), iter([good]))[1])
+
+    def passing(*given: str) -> Iterator[verify.Result]:
+        asked.append(given)
+        return iter([good])
+
+    monkeypatch.setattr(verify, "identities", passing)
     train(config(tmp_path / "run", verify_first=True, steps=1), progress=False)
     assert asked == [("torch", "cpu", "float32")]
 
@@ -328,7 +341,9 @@ def test_tensorboard_gets_what_the_log_gets(tmp_path: Path, monkeypatch: pytest.
 
     class SummaryWriter:
         def __init__(self, folder: str, purge_step: int) -> None:
-            self.folder, self.purge_step, self.scalars, self.images, self.closed = folder, purge_step, [], [], False
+            self.folder, self.purge_step, self.closed = folder, purge_step, False
+            self.scalars: list[tuple[str, float, int]] = []
+            self.images: list[tuple[str, Any, int, str]] = []
             made.append(self)
 
         def add_scalar(self, name: str, value: float, step: int) -> None:

@@ -6,11 +6,14 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from decimal import Decimal
+from typing import Any
 
 import mpmath
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from oracles import Tables, log_mass, log_mass_gradient, log_ndtr, mp
 
 import tinyddpm.likelihood
@@ -19,7 +22,7 @@ from tinyddpm.analytic import ExactNet
 from tinyddpm.verify import _gaussians, _sampling, _truth
 
 
-def failed(*args, **options) -> dict[str, verify.Result]:
+def failed(*args: Any, **options: Any) -> dict[str, verify.Result]:
     return {r.identity: r for r in verify.identities(*args, **options) if not r.ok}
 
 
@@ -36,13 +39,11 @@ def failed(*args, **options) -> dict[str, verify.Result]:
         pytest.param("jax", "float32", marks=pytest.mark.slow),
     ],
 )
-def test_every_identity_holds(backend, dtype):
+def test_every_identity_holds(backend: str, dtype: str) -> None:
     if backend in ("torch", "jax"):
         pytest.importorskip(backend)
     if backend == "jax":
-        import jax
-
-        jax.config.update("jax_enable_x64", True)
+        pytest.importorskip("jax").config.update("jax_enable_x64", True)
     results = list(verify.identities(backend, dtype=dtype))
     assert len(results) >= 30
     assert len({r.identity for r in results}) == len(results)
@@ -51,7 +52,7 @@ def test_every_identity_holds(backend, dtype):
     assert len(gradients) == (2 if backend in ("torch", "jax") else 0)
 
 
-def test_the_bounds_are_those_of_the_contract():
+def test_the_bounds_are_those_of_the_contract() -> None:
     """4 units for tables, 16 for schedules, 1e-10 nats for the decoder, 1e-12 for its bins; and exact is exact."""
     bound = {r.identity: r.bound for r in verify.identities()}
     assert all(
@@ -70,7 +71,7 @@ TABLES = {"alpha_bar", "one_minus_alpha_bar", "beta_tilde", "log_snr", "sqrt(alp
 
 
 @pytest.fixture
-def off():
+def off() -> Iterator[str]:
     """A plug-in whose log_ndtr is off by one in a million."""
     right = backends.get("numpy")
     wrong = dataclasses.replace(right, name="off", log_ndtr=lambda x: right.log_ndtr(x) * (1 + 1e-6))
@@ -79,7 +80,7 @@ def off():
     del backends._registered[wrong.name]
 
 
-def test_a_wrong_special_function_fails(off, capsys):
+def test_a_wrong_special_function_fails(off: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", "--backend", off]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("log Phi against known values") and line.endswith("FAILED") for line in lines)
@@ -88,8 +89,8 @@ def test_a_wrong_special_function_fails(off, capsys):
     assert "log Phi against known values" in wrong
 
 
-def test_a_backend_that_raises_is_reported(capsys):
-    def broken(x):
+def test_a_backend_that_raises_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(x: Any) -> None:
         raise RuntimeError("no such kernel")
 
     backends.register(dataclasses.replace(backends.get("numpy"), name="broken", log_ndtr=broken))
@@ -108,31 +109,31 @@ def test_a_backend_that_raises_is_reported(capsys):
         del backends._registered["broken"]
 
 
-def off_by_a_little(right):
+def off_by_a_little(right: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **options: (1 + 1e-6) * right(*args, **options)
 
 
-def cosine_as_a_quotient(right):
-    def cosine(T=1000, s=0.008, max_beta=0.999):
+def cosine_as_a_quotient(right: Callable[..., Any]) -> Callable[..., Any]:
+    def cosine(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> NDArray[np.float64]:
         f = np.cos((np.arange(T + 1) / T + s) / (1 + s) * np.pi / 2) ** 2
-        return np.minimum(1 - f[1:] / f[:-1], max_beta)
+        return np.asarray(np.minimum(1 - f[1:] / f[:-1], max_beta))
 
     return cosine
 
 
-def running_product(d):
+def running_product(d: Diffusion) -> NDArray[np.float64]:
     return np.append(1.0, np.cumprod(1 - d.beta[1:]))
 
 
-def kl_that_cancels(right):
+def kl_that_cancels(right: Callable[..., Any]) -> Callable[..., Any]:
     return lambda m1, v1, m2, v2: 0.5 * (np.exp(v1 - v2) - 1 - (v1 - v2) + (m1 - m2) ** 2 * np.exp(-v2))
 
 
-def bound_with(**wrong):
+def bound_with(**wrong: Any) -> Callable[..., Any]:
     """likelihood.vlb with a field multiplied."""
 
-    def change(right):
-        def vlb(*args, **options):
+    def change(right: Callable[..., Any]) -> Callable[..., Any]:
+        def vlb(*args: Any, **options: Any) -> Any:
             result = right(*args, **options)
             return dataclasses.replace(
                 result, **{name: factor * getattr(result, name) for name, factor in wrong.items()}
@@ -143,7 +144,7 @@ def bound_with(**wrong):
     return change
 
 
-def noisy_to_the_end(right):
+def noisy_to_the_end(right: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: tuple(dataclasses.replace(row, std=row.std or 0.01) for row in right(*args))
 
 
@@ -187,7 +188,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_noticed(mistake, monkeypatch):
+def test_a_mistake_is_noticed(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, owner, attribute, wrong = MISTAKES[mistake]
     laws = [law for law in verify._LAWS if law.name.startswith(name)]
     assert laws, name
@@ -203,7 +204,7 @@ def test_a_mistake_is_noticed(mistake, monkeypatch):
 # The truth it compares with.
 
 
-def test_the_decimal_truth_is_mpmaths():
+def test_the_decimal_truth_is_mpmaths() -> None:
     with _truth.exactly():
         for z in (-1e6, -50.0, -20.0, -3.0, 0.0, 0.7, 3.999, 4.0, 30.0, 1e8):
             close(_truth.log_upper(Decimal(z)), log_ndtr(-z))
@@ -231,7 +232,7 @@ def close(ours: Decimal, theirs: mpmath.mpf) -> None:
     assert abs(mp.mpf(str(ours)) - theirs) <= abs(theirs) * mp.mpf(10) ** -40 + mp.mpf(10) ** -55
 
 
-def test_the_embedded_values_are_mpmaths():
+def test_the_embedded_values_are_mpmaths() -> None:
     with mp.workdps(80):
         for x, log, slope in _gaussians._LOG_NDTR:
             z = mp.mpf(x)
@@ -244,7 +245,7 @@ def test_the_embedded_values_are_mpmaths():
 # The command.
 
 
-def test_the_command_prints_a_table(capsys):
+def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify"]) == 0
     head, *rows, last = capsys.readouterr().out.splitlines()
     assert head.split() == ["identity", "max", "error", "bound", "unit", "verdict"]
@@ -253,7 +254,7 @@ def test_the_command_prints_a_table(capsys):
     assert last == f"{len(rows)} identities, 0 failed: numpy, float64"
 
 
-def test_the_command_prints_json(capsys):
+def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", "--dtype", "float32", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["dtype"] == "float32"
@@ -273,7 +274,7 @@ def test_the_command_prints_json(capsys):
         (["--backend", "cupy"], "cupy"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(words, said, capsys):
+def test_what_cannot_be_measured_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     if words == ["--backend", "cupy"] and backends.available()["cupy"]:
         pytest.skip("CuPy can be used here")
     assert cli.main(["verify", *words]) == 2
@@ -284,7 +285,7 @@ def test_what_cannot_be_measured_is_one_line(words, said, capsys):
 
 
 @pytest.mark.slow
-def test_the_command_switches_jax_to_float64_and_the_function_does_not():
+def test_the_command_switches_jax_to_float64_and_the_function_does_not() -> None:
     pytest.importorskip("jax")
     run = subprocess.run(
         [sys.executable, "-m", "tinyddpm", "verify", "--backend", "jax"], capture_output=True, text=True

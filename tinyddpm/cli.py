@@ -1,9 +1,9 @@
 """The command ``tinyddpm``: the table of commands, and the one place where results and errors become lines.
 
-Results go to standard output; progress and errors to standard error. Exit codes: 0; 2 for bad input, with one line that
-names it; 130 after an interrupt; 141 where nobody reads on. A command is a module of `tinyddpm._commands`, imported when it
-is called so that the others start fast: it has ``EXAMPLES``, ``arguments(parser)``, and ``run(args)``, which yields the lines
-to print.
+Results go to standard output; progress and errors to standard error. Exit codes: 0; 1 where ``verify`` finds a failure; 2 for
+bad input, with one line that names it; 130 after an interrupt; 141 where nobody reads on. A command is a module of
+`tinyddpm._commands`, imported when it is called so that the others start fast: it has ``EXAMPLES``, ``arguments(parser)``, and
+``run(args)``, which yields the lines to print.
 """
 
 from __future__ import annotations

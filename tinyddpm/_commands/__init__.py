@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-__all__ = ["command_line", "takes_device", "takes_model", "takes_quiet"]
+__all__ = ["command_line", "takes_device", "takes_model", "takes_output"]
 
 
 def command_line(*words: object) -> str:
@@ -22,20 +22,23 @@ def command_line(*words: object) -> str:
     return f"{program} {shlex.join(map(str, words))}"
 
 
-def takes_quiet(parser: argparse.ArgumentParser) -> None:
-    """``--quiet``."""
-    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+def takes_output(parser: argparse.ArgumentParser, quiet: str = "show no progress") -> None:
+    """``--quiet`` and ``--json``, which every command has."""
+    parser.add_argument("-q", "--quiet", action="store_true", help=quiet)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else")
 
 
 def takes_device(parser: argparse.ArgumentParser) -> None:
     """``--device`` and ``--seed``."""
-    parser.add_argument("--device", help="where to compute; by default the first CUDA device, else the CPU")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    parser.add_argument(
+        "--device", metavar="NAME", help="where to compute; by default the first CUDA device, else the CPU"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
 
 
 def takes_model(parser: argparse.ArgumentParser) -> None:
-    """``--model``, how to run it, and ``--quiet``."""
+    """``--model``, how to run it, ``--quiet`` and ``--json``."""
     parser.add_argument("--model", required=True, metavar="DIR", help="a run folder, or one of its checkpoints")
     parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="images at a time (default 250)")
     takes_device(parser)
-    takes_quiet(parser)
+    takes_output(parser)

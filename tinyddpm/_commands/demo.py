@@ -4,46 +4,57 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tinyddpm import plots
-from tinyddpm._commands import command_line, takes_quiet
+from tinyddpm._commands import command_line, takes_output
 from tinyddpm._commands.evaluate import in_bits
 from tinyddpm._commands.runs import follow, held_out, open_run, read_log, score
 from tinyddpm.training import DEMO, image_grid, load, save_png, to_uint8, train
 
 __all__ = ["EXAMPLES", "arguments", "run"]
 
-EXAMPLES = ("", "--out somewhere")
+EXAMPLES = ("", "--out somewhere", "--json")
 SAMPLES, SCALE, GAP = 64, 8, 8
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("--out", default="demo", metavar="DIR", help="where everything goes (default demo)")
-    parser.add_argument("--steps", type=int, default=DEMO.steps, metavar="N", help=f"(default {DEMO.steps})")
-    parser.add_argument("--seed", type=int, default=DEMO.seed, help=f"(default {DEMO.seed})")
-    takes_quiet(parser)
+    parser.add_argument(
+        "--steps", type=int, default=DEMO.steps, metavar="N", help=f"of training (default {DEMO.steps})"
+    )
+    parser.add_argument("--seed", type=int, default=DEMO.seed, metavar="N", help=f"(default {DEMO.seed})")
+    takes_output(parser)
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
     """Train on the digits, or go on with what is in `args.out`; then draw, plot and score."""
+    found: dict[str, Any] = {}
     with _one_thread():
-        yield from _demo(args, Path(args.out), progress=not args.quiet)
+        for line, facts in _demo(args, Path(args.out), progress=not args.quiet):
+            found |= facts
+            if not args.json:
+                yield line
+    if args.json:
+        yield json.dumps(found, indent=2)
 
 
-def _demo(args: argparse.Namespace, out: Path, progress: bool) -> Iterator[str]:
+def _demo(args: argparse.Namespace, out: Path, progress: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is found, in words and for programs."""
     config = dataclasses.replace(DEMO, data="digits", out=args.out, steps=args.steps, seed=args.seed, resume=True)
     images = load("digits")
-    yield f"training: {len(images)} handwritten digits of 8x8 pixels, {config.steps} steps of {config.batch_size}"
+    yield f"training: {len(images)} handwritten digits of 8x8 pixels, {config.steps} steps of {config.batch_size}", {}
     train(config, progress=progress)
     model = open_run(args.out)
-    yield f"model:    {out}"
+    yield f"model:    {out}", {"model": str(out)}
 
     records = read_log(args.out)
     started = time.perf_counter()
@@ -55,15 +66,17 @@ def _demo(args: argparse.Namespace, out: Path, progress: bool) -> Iterator[str]:
     plots.save(plots.trajectory(few), out / "denoising.png")
     plots.save(plots.forward(model.diffusion, images.scaled(slice(8))), out / "forward.png")
     plots.save(plots.loss(records), out / "loss.png")
-    yield f"samples:  {out / 'samples.png'}"
-    yield f"pictures: {', '.join(str(out / f'{name}.png') for name in ('denoising', 'forward', 'loss'))}"
+    yield f"samples:  {out / 'samples.png'}", {"samples": str(out / "samples.png")}
+    pictures = [str(out / f"{name}.png") for name in ("denoising", "forward", "loss")]
+    yield f"pictures: {', '.join(pictures)}", {"pictures": pictures}
 
     bits, error = in_bits(score(model, held_out(model, "digits"), progress=progress))["bits_per_dim"]
-    trained = np.mean([record["images_per_s"] for record in records])
-    yield f"images/s: {trained:.0f} trained on, {drawn:.1f} drawn"
-    yield f"bits/dim: {bits:.3f} +- {error:.3f}"
-    yield f"levels: {images.levels}"
-    yield f"go on:    {command_line('sample', '--model', out, '--out', out / 'more.png', '-n', 256)}"
+    trained = float(np.mean([record["images_per_s"] for record in records]))
+    speed = {"trained": round(trained), "drawn": round(drawn, 1)}
+    yield f"images/s: {speed['trained']} trained on, {speed['drawn']} drawn", {"images_per_s": speed}
+    yield f"bits/dim: {bits:.3f} +- {error:.3f}", {"bits_per_dim": {"mean": bits, "error": error}}
+    yield f"levels: {images.levels}", {"levels": images.levels}
+    yield f"go on:    {command_line('sample', '--model', out, '--out', out / 'more.png', '-n', 256)}", {}
 
 
 @contextmanager

@@ -40,7 +40,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--curve", action="store_true", help="each term of the bound, t = 1..T, and what is left of error"
     )
     quality.arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:

@@ -8,15 +8,16 @@ import platform
 from collections.abc import Iterator
 
 from tinyddpm import __version__, backends
+from tinyddpm._commands import takes_output
 
 __all__ = ["EXAMPLES", "arguments", "run"]
 
-EXAMPLES = ("", "--json")
+EXAMPLES = ("", "--quiet", "--json")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    takes_output(parser, quiet="print only the backends that can be used")
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
@@ -30,7 +31,9 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         }
         yield json.dumps({**about, "backends": rows}, indent=2)
         return
-    yield f"tinyddpm {about['version']}, Python {about['python']}, {about['platform']}"
+    if not args.quiet:
+        yield f"tinyddpm {about['version']}, Python {about['python']}, {about['platform']}"
     width = max(map(len, known))
     for name, status in known.items():
-        yield f"  {name:{width}}  {status}"
+        if status or not args.quiet:
+            yield f"  {name:{width}}  {status}"

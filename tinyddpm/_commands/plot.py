@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from tinyddpm import Denoiser, Diffusion, plots
 from tinyddpm._array import lookup, one_of
-from tinyddpm._commands import takes_device, takes_quiet
+from tinyddpm._commands import takes_device, takes_output
 from tinyddpm.analytic import MixtureData
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="digits|FOLDER|FILE", help="images; by default those of the run, or digits")
     parser.add_argument("--limit", type=int, default=64, metavar="N", help="images to take a bound over (default 64)")
     takes_device(parser)
-    takes_quiet(parser)
+    takes_output(parser)
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     make = lookup("what", args.what, _FIGURES)
     one_of("path", Path(args.path).suffix.lower(), plots.FORMATS)
     plots.save(make(args), args.path)
-    yield args.path
+    yield json.dumps({"path": args.path}, indent=2) if args.json else args.path
 
 
 def _schedules(args: argparse.Namespace) -> Figure:

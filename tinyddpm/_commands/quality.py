@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     sampler = f"of those samples: {', '.join(samplers.NAMES)} (default ddpm)"
     parser.add_argument("--distances", type=int, metavar="N", help=distances)
     parser.add_argument("--classifier", metavar="DIR", help=classifier)
-    parser.add_argument("--sampler", default="ddpm", help=sampler)
+    parser.add_argument("--sampler", default="ddpm", metavar="NAME", help=sampler)
     parser.add_argument("--steps", type=int, metavar="N", help="their moves (default T)")
     parser.add_argument("--fid", action="store_true", help="their FID too, by torch-fidelity where it is installed")
 

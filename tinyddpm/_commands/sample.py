@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="PATH", help=_OUT)
     parser.add_argument("-n", type=int, metavar="N", help="samples 0..N-1 (default 64)")
     parser.add_argument("--index", type=_range, metavar="A:B", help="just the samples A..B-1")
-    parser.add_argument("--sampler", default="ddpm", help=f"{', '.join(samplers.NAMES)} (default ddpm)")
+    parser.add_argument("--sampler", default="ddpm", metavar="NAME", help=f"{', '.join(samplers.NAMES)} (default ddpm)")
     parser.add_argument("--steps", type=int, metavar="N", help="moves (default T)")
     parser.add_argument("--spacing", metavar="NAME", help=spacing)
     parser.add_argument("--eta", type=float, default=0.0, metavar="X", help="of ddim: 0 (default) is noise-free")
@@ -84,7 +85,8 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         else:
             save_folder(drawing, out)
     if done:
-        yield os.fspath(out)
+        about = {"out": os.fspath(out), "index": [index.start, index.stop], **options}
+        yield json.dumps(about, indent=2) if args.json else os.fspath(out)
 
 
 def _check_kind(kind: str, out: Path, channels: int, processes: int) -> None:

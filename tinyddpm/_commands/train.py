@@ -16,7 +16,7 @@ from typing import Any
 
 from tinyddpm import schedules
 from tinyddpm._array import one_of
-from tinyddpm._commands import command_line, takes_quiet
+from tinyddpm._commands import command_line, takes_output
 from tinyddpm.conversions import KINDS
 from tinyddpm.training import TrainConfig, train
 from tinyddpm.training.checkpoint import find, read_state
@@ -31,6 +31,11 @@ EXAMPLES = (
     "--out runs/photos --resume --steps 200000",
 )
 _METAVARS = {"data": "digits|FOLDER|FILE", "out": "DIR"}
+_HEADINGS = {
+    "data": "images", "out": "run", "optimizer": "optimiser", "T": "diffusion", "classes": "classes",
+    "channels": "network", "flip": "images", "precision": "machine", "checkpoint_every": "files", "device": "machine",
+}  # fmt: skip
+"""Of the flags, from this one on."""
 _ABOUT = {
     "data": "scikit-learn's digits, a folder of images or of .tar files, or a .tar, .npy, .npz or idx file",
     "lr": "the learning rate",
@@ -43,38 +48,37 @@ _ABOUT = {
     "dropout": "within each block",
     "weight_decay": "of adamw",
     "res_blocks": "at each level of the network",
+    "checkpoint_every": "steps between checkpoints",
 }
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """A flag for each field of `TrainConfig`."""
     parser.add_argument("--config", metavar="FILE", help="a TOML file of such settings, lr = 1e-4; flags override it")
-    takes_quiet(parser)
-    about = _docs(TrainConfig)
+    takes_output(parser, quiet="show no progress, and not the settings")
+    groups = {heading: parser.add_argument_group(heading) for heading in dict.fromkeys(_HEADINGS.values())}
+    about, heading = _docs(TrainConfig), ""
     for field in dataclasses.fields(TrainConfig):
+        heading = _HEADINGS.get(field.name, heading)
         flag, kind = "--" + field.name.replace("_", "-"), str(field.type).removesuffix(" | None")
-        text = " ".join(
-            [
-                _ABOUT.get(field.name, about.get(field.name, "")),
-                "" if field.default is None else f"(default {field.default})",
-            ]
-        )
-        given: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.strip().replace("%", "%%")}
+        text = _ABOUT.get(field.name) or _plain(about[field.name])
+        default = "" if field.default is None or kind == "bool" else f" (default {field.default})"
+        given: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{text}{default}".replace("%", "%%")}
         if kind == "bool":
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **given)
+            groups[heading].add_argument(flag, action=argparse.BooleanOptionalAction, **given)
         elif "tuple" in kind:
-            parser.add_argument(flag, type=_ints, metavar="N,N,...", **given)
+            groups[heading].add_argument(flag, type=_ints, metavar="N,N,...", **given)
         else:
             parse = {"int": int, "float": float}.get(kind, str)
             metavar = _METAVARS.get(field.name, {int: "N", float: "X"}.get(parse, "NAME"))
-            parser.add_argument(flag, type=parse, metavar=metavar, **given)
+            groups[heading].add_argument(flag, type=parse, metavar=metavar, **given)
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
-    """Train; the settings, the checkpoint's path, and commands to go on with."""
-    config = _config({k: v for k, v in vars(args).items() if k not in ("config", "quiet")}, args.config)
+    """Train; the settings, the checkpoint's path, and commands to go on with; or the first two as JSON."""
+    config = _config({k: v for k, v in vars(args).items() if k not in ("config", "quiet", "json")}, args.config)
     speaks = os.environ.get("RANK", "0") == "0"
-    if speaks and not args.quiet:
+    if speaks and not args.quiet and not args.json:
         yield _as_toml(config)
     resume = ("train", "--out", config.out, "--resume")
     try:
@@ -82,12 +86,19 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     except KeyboardInterrupt as interrupt:
         interrupt.args = (f"{interrupt or 'interrupted'}; go on with: {command_line(*resume)}",)
         raise
-    if speaks:
-        if skipped := json.loads(Path(config.out, "config.json").read_bytes())["skipped"]:
-            yield f"skipped:    {len(skipped)} files that can't be read; {Path(config.out, 'config.json')} names them"
-        yield f"checkpoint: {last}"
-        yield f"samples:    {command_line('sample', '--model', config.out, '--out', Path(config.out, 'samples.png'))}"
-        yield f"go on:      {command_line(*resume, '--steps', 2 * config.steps)}"
+    if not speaks:
+        return
+    record = Path(config.out, "config.json")
+    skipped = json.loads(record.read_bytes())["skipped"]
+    if args.json:
+        about = {"checkpoint": str(last), "skipped": skipped, "settings": dataclasses.asdict(config)}
+        yield json.dumps(about, indent=2)
+        return
+    if skipped:
+        yield f"skipped:    {len(skipped)} files that can't be read; {record} names them"
+    yield f"checkpoint: {last}"
+    yield f"samples:    {command_line('sample', '--model', config.out, '--out', Path(config.out, 'samples.png'))}"
+    yield f"go on:      {command_line(*resume, '--steps', 2 * config.steps)}"
 
 
 def _config(flags: Mapping[str, Any], file: str | None) -> TrainConfig:
@@ -126,6 +137,12 @@ def _docs(cls: type) -> dict[str, str]:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
     }  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    """A docstring as help: without markup, and as part of a line."""
+    text = text.replace("`", "")
+    return text if text[1:2].isupper() else text[0].lower() + text[1:]
 
 
 def _ints(text: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from tinyddpm import backends, verify
+from tinyddpm._commands import takes_output
 from tinyddpm.verify import Result
 
 __all__ = ["EXAMPLES", "arguments", "run"]
@@ -23,8 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", metavar="D", help="one of the backend's; by default its own choice")
     parser.add_argument("--dtype", default="float64", metavar="F", help="float64 (default) or float32")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print only what failed, and the count")
+    takes_output(parser, quiet="print only what failed, and the count")
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
