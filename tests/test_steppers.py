@@ -347,7 +347,9 @@ def test_autocast_runs_the_network_narrow_and_keeps_the_states_dtype() -> None:
 
 
 def test_weights_cast_once_a_run_are_autocasts_and_followed() -> None:
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
+    import torch
+
     from tinyddpm.nn import UNet
 
     net = UNet(8, 2, channels=8, mults=(1, 2), res_blocks=1, attention=(4,)).eval().requires_grad_(False)
@@ -360,7 +362,7 @@ def test_weights_cast_once_a_run_are_autocasts_and_followed() -> None:
         for weight in net.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.1)
         once, always = image(net, autocast="bfloat16"), image(Plain(), autocast="bfloat16")
-        np.testing.assert_allclose(once, always, rtol=0, atol=0.05)  # packed weights may be summed in another order
+        np.testing.assert_array_equal(once, always)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ change of resolution. The middle is block, attention, block. Every block gets th
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Sequence
@@ -161,6 +162,18 @@ class UNet(nn.Module):
             if isinstance(module, Attention):
                 variance_scaling(module.qkv, fan=2 * module.qkv.in_features)
                 variance_scaling(module.out, 1e-10)
+
+    def narrowed(self, dtype: torch.dtype) -> UNet:
+        """A copy for runs under autocast to `dtype`: the weights that it casts at every call are cast now, to the same numbers.
+
+        All else is shared.
+        """
+        kept: dict[int, Any] = {id(p): p for p in self.parameters()} | {id(self.drop_by): self.drop_by}
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                for p in module.parameters(recurse=False):
+                    kept[id(p)] = nn.Parameter(p.detach().to(dtype), requires_grad=False)
+        return copy.deepcopy(self, kept)
 
     @classmethod
     def cifar10(cls) -> UNet:
