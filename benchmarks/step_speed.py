@@ -1,6 +1,7 @@
 """What one reverse move costs without the network, beside other libraries and the machine's own limit.
 
-`python benchmarks/step_speed.py [--backend numpy torch jax cupy] [--device D] [--shape B C H W] [--json FILE] [--markdown FILE]`
+`python benchmarks/step_speed.py [--backend numpy torch jax cupy] [--device D] [--shape B C H W] [--fresh-heap] [--json FILE]
+[--markdown FILE]`
 
 A run makes a few moves from one start with a network output that stays the same: ours through the backend's stepper, made
 anew for each run, diffusers' through `set_timesteps` and its scheduler's `step`, and "formula" as denoising-diffusion-pytorch
@@ -8,6 +9,9 @@ writes a move, with coefficients gathered on the device into the batch's shape. 
 is not finite; theirs draw the library's own. "limit" is what the machine needs at least: the arrays that a move must read and
 write, timed as an addition in place, and our noise, timed alone. Microseconds a move, medians of runs that alternate; Torch
 and NumPy on one thread.
+
+Before anything is timed a large array is freed, as a network's activations are: from then on the C library hands out again
+what was freed. With ``--fresh-heap`` it asks the system anew, which costs those who allocate in every move up to twice the time.
 """
 
 from __future__ import annotations
@@ -139,8 +143,9 @@ def tasks(
     x, value = (backend.from_numpy(array, device=options.device) for array in host)
 
     def drawn() -> None:
+        draw = noise.like(x, 0, None)
         for step in range(1, steps):
-            z = noise.normal(0, range(shape[0]), step, shape[1:], backend=backend.name, device=options.device)
+            z = draw(step)
         waited(backend, z)
 
     def added() -> None:
@@ -183,6 +188,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="of all of them (default: cpu)")
     parser.add_argument("--sampler", nargs="+", default=list(ARRAYS), metavar="S", help=f"default: {' '.join(ARRAYS)}")
     parser.add_argument("--shape", type=int, nargs=4, metavar="N", help="one shape instead of the usual four")
+    parser.add_argument("--fresh-heap", action="store_true", help="as in a process that has freed nothing large")
     parser.add_argument("--rounds", type=int, metavar="N", help="timed runs of each (default: by size)")
     for name in ("json", "markdown"):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the rows there, as {name}")
@@ -206,6 +212,8 @@ def main(argv: Sequence[str]) -> None:
 
     torch.set_num_threads(1)
     options = parsed(argv)
+    if not options.fresh_heap:
+        torch.zeros(2**23 - 2**12)  # just below 32 MiB, up to which glibc learns
     found = list(rows(options))
     header = ["sampler", "shape", "backend", "us/move", "diffusers", "ratio", "formula", "ratio", "limit", "over limit"]
     cells = [
@@ -214,7 +222,8 @@ def main(argv: Sequence[str]) -> None:
         for r in found
     ]  # fmt: skip
     about = _report.environment("torch", "diffusers", *(["jax"] if "jax" in options.backend else []))
-    text = f"{_report.table(header, cells)}\n\n{_report.described(about)}.\n"
+    heap = "; fresh heap" if options.fresh_heap else ""
+    text = f"{_report.table(header, cells)}\n\n{_report.described(about)}{heap}.\n"
     print(text)
     _report.write_text(options.markdown, f"# {_report.about(__doc__)}\n\n{text}")
     for row in found:

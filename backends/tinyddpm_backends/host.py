@@ -22,6 +22,7 @@ __all__ = ["Noise", "Stepper", "normal"]
 Array = NDArray[Any]
 
 _WORD = 2**64
+_U8, _U4 = np.dtype("<u8"), np.dtype("<u4")
 _FEW = 8192  # elements over which a pass costs no more than its call
 _LARGE = 1e18  # the product of two such numbers is far from float32's largest
 _BLOCK = 65_536  # elements of a piece, a multiple of 16: three halves of it are worked in at once
@@ -73,7 +74,8 @@ class Noise:
         self._runs = _runs(index, self.blocks, rows)
         self._work = np.empty((3, min(len(index), rows) * width), dtype)
         self._philox: Any = np.random.Philox(key=np.array([seed, stream], np.uint64))
-        self._counter: Any = self._philox.state  # setting it is ten times faster than a new generator
+        self._state: Any = self._philox.state  # setting it is ten times faster than a new generator
+        self._counter: Any = self._state["state"]["counter"]
 
     def places(self, piece: tuple[int, int, int, int]) -> list[slice]:
         """Where a piece lies among all elements in C order."""
@@ -125,9 +127,9 @@ class Noise:
     def _raw(self, step: int, first: int, count: int) -> Array:
         """The 8 * count words of the generator's blocks from `first` on."""
         high, low = divmod(first, _WORD)
-        self._counter["state"]["counter"] = np.array([low, high, step, 0], np.uint64)
-        self._philox.state = self._counter
-        return self._philox.random_raw(4 * count).astype("<u8", copy=False).view("<u4")  # type: ignore[no-any-return]
+        self._counter[:3] = low, high, step
+        self._philox.state = self._state
+        return self._philox.random_raw(4 * count).astype(_U8, copy=False).view(_U4)  # type: ignore[no-any-return]
 
     def _polar(self, radii: Array, angles: Array) -> tuple[Array, Array, Array]:
         """Box-Muller's radius, cosine and sine, in the workspaces.
@@ -170,9 +172,9 @@ class Stepper:
         self._base = self._flat.copy() if any(row.base is not None for row in rows) else self._flat
         self._noise = Noise(seed, 0, index, math.prod(x.shape[1:]), x.dtype)
         self._samples = self.state.reshape(len(index), self._noise.n)
-        self._areas = [(piece, self._noise.places(piece)) for piece in self._noise.pieces]
-        self._cuts = [slice(cut, cut + _BLOCK) for cut in range(0, self._flat.size, _BLOCK)]
         self._value, self._work = np.empty(0), np.empty((2, min(_BLOCK, self._flat.size)), x.dtype)
+        self._areas = [(piece, [*map(self._views, self._noise.places(piece))]) for piece in self._noise.pieces]
+        self._cuts = [self._views(slice(cut, cut + _BLOCK)) for cut in range(0, self._flat.size, _BLOCK)]
         kept = depth(rows) if depth(rows) > 1 else int(shown)
         self._history = [np.empty_like(self._flat) for _ in range(kept)]
         # Small samples cost calls, not time: the noise of as many moves as fill a piece is drawn at once.
@@ -186,7 +188,7 @@ class Stepper:
 
     def move(self, k: int, value: Array, std: Array | None = None, z: Array | None = None) -> bool:
         """Row k's move; whether the network's output was finite."""
-        row, flat, value, noise = self.rows[k], self._flat, self._contiguous(value), None
+        row, value, noise = self.rows[k], self._contiguous(value), None
         self._history = self._history[-1:] + self._history[:-1]
         if z is not None:
             noise = (z * (row.std if std is None else std)).reshape(-1)
@@ -196,29 +198,34 @@ class Stepper:
             noise = self._drawn(k)
         finite = True
         if row.std and noise is None:  # piece by piece, with its noise
-            for piece, places in self._areas:
-                for place in places:
-                    finite &= self._combine(row, value[place], place)
+            for piece, areas in self._areas:
+                for views in areas:
+                    finite &= self._combine(row, value, views)
                 self._noise.apply(partial(_add, row.std), piece, row.t, self._samples)
         else:
-            for place in self._cuts:
-                finite &= self._combine(row, value[place], place)
+            for views in self._cuts:
+                finite &= self._combine(row, value, views)
                 if noise is not None:
-                    np.add(flat[place], noise[place], out=flat[place])
+                    np.add(views[1], noise[views[0]], out=views[1])
         return finite
 
-    def _combine(self, row: Any, value: Array, place: slice) -> bool:
+    def _views(self, place: slice) -> tuple[slice, Array, Array, Array, Array]:
+        """A place, the state and the base there, and as much of two workspaces."""
+        x = self._flat[place]
+        return place, x, self._base[place], *self._work[:, : len(x)]
+
+    def _combine(self, row: Any, value: Array, views: tuple[slice, Array, Array, Array, Array]) -> bool:
         """The row's move in one place; whether the network's output was finite there."""
-        if value.size <= _FEW and _tame(row, value):  # without what costs more than the move, after a network
-            self._weigh(row, value, place)
+        value = value[views[0]]
+        if 0 < value.size <= _FEW and _tame(row, value):  # without what costs more than the move, after a network
+            self._weigh(row, value, *views)
             return True
         with np.errstate(over="ignore", invalid="ignore"):  # told by the result
-            self._weigh(row, value, place)
+            self._weigh(row, value, *views)
             return math.isfinite(value.dot(value)) or bool(np.isfinite(value).all())  # the square may overflow
 
-    def _weigh(self, row: Any, value: Array, place: slice) -> None:
+    def _weigh(self, row: Any, value: Array, place: slice, x: Array, base: Array, x0: Array, work: Array) -> None:
         """x_0 and what the row makes of it."""
-        x, base, (x0, work) = self._flat[place], self._base[place], self._work[:, : len(value)]
         history = [x_0[place] for x_0 in self._history] or [x0]
         x0, (a_value, a_state) = history[0], row.read
         np.multiply(value, a_value, out=x0)
@@ -266,8 +273,8 @@ def _weighed(weights: Sequence[float], base: Array, history: Sequence[Array], ou
 
 def _tame(row: Any, value: Array) -> bool:
     """Whether no product of the row's and the network's numbers can leave their range."""
-    low, high = np.minimum.reduce(value, initial=0.0), np.maximum.reduce(value, initial=0.0)
-    return bool(low > -_LARGE and high < _LARGE and max(map(abs, row.read)) < _LARGE)
+    within = np.minimum.reduce(value) > -_LARGE and np.maximum.reduce(value) < _LARGE
+    return bool(within and max(map(abs, row.read)) < _LARGE)
 
 
 def _fill(part: Array, r: Array, wave: Array) -> None:
