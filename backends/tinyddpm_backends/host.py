@@ -1,6 +1,6 @@
 """Noise and reverse moves in host memory, for NumPy and for Torch on a CPU.
 
-Both go over their elements piece by piece, small enough for all passes over one to stay in the second-level cache.
+Both go over their elements in pieces small enough to stay in the caches from pass to pass, and large enough that calls cost little.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Array = NDArray[Any]
 
 _WORD = 2**64
 _U8, _U4 = np.dtype("<u8"), np.dtype("<u4")
-_FEW = 8192  # elements over which a pass costs no more than its call
+_FEW = 8192  # elements, over which a pass costs hardly more than its call
 _LARGE = 1e18  # the product of two such numbers is far from float32's largest
-_BLOCK = 65_536  # elements of a piece, a multiple of 16: three halves of it are worked in at once
+_BLOCK = 131_072  # elements of a piece, a multiple of 16: three halves of it are worked in at once
 
 
 def normal(seed: int, index: NDArray[np.uint64], step: int, shape: tuple[int, ...], stream: int, dtype: str) -> Array:
@@ -76,14 +76,6 @@ class Noise:
         self._philox: Any = np.random.Philox(key=np.array([seed, stream], np.uint64))
         self._state: Any = self._philox.state  # setting it is ten times faster than a new generator
         self._counter: Any = self._state["state"]["counter"]
-
-    def places(self, piece: tuple[int, int, int, int]) -> list[slice]:
-        """Where a piece lies among all elements in C order."""
-        first, last, start, stop = piece
-        if stop - start == self.half:
-            return [slice(first * self.n, last * self.n)]
-        sides = ((start, stop), (self.half + start, min(self.half + stop, self.n)))
-        return [slice(first * self.n + a, first * self.n + b) for a, b in sides]
 
     def draw(self, step: int, out: Array) -> None:
         """Fill `out`, shape (len(index), n)."""
@@ -173,8 +165,7 @@ class Stepper:
         self._noise = Noise(seed, 0, index, math.prod(x.shape[1:]), x.dtype)
         self._samples = self.state.reshape(len(index), self._noise.n)
         self._value, self._work = np.empty(0), np.empty((2, min(_BLOCK, self._flat.size)), x.dtype)
-        self._areas = [(piece, [*map(self._views, self._noise.places(piece))]) for piece in self._noise.pieces]
-        self._cuts = [self._views(slice(cut, cut + _BLOCK)) for cut in range(0, self._flat.size, _BLOCK)]
+        self._places = [self._views(slice(cut, cut + _BLOCK)) for cut in range(0, self._flat.size, _BLOCK)]
         kept = depth(rows) if depth(rows) > 1 else int(shown)
         self._history = [np.empty_like(self._flat) for _ in range(kept)]
         # Small samples cost calls, not time: the noise of as many moves as fill a piece is drawn at once.
@@ -188,25 +179,20 @@ class Stepper:
 
     def move(self, k: int, value: Array, std: Array | None = None, z: Array | None = None) -> bool:
         """Row k's move; whether the network's output was finite."""
-        row, value, noise = self.rows[k], self._contiguous(value), None
+        row, value, samples = self.rows[k], self._contiguous(value), self._samples
         self._history = self._history[-1:] + self._history[:-1]
-        if z is not None:
-            noise = (z * (row.std if std is None else std)).reshape(-1)
-        elif std is not None:
-            noise = self._scaled(std, row.t).reshape(-1)
-        elif row.std and self._moves_ahead > 1 and len(self._areas) == 1:
-            noise = self._drawn(k)
         finite = True
-        if row.std and noise is None:  # piece by piece, with its noise
-            for piece, areas in self._areas:
-                for views in areas:
-                    finite &= self._combine(row, value, views)
-                self._noise.apply(partial(_add, row.std), piece, row.t, self._samples)
-        else:
-            for views in self._cuts:
-                finite &= self._combine(row, value, views)
-                if noise is not None:
-                    np.add(views[1], noise[views[0]], out=views[1])
+        for views in self._places:
+            finite &= self._combine(row, value, views)
+        if z is not None:
+            np.add(samples, (z * (row.std if std is None else std)).reshape(samples.shape), out=samples)
+        elif std is not None:
+            np.add(samples, self._scaled(std.reshape(samples.shape), row.t), out=samples)
+        elif row.std and self._moves_ahead > 1 and samples.size:
+            np.add(samples, self._drawn(k), out=samples)
+        elif row.std:
+            for piece in self._noise.pieces:
+                self._noise.apply(partial(_add, row.std), piece, row.t, samples)
         return finite
 
     def _views(self, place: slice) -> tuple[slice, Array, Array, Array, Array]:
@@ -217,7 +203,7 @@ class Stepper:
     def _combine(self, row: Any, value: Array, views: tuple[slice, Array, Array, Array, Array]) -> bool:
         """The row's move in one place; whether the network's output was finite there."""
         value = value[views[0]]
-        if 0 < value.size <= _FEW and _tame(row, value):  # without what costs more than the move, after a network
+        if len(value) <= _FEW and _tame(row, value):  # without what costs more than the move, after a network
             self._weigh(row, value, *views)
             return True
         with np.errstate(over="ignore", invalid="ignore"):  # told by the result
@@ -233,7 +219,7 @@ class Stepper:
             np.add(x0, np.multiply(x, a_state, out=work), out=x0)
         if self.clip:
             x0.clip(-1.0, 1.0, out=x0)
-        _weighed(row.state, base, history, x, work)
+        _weighed(row.state, base, history, x, work if self._history or row.base else x0)
         if row.base is not None:
             _weighed(row.base, base, history, base, work)
         elif self._base is not self._flat:
@@ -244,11 +230,10 @@ class Stepper:
             noisy = (j for j in range(k, len(self.rows)) if self.rows[j].std)
             ahead = list(itertools.islice(noisy, self._moves_ahead))
             z = self._noise.several([self.rows[j].t for j in ahead], [self.rows[j].std for j in ahead])
-            self._ahead = dict(zip(ahead, z.reshape(len(ahead), -1), strict=True))
+            self._ahead = dict(zip(ahead, z, strict=True))
         return self._ahead[k]
 
-    def _scaled(self, std: Array, t: int) -> Array:
-        samples = std.reshape(self._samples.shape)
+    def _scaled(self, samples: Array, t: int) -> Array:
         for piece in self._noise.pieces:
             self._noise.apply(_scale, piece, t, samples)
         return samples
