@@ -1,6 +1,6 @@
 """Noise and reverse moves in host memory, for NumPy and for Torch on a CPU.
 
-Both go over their elements in pieces small enough to stay in the caches from pass to pass, and large enough that calls cost little.
+Both go over their elements in pieces that stay in the caches from pass to pass, yet are worth a call each.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ Array = NDArray[Any]
 
 _WORD = 2**64
 _U8, _U4 = np.dtype("<u8"), np.dtype("<u4")
-_FEW = 8192  # elements, over which a pass costs hardly more than its call
-_LARGE = 1e18  # the product of two such numbers is far from float32's largest
-_BLOCK = 131_072  # elements of a piece, a multiple of 16: three halves of it are worked in at once
+_BLOCK = 65_536  # elements of a piece, a multiple of 16: three halves of it are worked in at once
 
 
 def normal(seed: int, index: NDArray[np.uint64], step: int, shape: tuple[int, ...], stream: int, dtype: str) -> Array:
@@ -203,9 +201,6 @@ class Stepper:
     def _combine(self, row: Any, value: Array, views: tuple[slice, Array, Array, Array, Array]) -> bool:
         """The row's move in one place; whether the network's output was finite there."""
         value = value[views[0]]
-        if len(value) <= _FEW and _tame(row, value):  # without what costs more than the move, after a network
-            self._weigh(row, value, *views)
-            return True
         with np.errstate(over="ignore", invalid="ignore"):  # told by the result
             self._weigh(row, value, *views)
             return math.isfinite(value.dot(value)) or bool(np.isfinite(value).all())  # the square may overflow
@@ -254,12 +249,6 @@ def _weighed(weights: Sequence[float], base: Array, history: Sequence[Array], ou
     for weight, x0 in zip(weights[1:], history, strict=False):
         if weight:
             np.add(out, np.multiply(x0, weight, out=work), out=out)
-
-
-def _tame(row: Any, value: Array) -> bool:
-    """Whether no product of the row's and the network's numbers can leave their range."""
-    within = np.minimum.reduce(value) > -_LARGE and np.maximum.reduce(value) < _LARGE
-    return bool(within and max(map(abs, row.read)) < _LARGE)
 
 
 def _fill(part: Array, r: Array, wave: Array) -> None:

@@ -28,8 +28,13 @@ class HostStepper:
         return torch.from_numpy(self._host.x0)
 
     def move(self, k: int, value: Tensor, std: Tensor | None = None, z: Tensor | None = None) -> bool:
-        own_std, own_z = (None if x is None else x.numpy(force=True) for x in (std, z))
-        return self._host.move(k, value.numpy(force=True), own_std, own_z)
+        own_std, own_z = (None if x is None else _seen(x) for x in (std, z))
+        return self._host.move(k, _seen(value), own_std, own_z)
+
+
+def _seen(x: Tensor) -> Any:
+    """x as a NumPy array; forced, which takes twice as long, only where it must be."""
+    return x.numpy(force=x.requires_grad or x.is_neg())
 
 
 class DeviceStepper:
