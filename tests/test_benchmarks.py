@@ -244,6 +244,44 @@ def test_likelihood_speed(script: Callable[[str], Any], tmp_path: Path, capsys: 
     assert capsys.readouterr().out.count("\n| torch") == 1
 
 
+def test_where_time_goes(
+    script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every part has a time; what follows a network costs more than what is repeated."""
+    pytest.importorskip("diffusers")
+    monkeypatch.setattr("torch.compile", lambda net, **options: net)  # takes half a minute
+    files = {name: tmp_path / name for name in ("w.json", "w.md")}
+    script("where_time_goes").main(["--rounds", "2", "--json", str(files["w.json"]), "--markdown", str(files["w.md"])])
+    found = json.loads(files["w.json"].read_text())
+    assert all(row["ns"] > 0 for row in found["passes"])
+    assert sum(row["in_ddim"] for row in found["passes"]) == 8
+    of = {row["call"]: row for row in found["after_network"]}
+    assert of["all"]["after_us"] > of["all"]["repeated_us"]
+    kinds = {row["kind"]: row for row in found["network"]}
+    assert kinds["convolution"]["ours"] > kinds["sums"]["ours"]
+    assert files["w.md"].read_text().startswith("# Where the time")
+    assert "## After network" in capsys.readouterr().out
+
+
+def test_the_page_of_aims(script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every figure is that of the committed table it names; a tick stands where it reaches its aim, on the right side."""
+    pytest.importorskip("matplotlib")
+    module = script("speed")
+    lines = list(module.lines(module.RESULTS))
+    for line in lines:
+        table = (module.RESULTS / f"{line.table}.md").read_text()
+        assert table.startswith("# ")
+    assert {line.table for line in lines if not line.least} == {"step_speed", "sample_speed_1000"}
+    at = {"what": "a", "beside": "b", "table": "t", "aim": 2.0}
+    assert module.Line(value=2.0, **at).met
+    assert not module.Line(value=1.9, **at).met
+    assert module.Line(value=1.9, least=False, **at).met
+    module.main(["--markdown", str(tmp_path / "s.md"), "--plot", str(tmp_path / "s.png")])
+    assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
+    assert "![" in (tmp_path / "s.md").read_text()
+    assert capsys.readouterr().out.count("\n| ") == len(lines) + 1
+
+
 def test_import_time(
     script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

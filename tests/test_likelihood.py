@@ -17,7 +17,7 @@ from conftest import Library
 from numpy.typing import NDArray
 from strategies import batch
 
-from tinyddpm import Denoiser, Diffusion, Gaussian, likelihood, schedules
+from tinyddpm import Denoiser, Diffusion, Gaussian, guidance, likelihood, schedules
 from tinyddpm.analytic import GaussianData, MixtureData
 from tinyddpm.conversions import KINDS
 from tinyddpm.noise import normal
@@ -194,6 +194,22 @@ def test_the_bound_agrees_in_every_library(library: Library, variance: str) -> N
         np.testing.assert_allclose(getattr(ours, name), getattr(truth, name), rtol=2e-5)  # noise agrees within 2e-6
     single = likelihood.vlb(CHAIN, denoiser, library.array(X0, "float32"), seed=3)
     np.testing.assert_allclose(single.total, truth.total, rtol=1e-4)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "v"])
+def test_the_bound_of_a_guided_network(library: Library, predicts: str) -> None:
+    """A classifier shifts the score by its gradient, so eps by -sqrt(1 - alpha_bar) times that, whatever is predicted."""
+    spread = CHAIN.sqrt_one_minus_alpha_bar
+
+    def shifted(x_t: Any, t: Any) -> Any:
+        eps = EXACT(x_t, t) - 0.3 * spread[np.asarray(t)].reshape(-1, 1, 1) * -x_t
+        return CHAIN.convert(eps, x_t, t, "eps", predicts)
+
+    net = guidance.classifier(as_kind(predicts).net, lambda x_t, t: -x_t, 0.3)
+    guided = likelihood.vlb(CHAIN, Denoiser(net, predicts=predicts), library.array(X0, "float64"))
+    plain = likelihood.vlb(CHAIN, Denoiser(shifted, predicts=predicts), X0)
+    np.testing.assert_allclose(guided.kl, plain.kl, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(guided.decoder, plain.decoder, rtol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

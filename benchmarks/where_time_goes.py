@@ -1,0 +1,193 @@
+"""Where the time of a move goes on a CPU: what keeps it from the limits that the other tables state.
+
+`python benchmarks/where_time_goes.py [--rounds N] [--json FILE] [--markdown FILE]`
+
+"Passes" are the operations of which a noise-free move consists, each over arrays of (64, 3, 32, 32) in pieces as the moves take
+them, in nanoseconds an element; beside them the one pass that a kernel with all of them inside would need, which is the limit in
+the table of moves. "After a network" are the calls of one move of 16 images of 8x8 beside the demo's network, in microseconds:
+repeated at once, and each the first time after a call of the network, which has taken the caches. "The network" is the time of
+one call by kind of operation, ours, ours compiled (whose own kernels are among "other"), and diffusers' with the same weights;
+profiled, so that the sum is more than a call costs. One thread, medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import _report
+import numpy as np
+
+from tinyddpm import Denoiser, Diffusion
+from tinyddpm._array import positive_int
+
+Task = Callable[[], object]
+PIECE = 65_536
+KINDS = {
+    "convolution": ("conv",), "matrix product": ("mm", "linear"), "attention": ("attention", "softmax"),
+    "GroupNorm and SiLU": ("norm", "silu"), "copies": ("copy", "clone", "contiguous", "cat"), "sums": ("add", "mul", "div"),
+}  # fmt: skip
+
+
+def passes(rounds: int) -> list[dict[str, Any]]:
+    """Nanoseconds an element of each operation of a move, and how many a move of DDIM has."""
+    rng = np.random.default_rng(0)
+    value, x, x0, work = rng.standard_normal((4, 64 * 3 * 32 * 32), dtype=np.float32)
+    pieces = [slice(start, start + PIECE) for start in range(0, x.size, PIECE)]
+
+    def over(operation: Callable[[slice], object]) -> Task:
+        return lambda: [operation(piece) for piece in pieces]
+
+    tasks: dict[str, tuple[int, Task]] = {
+        "multiply": (4, over(lambda p: np.multiply(value[p], 0.5, out=x0[p]))),
+        "add": (2, over(lambda p: np.add(work[p], value[p], out=x0[p]))),
+        "clip": (1, over(lambda p: x0[p].clip(-1.0, 1.0, out=x0[p]))),
+        "is it finite": (1, over(lambda p: value[p].dot(value[p]))),
+        "one pass of a fused kernel": (0, lambda: np.add(x, value, out=x)),
+    }
+    seconds = _report.alternating({name: task for name, (_, task) in tasks.items()}, rounds)
+    return [{"pass": name, "ns": 1e9 * seconds[name] / x.size, "in_ddim": count} for name, (count, _) in tasks.items()]
+
+
+def after_network(net: Any, rounds: int) -> list[dict[str, Any]]:
+    """Microseconds of each call of a move, repeated and after the network."""
+    import torch
+
+    x, t = torch.randn(16, 1, 8, 8), torch.full((16,), 5)
+    denoiser = Denoiser(net)
+    out = net(x, t)
+    flat = out.numpy().reshape(-1)
+    x0, state, z = np.zeros((3, flat.size), np.float32)
+
+    def silenced() -> None:
+        with np.errstate(over="ignore"):
+            pass
+
+    parts: dict[str, Task] = {
+        "the output's shape, dtype, device": lambda: denoiser._check_output(out, x, 5, torch),
+        "Torch's array as NumPy's": lambda: out.numpy().reshape(-1),
+        "no warnings": silenced,
+        "multiply": lambda: np.multiply(flat, 0.5, out=x0),
+        "multiply, add": lambda: np.add(x0, np.multiply(state, 0.5, out=state), out=x0),
+        "clip": lambda: x0.clip(-1.0, 1.0, out=x0),
+        "multiply twice, add": lambda: np.add(
+            np.multiply(state, 0.5, out=state), np.multiply(x0, 0.5, out=x0), out=state
+        ),
+        "is it finite": lambda: flat.dot(flat),
+        "noise drawn before, add": lambda: np.add(state, z, out=state),
+    }
+    cold: dict[str, list[float]] = {name: [] for name in parts}
+    warm = {name: _median_of(part, 20 * rounds) for name, part in parts.items()}
+    with torch.no_grad():
+        for _ in range(10 * rounds):
+            net(x, t)
+            for name, part in parts.items():
+                start = time.perf_counter()
+                part()
+                cold[name].append(time.perf_counter() - start)
+        whole = _median_of(lambda: net(x, t), 10 * rounds)
+    rows = [{"call": n, "repeated_us": 1e6 * warm[n], "after_us": 1e6 * statistics.median(cold[n])} for n in parts]
+    total = {"call": "all", **{key: sum(row[key] for row in rows) for key in ("repeated_us", "after_us")}}
+    return [*rows, total, {"call": "the network", "repeated_us": 1e6 * whole, "after_us": 1e6 * whole}]
+
+
+def _median_of(task: Task, times: int) -> float:
+    return _report.alternating({"": task}, times)[""]
+
+
+def network(net: Any, rounds: int) -> list[dict[str, Any]]:
+    """Milliseconds of a call by kind of operation."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    x, t = torch.randn(16, 1, 8, 8).contiguous(memory_format=torch.channels_last), torch.full((16,), 5)
+    ours = torch.compile(net, dynamic=False)
+    columns: dict[str, dict[str, float]] = {}
+    with torch.no_grad():
+        for name, called in {"ours": net, "compiled": ours, "diffusers": theirs(net)}.items():
+            for _ in range(3):
+                called(x, t)
+            with profile(activities=[ProfilerActivity.CPU]) as found:
+                for _ in range(10 * rounds):
+                    called(x, t)
+            columns[name] = _by_kind(found.key_averages(), 10 * rounds)
+            columns[name]["a call, not profiled"] = 1e3 * _median_of(lambda f=called: f(x, t), 10 * rounds)  # type: ignore[misc]
+    kinds = [*KINDS, "other", "a call, not profiled"]
+    return [{"kind": kind, **{name: column.get(kind, 0.0) for name, column in columns.items()}} for kind in kinds]
+
+
+def theirs(net: Any) -> Callable[[Any, Any], Any]:
+    """diffusers' network with the same weights."""
+    import diffusers
+    import torch
+
+    from tinyddpm.nn import save_diffusers
+
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs, of what they will remove
+        save_diffusers(Path(folder) / "model", net, Diffusion(), Denoiser(net, first_t=0))
+        unet = diffusers.UNet2DModel.from_pretrained(Path(folder) / "model" / "unet", low_cpu_mem_usage=False)
+    made: Any = unet.eval().to(memory_format=torch.channels_last)
+    return lambda x, t: made(x, t).sample
+
+
+def _by_kind(events: Iterable[Any], calls: int) -> dict[str, float]:
+    """Milliseconds a call of each kind, by the names of the operations that spend them."""
+    found: dict[str, float] = {}
+    for event in events:
+        kind = next((k for k, names in KINDS.items() if any(name in event.key for name in names)), "other")
+        found[kind] = found.get(kind, 0.0) + event.self_cpu_time_total / 1e3 / calls
+    return found
+
+
+def parsed(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _report.Parser(description=_report.about(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--rounds", type=int, default=15, metavar="N", help="how often each is timed, and some of it ten times so"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the environment there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
+    options = parser.parse_args(argv)
+    positive_int("--rounds", options.rounds)
+    return options
+
+
+def main(argv: Sequence[str]) -> None:
+    import torch
+
+    from tinyddpm import nn
+
+    options = parsed(argv)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net = (
+        nn.UNet(8, in_channels=1, channels=32, mults=(1, 2), res_blocks=1, attention=(4,)).eval().requires_grad_(False)
+    )
+    net = net.to(memory_format=torch.channels_last)
+    found = {
+        "passes": passes(options.rounds),
+        "after_network": after_network(net, options.rounds),
+        "network": network(net, options.rounds),
+    }
+    titles = {
+        "passes": ("pass", "ns/element", "in a DDIM move"),
+        "after_network": ("call", "repeated us", "after the network us"),
+        "network": ("ms a call", "ours", "ours compiled", "diffusers"),
+    }
+    tables = {name: _report.table(titles[name], [tuple(row.values()) for row in rows]) for name, rows in found.items()}
+    text = "\n\n".join(f"## {name.replace('_', ' ').capitalize()}\n\n{body}" for name, body in tables.items())
+    print(text)
+    environment = _report.environment("torch", "diffusers")
+    _report.write_json(options.json, {**found, **environment})
+    page = f"# {_report.about(__doc__)}\n\n{text}\n\n{_report.described(environment)}\n"
+    _report.write_text(options.markdown, page)
+
+
+if __name__ == "__main__":
+    raise SystemExit(_report.run(main))
