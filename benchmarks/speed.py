@@ -2,8 +2,8 @@
 
 `python benchmarks/speed.py [--results DIR] [--markdown FILE] [--plot FILE.png]`
 
-Nothing is timed here: each figure is read from a table in this folder, made by the script of the same name, and is a ratio of
-two medians of one run. A line without a tick in its last column missed its aim; what limits it is in the page on the design.
+Nothing is timed here: each figure is read from the table named beside it. A ratio is of two medians of one run. A line without a
+tick missed its aim; "Where the time of a move goes" and the page on the design say what limits it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def lines(results: Path) -> Iterator[Line]:
 def table(found: Sequence[Line]) -> str:
     header = ("what", "beside", "aim", "measured", "met", "table")
     return _report.table(header, [
-        (r.what, r.beside, f"{'at least' if r.least else 'at most'} {r.aim:.4g}", f"{r.value:.3g}", "✓" if r.met else "",
+        (r.what, r.beside, f"{'at least' if r.least else 'at most'} {r.aim:.4g}", f"{r.value:.4g}", "✓" if r.met else "",
          f"[{r.table}]({r.table}.md)") for r in found])  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -266,14 +267,21 @@ def test_dropout_keeps_the_mean_and_the_rate() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrowed_is_what_autocast_makes_of_it(dtype: Any) -> None:
+def test_cast_for_autocast_is_what_autocast_makes_of_it(dtype: Any) -> None:
     """To the bit, with the other parameters shared."""
     net = small(classes=3, head_dim=4, dropout=0.5)
     before = {name: weight.clone() for name, weight in net.state_dict().items()}
     (x, t), y = batch(net), torch.tensor([0, 2, 3])
-    narrow = net.narrowed(dtype)
+    narrow = net.cast_for_autocast(dtype)
     with torch.no_grad(), torch.autocast("cpu", dtype):
         assert torch.equal(narrow(x, t, y), net(x, t, y))
+    calls: list[Any] = []
+    net.conv_in.register_forward_hook(lambda module, *_: calls.append(module))
+    net.lock = threading.Lock()  # type: ignore[assignment]  # which can't be copied
+    again = net.cast_for_autocast(dtype)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        again(x, t, y)
+    assert calls == [again.conv_in]
     assert narrow.norm_out.weight is net.norm_out.weight
     assert narrow.drop_by is net.drop_by
     assert {p.dtype for m in narrow.modules() if isinstance(m, torch.nn.Linear) for p in m.parameters()} == {dtype}

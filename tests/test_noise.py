@@ -11,6 +11,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from tinyddpm_backends import counters, cupy_backend
+from tinyddpm_backends import counters, cupy_backend, host
 
 from tinyddpm import backends, noise
 
@@ -424,6 +425,23 @@ def test_threads_draw_side_by_side(native: Any) -> None:
     with ThreadPoolExecutor(4) as pool:
         for z, expected in zip(pool.map(draw, steps, chunksize=2), alone, strict=True):
             np.testing.assert_array_equal(z, expected)
+
+
+def test_a_draw_may_interrupt_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal's handler does that draws the same noise of another step, while the workspaces are in use."""
+    draw = partial(noise.normal, 1, range(8), shape=(4, 70))
+    expected, apply = draw(step=3), host.Noise.apply
+
+    def interrupted(self: Any, put: Any, *args: Any) -> None:
+        def later(*parts: Any) -> None:
+            monkeypatch.undo()
+            draw(step=9)
+            put(*parts)
+
+        apply(self, later, *args)
+
+    monkeypatch.setattr(host.Noise, "apply", interrupted)
+    np.testing.assert_array_equal(draw(step=3), expected)
 
 
 def test_noise_like_an_array(library: Any) -> None:

@@ -261,8 +261,9 @@ def labels(numbers: Sequence[int], x: Array, xp: Any) -> Iterator[Array]:
     batch = x.shape[0]
     many = max(1, 2**16 // max(1, batch))
     for first in range(0, len(numbers), many):
-        columns = np.array(numbers[first : first + many])[:, None]
-        yield from xp.unstack(integers(np.repeat(columns, batch, axis=1), 0, x, xp))
+        column = np.array(numbers[first : first + many])[:, None]
+        table = integers(np.repeat(column, batch, axis=1), 0, x, xp)
+        yield from (table[k, ...] for k in range(len(column)))  # JAX compiles an output for each row of an unstack
 
 
 def on_host(x: Array) -> bool:

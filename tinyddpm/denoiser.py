@@ -12,7 +12,6 @@ import numpy as np
 
 from tinyddpm import _array, conversions, plans
 from tinyddpm._array import Array, Steps
-from tinyddpm._value import Value
 from tinyddpm.diffusion import Diffusion
 from tinyddpm.gaussian import Gaussian
 
@@ -28,7 +27,7 @@ _LEARNED = ("learned", "learned_range")
 
 
 @dataclass(frozen=True, eq=False)
-class Denoiser(Value):
+class Denoiser:
     """The learned reverse process p(x_s | x_t), as a network gives it.
 
     Parameters
@@ -67,11 +66,6 @@ class Denoiser(Value):
             raise TypeError(f"clip_x0: a bool is needed, not {type(self.clip_x0).__name__}")
         _array.as_int("first_t", self.first_t, -(2**31), 2**31)
 
-    @cached_property
-    def _guided(self) -> Any:
-        """The network's form where a classifier shifts the score, which needs to know the chain."""
-        return getattr(self.net, "guided", None)
-
     @property
     def learned(self) -> bool:
         """Whether the network emits its variance."""
@@ -107,7 +101,9 @@ class Denoiser(Value):
 
     def ask(self, d: Diffusion, x_t: Array, t: Steps, net_t: Array, xp: Any) -> tuple[Array, Array | None]:
         """`call` with checked arguments: x_t of the namespace xp, and t as the network counts."""
-        guided = self._guided
+        guided = None
+        if hasattr(type(self.net), "guided"):  # a classifier shifts the score, so it needs to know the chain
+            guided = getattr(self.net, "guided", None)
         out = self.net(x_t, net_t) if guided is None else guided(x_t, net_t, d, t, self.predicts)
         self._check_output(out, x_t, t, xp)
         if not self.learned:
@@ -199,6 +195,21 @@ class Denoiser(Value):
         here, there = (getattr(x, "device", None) for x in (x_t, out))
         if there != here and None not in (here, there) and not hasattr(out, "sharding"):
             raise ValueError(f"net: returned an array on {there} at {_where(t)}, {here} is needed")
+
+    # A value: equal and hashable by content.
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Denoiser):
+            return NotImplemented
+        return self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+    @property
+    def _content(self) -> tuple[Any, ...]:
+        variance = self.variance if isinstance(self.variance, str) else self.variance.tobytes()
+        return self.net, self.predicts, variance, self.clip_x0, self.first_t
 
 
 def check_model(d: Diffusion, denoiser: Denoiser) -> None:

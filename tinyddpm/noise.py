@@ -59,7 +59,7 @@ def normal(
 
 
 def like(
-    x: backends.Array, seed: int, index: Sequence[int] | None, *, stream: int = 0, exact: bool = False
+    x: backends.Array, seed: int, index: Sequence[int] | None, *, stream: int = 0
 ) -> Callable[[int], backends.Array]:
     """``draw(step)``, the noise of a step in x's shape (n, ...), library, device and dtype, for those who need that of many.
 
@@ -68,7 +68,7 @@ def like(
     from array_api_compat import device
 
     where = backends.of(x).name, device(x), dtype_name(x)
-    return _drawing(seed, numbers(index, x.shape[0]), tuple(x.shape[1:]), stream, exact, *where)
+    return _drawing(seed, numbers(index, x.shape[0]), tuple(x.shape[1:]), stream, False, *where)
 
 
 def numbers(index: Sequence[int] | None, n: int) -> Sequence[int]:

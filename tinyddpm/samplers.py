@@ -83,7 +83,8 @@ class Options(TypedDict, total=False):
     compile: bool
     """Compile the network (Torch): at the first call, for every new shape. On CUDA a whole move becomes one graph."""
     autocast: str | None
-    """Run the network in "bfloat16" or "float16" where that is safe (`torch.autocast`); the state keeps its dtype."""
+    """Run the network in "bfloat16" or "float16" where that is safe (`torch.autocast`), with the weights it has when the run
+    starts; the state keeps its dtype."""
     progress: bool
     """Show progress on standard error."""
     callback: Callable[[Step], object] | None

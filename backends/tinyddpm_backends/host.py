@@ -26,32 +26,35 @@ _U8, _U4 = np.dtype("<u8"), np.dtype("<u4")
 _BLOCK = 65_536  # elements of a piece, a multiple of 16: three halves of it are worked in at once
 
 
+_NOTHING: tuple[Any, Any] = (None, None)
+
+
+class _Kept(threading.local):
+    """A thread's newest `Noise` and what it is of: one kind is mostly drawn again, and workspaces can cost more than a draw."""
+
+    newest = _NOTHING
+
+
+_kept = _Kept()
+
+
 def normal(seed: int, index: NDArray[np.uint64], step: int, shape: tuple[int, ...], stream: int, dtype: str) -> Array:
     """The draw of `tinyddpm.noise`, whose checks its arguments have passed, in float32 or float64."""
     try:
         out = np.empty((len(index), *shape), dtype)
     except (MemoryError, ValueError, OverflowError):
         raise ValueError(f"shape: {len(index)} samples of shape {shape} can't be allocated") from None
-    if out.size:
-        n = math.prod(shape)
-        _kept.noise(seed, stream, index, n, dtype).draw(step, out.reshape(len(index), n))
+    if not out.size:
+        return out
+    n = math.prod(shape)
+    key = seed, stream, index.tobytes(), n, dtype
+    (known, noise), _kept.newest = _kept.newest, _NOTHING  # out of reach of what may interrupt
+    if known != key:
+        noise = Noise(seed, stream, index, n, dtype)
+    noise.draw(step, out.reshape(len(index), n))
+    if len(index) <= 4096:  # so that what is kept stays small
+        _kept.newest = key, noise
     return out
-
-
-class _Kept(threading.local):
-    """A thread's newest `Noise`: draws of one kind follow each other, and new workspaces can cost more than a draw."""
-
-    key: tuple[Any, ...] = ()
-
-    def noise(self, *key: Any) -> Noise:
-        seed, stream, index, n, dtype = key
-        key = (seed, stream, index.tobytes(), n, dtype)
-        if key != self.key:
-            self.newest, self.key = Noise(seed, stream, index, n, dtype), key
-        return self.newest
-
-
-_kept = _Kept()
 
 
 class Noise:
@@ -214,7 +217,7 @@ class Stepper:
             np.add(x0, np.multiply(x, a_state, out=work), out=x0)
         if self.clip:
             x0.clip(-1.0, 1.0, out=x0)
-        _weighed(row.state, base, history, x, work if self._history or row.base else x0)
+        _weighed(row.state, base, history, x, x0 if row.base is None and not self._history else work)
         if row.base is not None:
             _weighed(row.base, base, history, base, work)
         elif self._base is not self._flat:

@@ -138,9 +138,8 @@ def prepared(
     dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     if autocast is not None and autocast not in dtypes:
         raise LookupError(f"autocast: {autocast!r} is unknown here; known are {', '.join(dtypes)}")
-    narrowed = getattr(type(net), "narrowed", None)  # the library's own networks have one
-    if narrowed is not None and autocast is not None:
-        net = narrowed(net, dtypes[autocast])  # for this run only: the next may find other weights
+    if autocast is not None and hasattr(type(net), "cast_for_autocast"):  # the library's own networks
+        net = net.cast_for_autocast(dtypes[autocast])  # type: ignore[attr-defined]  # for this run: the next may find others
     options: Any = {"size_asserts": False}  # the guards compare the sizes already
     called = torch.compile(net, dynamic=False, options=options) if compile else net
     images = isinstance(net, torch.nn.Module)

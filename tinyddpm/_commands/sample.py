@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
             save_folder(drawing, out)
     if done:
         about = {"out": os.fspath(out), "index": [index.start, index.stop], **options}
+        about |= {"label": args.label, "guidance": args.guidance}
         yield json.dumps(about, indent=2) if args.json else os.fspath(out)
 
 

@@ -163,17 +163,13 @@ class UNet(nn.Module):
                 variance_scaling(module.qkv, fan=2 * module.qkv.in_features)
                 variance_scaling(module.out, 1e-10)
 
-    def narrowed(self, dtype: torch.dtype) -> UNet:
-        """A copy for runs under autocast to `dtype`: the weights that it casts at every call are cast now, to the same numbers.
+    def cast_for_autocast(self, dtype: torch.dtype) -> UNet:
+        """The network as autocast to `dtype` runs it: the weights that it casts at every call are cast now, to the same numbers.
 
-        All else is shared.
+        Everything else is shared, hooks too. Weights that change later are not followed.
         """
-        kept: dict[int, Any] = {id(p): p for p in self.parameters()} | {id(self.drop_by): self.drop_by}
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                for p in module.parameters(recurse=False):
-                    kept[id(p)] = nn.Parameter(p.detach().to(dtype), requires_grad=False)
-        return copy.deepcopy(self, kept)
+        network: UNet = _cast(self, dtype)
+        return network
 
     @classmethod
     def cifar10(cls) -> UNet:
@@ -245,6 +241,18 @@ class UNet(nn.Module):
         top = self.label.num_embeddings - 1
         if y.device.type == "cpu" and y.numel() and not 0 <= int(y.min()) <= int(y.max()) <= top:
             raise ValueError(f"y: classes are 0..{top - 1}, or {top} for none, not {y.tolist()}")
+
+
+def _cast(module: Any, dtype: torch.dtype) -> Any:
+    """A module of the same parts, save the weights of convolutions and linear layers, which are cast."""
+    twin = copy.copy(module)
+    twin._modules = {name: part if part is None else _cast(part, dtype) for name, part in module._modules.items()}
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        twin._parameters = {
+            name: p if p is None else nn.Parameter(p.detach().to(dtype), requires_grad=False)
+            for name, p in module._parameters.items()
+        }
+    return twin
 
 
 def _groups(channels: int, given: int | None) -> int:
