@@ -13,6 +13,7 @@ profiled, so that the sum is more than a call costs. One thread, medians.
 from __future__ import annotations
 
 import argparse
+import contextvars
 import statistics
 import time
 import warnings
@@ -28,7 +29,7 @@ from tinyddpm import Denoiser, Diffusion
 from tinyddpm._array import positive_int
 
 Task = Callable[[], object]
-PIECE = 65_536
+PIECE = 65_536  # what the moves take
 KINDS = {
     "convolution": ("conv",), "matrix product": ("mm", "linear"), "attention": ("attention", "softmax"),
     "GroupNorm and SiLU": ("norm", "silu"), "copies": ("copy", "clone", "contiguous", "cat"), "sums": ("add", "mul", "div"),
@@ -65,14 +66,12 @@ def after_network(net: Any, rounds: int) -> list[dict[str, Any]]:
     flat = out.numpy().reshape(-1)
     x0, state, z = np.zeros((3, flat.size), np.float32)
 
-    def silenced() -> None:
-        with np.errstate(over="ignore"):
-            pass
-
+    silent = contextvars.copy_context()
+    silent.run(np.seterr, over="ignore")
     parts: dict[str, Task] = {
         "the output's shape, dtype, device": lambda: denoiser._check_output(out, x, 5, torch),
         "Torch's array as NumPy's": lambda: out.numpy().reshape(-1),
-        "no warnings": silenced,
+        "no warnings": lambda: silent.run(int),
         "multiply": lambda: np.multiply(flat, 0.5, out=x0),
         "multiply, add": lambda: np.add(x0, np.multiply(state, 0.5, out=state), out=x0),
         "clip": lambda: x0.clip(-1.0, 1.0, out=x0),
