@@ -24,8 +24,9 @@ from typing import Any
 
 import _report
 import numpy as np
+import sample_speed
 
-from tinyddpm import Denoiser, Diffusion
+from tinyddpm import Denoiser, Diffusion, backends
 from tinyddpm._array import positive_int
 
 Task = Callable[[], object]
@@ -160,15 +161,10 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     import torch
 
-    from tinyddpm import nn
-
     options = parsed(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    net = (
-        nn.UNet(8, in_channels=1, channels=32, mults=(1, 2), res_blocks=1, attention=(4,)).eval().requires_grad_(False)
-    )
-    net = net.to(memory_format=torch.channels_last)
+    net = sample_speed.unet(backends.get("torch"), "cpu", "float32")[1].net
     found = {
         "passes": passes(options.rounds),
         "after_network": after_network(net, options.rounds),

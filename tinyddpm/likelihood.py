@@ -235,10 +235,8 @@ def _steps(
         eps = draw(step)
         x_t = signal[t] * x
         x_t += spread[t] * eps
-        if x is x0:
-            value, raw = denoiser.ask(d, x_t, t, told, xp)
-        else:
-            value, raw = denoiser.ask(d, _array.like(x_t, x0, xp), t, told, xp)
+        value, raw = denoiser.ask(d, x_t if x is x0 else _array.like(x_t, x0, xp), t, told, xp)
+        if x is not x0:
             value, raw = _seen(value), None if raw is None else _seen(raw)
         yield _Step(t, eps, x_t, value, raw)
 

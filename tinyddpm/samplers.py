@@ -183,7 +183,7 @@ def _told(
 
 
 def _last(times: Iterator[int], stepper: Stepper, context: AbstractContextManager[Any]) -> Iterator[Step]:
-    """The last step; as nothing of the caller's runs before it, all moves are made in one context."""
+    """The last step; as no callback or consumer of steps runs before it, all moves are made in one context."""
     with context:
         deque(times, maxlen=0)
     yield Step(0, stepper.state, None)

@@ -137,37 +137,27 @@ __device__ void normal(Target out, bool drawn, const word *low, const word *high
         }
     }
 }
-
-extern "C" __global__ void normal_float32(float *out, const word *low, const word *high, word seed, word stream,
+"""
+_ENTRIES = """
+extern "C" __global__ void normal_DTYPE(REAL *out, const word *low, const word *high, word seed, word stream,
                                           word step, word blocks, word n, word count)
 {
-    normal<float>(Store<float>{out}, true, low, high, seed, stream, step, blocks, n, count);
+    normal<REAL>(Store<REAL>{out}, true, low, high, seed, stream, step, blocks, n, count);
 }
 
-extern "C" __global__ void move_float32(float *state, float *base, float *x0, const float *before, const float *earlier,
-                                        const float *value, const float *std, const float *z, const double *row,
+extern "C" __global__ void move_DTYPE(REAL *state, REAL *base, REAL *x0, const REAL *before, const REAL *earlier,
+                                        const REAL *value, const REAL *std, const REAL *z, const double *row,
                                         word clip, word drawn, const word *low, const word *high, word seed, word stream,
                                         word step, word blocks, word n, word count)
 {
-    Move<float> move = {state, base, x0, before, earlier, value, std, z, row, clip != 0};
-    normal<float>(move, drawn != 0, low, high, seed, stream, step, blocks, n, count);
-}
-
-extern "C" __global__ void normal_float64(double *out, const word *low, const word *high, word seed, word stream,
-                                          word step, word blocks, word n, word count)
-{
-    normal<double>(Store<double>{out}, true, low, high, seed, stream, step, blocks, n, count);
-}
-
-extern "C" __global__ void move_float64(double *state, double *base, double *x0, const double *before, const double *earlier,
-                                        const double *value, const double *std, const double *z, const double *row,
-                                        word clip, word drawn, const word *low, const word *high, word seed, word stream,
-                                        word step, word blocks, word n, word count)
-{
-    Move<double> move = {state, base, x0, before, earlier, value, std, z, row, clip != 0};
-    normal<double>(move, drawn != 0, low, high, seed, stream, step, blocks, n, count);
+    Move<REAL> move = {state, base, x0, before, earlier, value, std, z, row, clip != 0};
+    normal<REAL>(move, drawn != 0, low, high, seed, stream, step, blocks, n, count);
 }
 """
+NOISE += "".join(
+    _ENTRIES.replace("DTYPE", dtype).replace("REAL", real)
+    for real, dtype in (("float", "float32"), ("double", "float64"))
+)
 
 
 def _cupy() -> Any:

@@ -184,11 +184,14 @@ class Stepper:
 
     def move(self, k: int, value: Array, std: Array | None = None, z: Array | None = None) -> bool:
         """Row k's move; whether the network's output was finite."""
+        return self._silent.run(self._move, k, value, std, z)
+
+    def _move(self, k: int, value: Array, std: Array | None, z: Array | None) -> bool:
         row, value, samples = self.rows[k], self._contiguous(value), self._samples
         self._history = self._history[-1:] + self._history[:-1]
         finite = True
         for views in self._places:
-            finite &= self._silent.run(self._combine, row, value, views)
+            finite &= self._combine(row, value, views)
         if z is not None:
             np.add(samples, (z * (row.std if std is None else std)).reshape(samples.shape), out=samples)
         elif std is not None:
