@@ -6,7 +6,7 @@
 A run makes a few moves from one start with a network output that stays the same: ours through the backend's stepper, made
 anew for each run, diffusers' through `set_timesteps` and its scheduler's `step`, and "formula" as denoising-diffusion-pytorch
 writes a move, with coefficients gathered on the device into the batch's shape. Ours draws reproducible noise and refuses what
-is not finite; theirs draw the library's own. "limit" is what the machine needs at least: the arrays that a move must read and
+is not finite; theirs draw the library's own. x_0 is clipped in all or, as diffusers' multistep solver can't, in none. "limit" is what the machine needs at least: the arrays that a move must read and
 write, timed as an addition in place, and our noise, timed alone. Microseconds a move, medians of runs that alternate; Torch
 and NumPy on one thread.
 
@@ -36,11 +36,13 @@ D = Diffusion()
 SHAPES = ((1, 1, 8, 8), (1, 3, 32, 32), (64, 3, 32, 32), (16, 3, 256, 256))
 ARRAYS = {"ddpm": 3, "ddim": 3, "dpm++2m": 5}
 """State-sized arrays that a move reads or writes: the network's output, the state twice, and two predictions."""
+CLIPPED = ("ddpm", "ddim")
+"""The samplers that clip x_0 there; its multistep solver has no such option."""
 SCHEDULERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "dpm++2m": "DPMSolverMultistepScheduler"}
 
 
 def ours(backend: backends.Backend, sampler: str, steps: int, x: Array, value: Array) -> Callable[[], object]:
-    """A run's moves by the backend's stepper."""
+    """A run's moves by the backend's stepper, clipped where diffusers' are."""
     denoiser, plan = Denoiser(lambda x_t, t: x_t), D.timesteps(steps)
     rows = _rows.denoised(samplers.NAMES[sampler], D, denoiser, plan, 0.0)
     index = np.arange(x.shape[0], dtype=np.uint64)
@@ -48,7 +50,7 @@ def ours(backend: backends.Backend, sampler: str, steps: int, x: Array, value: A
 
     def run() -> None:
         with backends.no_grad(x):
-            stepper = make(rows, x, seed=0, index=index, clip=True, shown=False)
+            stepper = make(rows, x, seed=0, index=index, clip=sampler in CLIPPED, shown=False)
             for k in range(steps):
                 stepper.move(k, value)
             waited(backend, stepper.state)
@@ -61,7 +63,7 @@ def diffusers(sampler: str, steps: int, x: Array, value: Array) -> Callable[[], 
     import diffusers
     import torch
 
-    clipped = {} if sampler == "dpm++2m" else {"clip_sample": True}
+    clipped = {"clip_sample": True} if sampler in CLIPPED else {}
     scheduler = getattr(diffusers, SCHEDULERS[sampler])(
         trained_betas=D.beta[1:], timestep_spacing="trailing", **clipped
     )

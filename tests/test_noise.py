@@ -430,7 +430,7 @@ def test_threads_draw_side_by_side(native: Any) -> None:
 def test_a_draw_may_interrupt_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a signal's handler does that draws the same noise of another step, while the workspaces are in use."""
     draw = partial(noise.normal, 1, range(8), shape=(4, 70))
-    expected, apply = draw(step=3), host.Noise.apply
+    expected, whole = draw(step=3), host.Noise._put
 
     def interrupted(self: Any, put: Any, *args: Any) -> None:
         def later(*parts: Any) -> None:
@@ -438,9 +438,9 @@ def test_a_draw_may_interrupt_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
             draw(step=9)
             put(*parts)
 
-        apply(self, later, *args)
+        whole(self, later, *args)
 
-    monkeypatch.setattr(host.Noise, "apply", interrupted)
+    monkeypatch.setattr(host.Noise, "_put", interrupted)
     np.testing.assert_array_equal(draw(step=3), expected)
 
 

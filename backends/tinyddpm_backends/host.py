@@ -10,7 +10,6 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from . import depth
 
-__all__ = ["Noise", "Stepper", "normal"]
+__all__ = ["MoveNoise", "Noise", "Stepper", "normal", "silence"]
 
 Array = NDArray[Any]
 
@@ -68,7 +67,7 @@ class Noise:
         self.index, self.n, self.blocks, self.kind = index, n, -(-n // 8), np.dtype(dtype).type
         self.half = 4 * self.blocks
         rows, width = max(1, _BLOCK // max(1, 2 * self.half)), min(self.half, _BLOCK // 2)
-        self.pieces = [
+        self._pieces = [
             (first, min(first + rows, len(index)), start, min(start + width, self.half))
             for first in range(0, len(index), rows)
             for start in range(0, self.half, width or 1)
@@ -81,28 +80,36 @@ class Noise:
 
     def draw(self, step: int, out: Array) -> None:
         """Fill `out`, shape (len(index), n)."""
-        for piece in self.pieces:
-            self.apply(_fill, piece, step, out)
+        self._put(_fill, step, 1.0, out)
 
-    def apply(
-        self, put: Callable[[Array, Array, Array], object], piece: tuple[int, int, int, int], step: int, out: Array
-    ) -> None:
-        """``put(part, r, wave)`` for the two parts of a piece of `out`, shape (len(index), n): the noise is r * wave."""
-        first, last, start, stop = piece
-        r, *waves = self._polar(*self._words(piece, step))
-        for place, wave in zip((start, self.half + start), waves, strict=True):
-            part = out[first:last, place : min(place + stop - start, self.n)]
-            put(part, r[:, : part.shape[1]], wave[:, : part.shape[1]])
+    def add(self, step: int, std: float, out: Array) -> None:
+        """Add `std` times the draw to `out`."""
+        self._put(_add, step, std, out)
+
+    def scale(self, step: int, out: Array) -> None:
+        """Multiply `out` by the draw."""
+        self._put(_scale, step, 1.0, out)
+
+    def _put(self, put: Callable[[Array, Array, Array], object], step: int, std: float, out: Array) -> None:
+        """``put(part, r, wave)`` for all parts of `out`, where r * wave is `std` times the noise."""
+        for piece in self._pieces:
+            first, last, start, stop = piece
+            r, *waves = self._polar(*self._words(piece, step))
+            if std != 1.0:  # half of the work of scaling what comes out
+                np.multiply(r, std, out=r)
+            for place, wave in zip((start, self.half + start), waves, strict=True):
+                part = out[first:last, place : min(place + stop - start, self.n)]
+                put(part, r[:, : part.shape[1]], wave[:, : part.shape[1]])
 
     def several(self, steps: Sequence[int], std: Sequence[float]) -> Array:
         """The draws of several steps at once, each times its std, shape (len(steps), len(index), n), where all fit one piece."""
-        words = [self._words(self.pieces[0], step) for step in steps]
-        radii, angles = (np.concatenate(column) for column in zip(*words, strict=True))
-        if self._work.shape[1] < radii.size:
-            self._work = np.empty((3, radii.size), self.kind)
-        r, cos, sin = self._polar(radii, angles)
+        words = np.concatenate([self._raw(step, *run) for step in steps for run in self._runs[0]])
+        words = words.reshape(-1, 2, self.half)
+        if self._work.shape[1] < words.size // 2:
+            self._work = np.empty((3, words.size // 2), self.kind)
+        r, cos, sin = self._polar(words[:, 0], words[:, 1].view("<i4"))
+        np.multiply(r, np.repeat(np.array(std, self.kind), len(self.index))[:, None], out=r)
         z = np.concatenate((r * cos, r * sin), axis=1).reshape(len(steps), len(self.index), -1)
-        z *= np.array(std, self.kind)[:, None, None]
         return z[..., : self.n]
 
     def _words(self, piece: tuple[int, int, int, int], step: int) -> tuple[Array, Array]:
@@ -121,7 +128,8 @@ class Noise:
     def _raw(self, step: int, first: int, count: int) -> Array:
         """The 8 * count words of the generator's blocks from `first` on."""
         high, low = divmod(first, _WORD)
-        self._counter[:3] = low, high, step
+        counter = self._counter
+        counter[0], counter[1], counter[2] = low, high, step
         self._philox.state = self._state
         return self._philox.random_raw(4 * count).astype(_U8, copy=False).view(_U4)  # type: ignore[no-any-return]
 
@@ -154,6 +162,44 @@ def _runs(index: NDArray[np.uint64], blocks: int, rows: int) -> dict[int, list[t
     return runs
 
 
+class MoveNoise:
+    """The noise of one run's moves, added to its state (n, ...) in place."""
+
+    def __init__(self, rows: Sequence[Any], state: Array, seed: int, index: NDArray[np.uint64]) -> None:
+        self._rows, self._noise = rows, Noise(seed, 0, index, math.prod(state.shape[1:]), state.dtype)
+        self._samples = state.reshape(len(index), self._noise.n)
+        # Small samples cost calls, not time: the noise of as many moves as fill a piece is drawn at once.
+        self._moves_ahead = _BLOCK // max(1, 2 * self._noise.half * len(index))
+        self._ahead: dict[int, Array] = {}
+
+    def add(self, k: int, std: Array | None = None) -> None:
+        """Row k's, times its std or, where the network decides that, times `std`, which is written over."""
+        samples = self._samples
+        if std is not None:
+            std = std.reshape(samples.shape)
+            self._noise.scale(self._rows[k].t, std)
+            np.add(samples, std, out=samples)
+        elif self._moves_ahead > 1 and samples.size:
+            np.add(samples, self._drawn(k), out=samples)
+        else:
+            self._noise.add(self._rows[k].t, self._rows[k].std, samples)
+
+    def _drawn(self, k: int) -> Array:
+        if k not in self._ahead:
+            noisy = (j for j in range(k, len(self._rows)) if self._rows[j].std)
+            ahead = list(itertools.islice(noisy, self._moves_ahead))
+            z = self._noise.several([self._rows[j].t for j in ahead], [self._rows[j].std for j in ahead])
+            self._ahead = dict(zip(ahead, z, strict=True))
+        return self._ahead[k]
+
+
+def silence() -> contextvars.Context:
+    """Where NumPy says nothing of what overflows: entering costs a twentieth of `np.errstate`."""
+    context = contextvars.copy_context()
+    context.run(np.seterr, over="ignore", invalid="ignore")
+    return context
+
+
 class Stepper:
     """The moves of one run, in place (see `tinyddpm.backends.Stepper`)."""
 
@@ -164,18 +210,12 @@ class Stepper:
         self.state = np.array(x, order="C")
         self._flat = self.state.reshape(-1)
         self._base = self._flat.copy() if any(row.base is not None for row in rows) else self._flat
-        self._noise = Noise(seed, 0, index, math.prod(x.shape[1:]), x.dtype)
-        self._samples = self.state.reshape(len(index), self._noise.n)
+        self._noise = MoveNoise(rows, self.state, seed, index)
         self._value, self._work = np.empty(0), np.empty((2, min(_BLOCK, self._flat.size)), x.dtype)
         self._places = [self._views(slice(cut, cut + _BLOCK)) for cut in range(0, self._flat.size, _BLOCK)]
         kept = depth(rows) if depth(rows) > 1 else int(shown)
         self._history = [np.empty_like(self._flat) for _ in range(kept)]
-        # What overflows is told by the result. Where NumPy keeps its error state, entering costs a twentieth of `np.errstate`.
-        self._silent = contextvars.copy_context()
-        self._silent.run(np.seterr, over="ignore", invalid="ignore")
-        # Small samples cost calls, not time: the noise of as many moves as fill a piece is drawn at once.
-        self._moves_ahead = _BLOCK // max(1, 2 * self._noise.half * len(index))
-        self._ahead: dict[int, Array] = {}
+        self._silent = silence()  # what overflows is told by the result
 
     @property
     def x0(self) -> Array:
@@ -187,20 +227,15 @@ class Stepper:
         return self._silent.run(self._move, k, value, std, z)
 
     def _move(self, k: int, value: Array, std: Array | None, z: Array | None) -> bool:
-        row, value, samples = self.rows[k], self._contiguous(value), self._samples
+        row, value = self.rows[k], self._contiguous(value)
         self._history = self._history[-1:] + self._history[:-1]
         finite = True
         for views in self._places:
             finite &= self._combine(row, value, views)
         if z is not None:
-            np.add(samples, (z * (row.std if std is None else std)).reshape(samples.shape), out=samples)
-        elif std is not None:
-            np.add(samples, self._scaled(std.reshape(samples.shape), row.t), out=samples)
-        elif row.std and self._moves_ahead > 1 and samples.size:
-            np.add(samples, self._drawn(k), out=samples)
-        elif row.std:
-            for piece in self._noise.pieces:
-                self._noise.apply(partial(_add, row.std), piece, row.t, samples)
+            np.add(self.state, z * (row.std if std is None else std), out=self.state)
+        elif row.std != 0.0:
+            self._noise.add(k, std)
         return finite
 
     def _views(self, place: slice) -> tuple[slice, Array, Array, Array, Array]:
@@ -226,19 +261,6 @@ class Stepper:
             np.copyto(base, x)
         return math.isfinite(value.dot(value)) or bool(np.isfinite(value).all())  # the square may overflow
 
-    def _drawn(self, k: int) -> Array:
-        if k not in self._ahead:
-            noisy = (j for j in range(k, len(self.rows)) if self.rows[j].std)
-            ahead = list(itertools.islice(noisy, self._moves_ahead))
-            z = self._noise.several([self.rows[j].t for j in ahead], [self.rows[j].std for j in ahead])
-            self._ahead = dict(zip(ahead, z, strict=True))
-        return self._ahead[k]
-
-    def _scaled(self, samples: Array, t: int) -> Array:
-        for piece in self._noise.pieces:
-            self._noise.apply(_scale, piece, t, samples)
-        return samples
-
     def _contiguous(self, value: Array) -> Array:
         """The network's output in C order, copied only where it must be."""
         if value.flags.c_contiguous:
@@ -261,9 +283,8 @@ def _fill(part: Array, r: Array, wave: Array) -> None:
     np.multiply(r, wave, out=part)
 
 
-def _add(std: float, part: Array, r: Array, wave: Array) -> None:
-    np.multiply(r, wave, out=wave)
-    np.add(part, np.multiply(wave, std, out=wave), out=part)
+def _add(part: Array, r: Array, wave: Array) -> None:
+    np.add(part, np.multiply(r, wave, out=wave), out=part)
 
 
 def _scale(part: Array, r: Array, wave: Array) -> None:

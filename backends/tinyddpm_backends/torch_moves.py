@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from . import depth, host, table
 
@@ -15,29 +17,100 @@ __all__ = ["DeviceStepper", "HostStepper", "prepared"]
 
 Draw = Callable[[Any], Tensor]
 
+_BLOCK = 2**18  # elements, for each thread
+
 
 class HostStepper:
-    """The moves on a CPU: NumPy's, in memory that both see."""
+    """The moves on a CPU, in place; the noise is NumPy's, in memory that both see."""
 
-    def __init__(self, rows: Sequence[Any], x: Tensor, **options: Any) -> None:
-        self._host = host.Stepper(rows, x.numpy(force=True), **options)
-        self.state = torch.from_numpy(self._host.state)
+    def __init__(self, rows: Sequence[Any], x: Tensor, *, seed: int, index: Any, clip: bool, shown: bool) -> None:
+        self._rows = rows
+        self.state = x.detach().clone(memory_format=torch.contiguous_format)
+        base = self.state.clone() if any(row.base is not None for row in rows) else self.state
+        alone = depth(rows) == 1 and base is self.state
+        self._history = [torch.empty_like(self.state) for _ in range(1 + shown if alone else depth(rows))]
+        self._count = max(1, _BLOCK * torch.get_num_threads() // max(1, math.prod(x.shape[1:])))  # samples in a part
+        arrays = (torch.split(array, self._count) for array in (self.state, base, *self._history))
+        self._parts = [(_Alone if alone else _Part)(clip, *views) for views in zip(*arrays, strict=True)]
+        self._noise, self._silent = host.MoveNoise(rows, self.state.numpy(), seed, index), host.silence()
 
     @property
     def x0(self) -> Tensor:
-        return torch.from_numpy(self._host.x0)
+        """The newest prediction, where it is shown."""
+        return self._history[0]
 
     def move(self, k: int, value: Tensor, std: Tensor | None = None, z: Tensor | None = None) -> bool:
-        own_std, own_z = (None if x is None else _seen(x) for x in (std, z))
-        return self._host.move(k, _seen(value), own_std, own_z)
+        """Row k's move; whether the network's output was finite."""
+        row, finite = self._rows[k], True
+        self._history = _turned(self._history)
+        values = (value,) if len(self._parts) == 1 else torch.split(value, self._count)
+        for part, its_value in zip(self._parts, values, strict=True):
+            finite &= part.move(row, its_value)
+        if z is not None:
+            self.state.add_(z, alpha=row.std) if std is None else self.state.addcmul_(z, std)
+        elif row.std != 0.0:
+            self._silent.run(self._noise.add, k, None if std is None else std.numpy())
+        return finite
 
 
-def _seen(x: Tensor) -> Any:
-    """x as a NumPy array; forced, which takes twice as long, only where it must be."""
-    try:
-        return x.numpy()
-    except RuntimeError:
-        return x.numpy(force=True)
+class _Part:
+    """As many samples as stay in the caches from pass to pass: their state, base and predictions.
+
+    Torch fuses a product into a sum, which NumPy can't, and rounds it alike wherever it stands.
+    """
+
+    def __init__(self, clip: bool, state: Tensor, base: Tensor, *history: Tensor) -> None:
+        self._clip, self._state, self._base, self._history = clip, state, base, list(history)
+
+    def move(self, row: Any, value: Tensor) -> bool:
+        """A row's move but for its noise; whether the network's output was finite."""
+        finite = math.isfinite(value.sum().item()) or bool(value.isfinite().all())  # the sum may overflow
+        self._history = _turned(self._history)
+        self._combine(row, value)
+        return finite
+
+    def _combine(self, row: Any, value: Tensor) -> None:
+        state, base = self._state, self._base
+        self._read(row, value, 1.0, self._history[0])
+        self._weigh(row.state, torch.mul(base, row.state[0], out=state))
+        if row.base is not None:
+            self._weigh(row.base, base.mul_(row.base[0]))
+        elif base is not state:
+            base.copy_(state)
+
+    def _read(self, row: Any, value: Tensor, weight: float, out: Tensor) -> None:
+        """weight * x_0."""
+        a_value, a_state = row.read
+        if a_state:
+            torch.mul(self._state, weight * a_state, out=out).add_(value, alpha=weight * a_value)
+        else:
+            torch.mul(value, weight * a_value, out=out)
+        if self._clip:
+            functional.hardtanh_(out, -abs(weight), abs(weight))  # half the call of a clamp
+
+    def _weigh(self, weights: Sequence[float], out: Tensor) -> None:
+        """Add all but the first of the weights times the predictions."""
+        for weight, x0 in zip(weights[1:], self._history, strict=False):
+            if weight:
+                out.add_(x0, alpha=weight)
+
+
+class _Alone(_Part):
+    """The same where no move needs a prediction but its own: it is weighed as it is read, which saves a pass."""
+
+    def _combine(self, row: Any, value: Tensor) -> None:
+        keep, weight = row.state
+        x0, *work = self._history
+        if work:  # x0 is shown
+            self._read(row, value, 1.0, x0)
+            x0 = work[0]
+        self._read(row, value, weight, x0)
+        torch.add(x0, self._state, alpha=keep, out=self._state)
+
+
+def _turned(arrays: list[Tensor]) -> list[Tensor]:
+    """The oldest first, to be written over."""
+    return arrays if len(arrays) == 1 else arrays[-1:] + arrays[:-1]
 
 
 class DeviceStepper:
