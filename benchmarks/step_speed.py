@@ -5,10 +5,10 @@
 
 A run makes a few moves from one start with a network output that stays the same: ours through the backend's stepper, made
 anew for each run, diffusers' through `set_timesteps` and its scheduler's `step`, and "formula" as denoising-diffusion-pytorch
-writes a move, with coefficients gathered on the device into the batch's shape. Ours draws reproducible noise and refuses what
-is not finite; theirs draw the library's own. x_0 is clipped in all or, as diffusers' multistep solver can't, in none. "limit" is what the machine needs at least: the arrays that a move must read and
-write, timed as an addition in place, and our noise, timed alone. Microseconds a move, medians of runs that alternate; Torch
-and NumPy on one thread.
+writes a move, with coefficients gathered on the device into the batch's shape. Ours draws reproducible noise and refuses what is
+not finite; theirs draw the library's own. x_0 is clipped in all or, as diffusers' multistep solver can't, in none. "limit" is
+what the machine needs at least: the arrays that a move must read and write, timed as an addition in place, and our noise, timed
+alone. Microseconds a move, medians of runs that alternate; Torch and NumPy on one thread.
 
 Before anything is timed a large array is freed, as a network's activations are: from then on the C library hands out again
 what was freed. With ``--fresh-heap`` it asks the system anew, which costs those who allocate in every move up to twice the time.

@@ -7,7 +7,7 @@ x_0 and eps, is a number times one squared distance: the loop does one reduction
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -134,17 +134,22 @@ def vlb(
     _existing(d, denoiser.predicts, kind, x, xp)
     slope = _existing(d, kind, "mu", x, xp)
     sizes, squares, others = [], [], []  # at t = T..1: of the output, of its error; the KL where it is learned, and L_0
-    steps = shown(_steps(d, denoiser, x0, x, seed, index), d.T, enabled=progress, label="likelihood")
+    steps = _steps(d, denoiser, x0, x, seed, index, keeps_eps=kind != "x0")
+    clipped = _clipping(d, denoiser, xp)
     with backends.no_grad(x0):
-        for step in steps:
+        for step in shown(steps, d.T, enabled=progress, label="likelihood"):
             sizes.append(_square_sum(step.value, xp))  # which clipping would hide
-            value = _clipped_x0(d, denoiser, step, xp) if denoiser.clip_x0 else step.value
-            error = target(d, kind, x, step.x_t, step.t, step.eps) - value
-            squares.append(_square_sum(error, xp))
+            value = clipped(step) if denoiser.clip_x0 else step.value
             if step.t == 1:
                 mean = d.convert(value, step.x_t, 1, kind, "mu")
                 others.append(_decoder(d, denoiser, x, mean, step, levels, decoder, xp))
-            elif denoiser.learned:
+            if denoiser.clip_x0:
+                error = value
+                error -= x  # in place: the network's own output is left alone
+            else:
+                error = value - target(d, kind, x, step.x_t, step.t, step.eps)
+            squares.append(_square_sum(error, xp))
+            if denoiser.learned and step.t > 1:
                 others.append(_learned_kl(d, denoiser, float(slope[step.t]) * error, step, xp))
         norm = _square_sum(x, xp)
     size, square, other, norm = (_on_host(column, xp) for column in (sizes, squares, others, [norm]))
@@ -199,7 +204,7 @@ def optimal_variance(
 
 class _Step(NamedTuple):
     t: int
-    eps: Array
+    eps: Array | None
     x_t: Array
     value: Array
     raw: Array | None
@@ -224,29 +229,44 @@ def _seen(x: Array) -> NDArray[Any]:
 
 
 def _steps(
-    d: Diffusion, denoiser: Denoiser, x0: Array, x: Array, seed: int, index: Sequence[int] | None, draws: int = 1
+    d: Diffusion,
+    denoiser: Denoiser,
+    x0: Array,
+    x: Array,
+    seed: int,
+    index: Sequence[int] | None,
+    draws: int = 1,
+    keeps_eps: bool = False,
 ) -> Iterator[_Step]:
     """The network's output on noised data, for t = T..1 and each draw: x0 as the network sees it, x as `_opened` does."""
-    xp, draw = _array.data(x0=x0), noise.like(x, seed, index, stream=_STREAM)
+    from array_api_compat import device
+
+    xp, draw, place = _array.data(x0=x0), noise.like(x, seed, index, stream=_STREAM), device(x0)
     signal, spread = d.sqrt_alpha_bar.tolist(), d.sqrt_one_minus_alpha_bar.tolist()
     plan = [(t, t + k * (d.T + 1)) for t in range(d.T, 0, -1) for k in reversed(range(draws))]
     labels = _array.labels([t - 1 + denoiser.first_t for t, _ in plan], x0, xp)
     for (t, step), told in zip(plan, labels, strict=True):
-        eps = draw(step)
-        x_t = signal[t] * x
-        x_t += spread[t] * eps
-        value, raw = denoiser.ask(d, x_t if x is x0 else _array.like(x_t, x0, xp), t, told, xp)
+        x_t = draw(step)
+        eps = _array.copy(x_t) if keeps_eps else None
+        x_t *= spread[t]
+        x_t += signal[t] * x
+        value, raw = denoiser.ask(d, x_t if x is x0 else xp.asarray(x_t, device=place), t, told, xp)
         if x is not x0:
             value, raw = _seen(value), None if raw is None else _seen(raw)
         yield _Step(t, eps, x_t, value, raw)
 
 
-def _clipped_x0(d: Diffusion, denoiser: Denoiser, step: _Step, xp: Any) -> Array:
-    by_value, by_state = d.conversion(denoiser.predicts, "x0")
-    x0 = float(by_value[step.t]) * step.value
-    if by_state is not None:
-        x0 += float(by_state[step.t]) * step.x_t
-    return _array.clip(x0, xp)
+def _clipping(d: Diffusion, denoiser: Denoiser, xp: Any) -> Callable[[_Step], Array]:
+    """From a step to its clipped x_0, in memory of its own."""
+    by_value, by_state = (None if table is None else table.tolist() for table in d.conversion(denoiser.predicts, "x0"))
+
+    def clipped(step: _Step) -> Array:
+        x0 = by_value[step.t] * step.value
+        if by_state is not None:
+            x0 += by_state[step.t] * step.x_t
+        return x0.clip(-1.0, 1.0, out=x0) if isinstance(x0, np.ndarray) else _array.clip(x0, xp)
+
+    return clipped
 
 
 def _decoder(
@@ -299,8 +319,8 @@ def _square_sum(x: Array, xp: Any) -> Array:
 
 def _wide(x: Array, xp: Any) -> Array:
     """x as (B, dimensions), in 32 bits at least: sums leave float16's range."""
-    x = _array.flat(x, xp)
-    return xp.astype(x, xp.float32) if xp.finfo(x.dtype).bits < 32 else x
+    x = xp.reshape(x, (x.shape[0], -1))
+    return x if x.dtype in (xp.float32, xp.float64) else xp.astype(x, xp.float32)
 
 
 def _on_host(columns: list[Array], xp: Any) -> Table:
