@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
 
-from tinyddpm.nn import UNet  # noqa: E402
+from tinyddpm.nn import UNet, layers  # noqa: E402
 from tinyddpm.nn.layers import time_embedding  # noqa: E402
 
 
@@ -264,6 +264,19 @@ def test_dropout_keeps_the_mean_and_the_rate() -> None:
     assert float(kept.double().mean()) == pytest.approx(0.75, abs=5 * math.sqrt(0.75 * 0.25 / n))
     assert not torch.equal(kept[0], kept[1])
     assert not torch.equal(kept, net.drop_by(x, 0.25) != 0)  # the next layer has masks of its own
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pixels", [16, 256, 1089])
+def test_attention_is_the_weighted_mean_of_the_values(dtype: Any, pixels: int) -> None:
+    """By the formula, in float64. A score is rounded twice and its weight twice, so a weight is off by (2 |score| + 2) units."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 2, pixels, 8).to(dtype)
+    score = torch.einsum("bhic,bhjc->bhij", q.double(), k.double()) / math.sqrt(8)
+    mean = torch.einsum("bhij,bhjc->bhic", score.exp() / score.exp().sum(-1, keepdim=True), v.double())
+    unit = torch.finfo(dtype).eps / 2
+    bound = (2 * float(score.abs().max()) + 2) * unit * float(v.abs().max())
+    assert float((layers._attended(q, k, v).double() - mean).abs().max()) < bound
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -258,7 +258,8 @@ def _steps(
 
 def _clipping(d: Diffusion, denoiser: Denoiser, xp: Any) -> Callable[[_Step], Array]:
     """From a step to its clipped x_0, in memory of its own."""
-    by_value, by_state = (None if table is None else table.tolist() for table in d.conversion(denoiser.predicts, "x0"))
+    values, states = d.conversion(denoiser.predicts, "x0")
+    by_value, by_state = values.tolist(), None if states is None else states.tolist()
 
     def clipped(step: _Step) -> Array:
         x0 = by_value[step.t] * step.value
