@@ -117,9 +117,8 @@ class Attention(nn.Module):
 def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v over the last two dimensions."""
     pixels, width = q.shape[-2:]
-    if (
-        q.dtype == torch.bfloat16 and q.device.type == "cpu" and pixels <= 1024
-    ):  # Torch's own takes 2 to 3 times as long
+    # Torch's own takes 2 to 3 times as long here; of many pixels the weights would take too much memory.
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and pixels <= 1024:
         weights: Tensor = torch.softmax(q * width**-0.5 @ k.mT, -1)
         return weights @ v
     return F.scaled_dot_product_attention(q, k, v)
