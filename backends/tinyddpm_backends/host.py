@@ -10,12 +10,13 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import depth
+from . import Factors, depth
 
 __all__ = ["MoveNoise", "Noise", "Stepper", "normal", "silence"]
 
@@ -166,11 +167,18 @@ class MoveNoise:
     """The noise of one run's moves, added to its state (n, ...) in place."""
 
     def __init__(self, rows: Sequence[Any], state: Array, seed: int, index: NDArray[np.uint64]) -> None:
-        self._rows, self._noise = rows, Noise(seed, 0, index, math.prod(state.shape[1:]), state.dtype)
-        self._samples = state.reshape(len(index), self._noise.n)
-        # Small samples cost calls, not time: the noise of as many moves as fill a piece is drawn at once.
-        self._moves_ahead = _BLOCK // max(1, 2 * self._noise.half * len(index))
+        self._rows, self._samples = rows, state.reshape(len(index), math.prod(state.shape[1:]))
+        self._seed, self._index = seed, index
         self._ahead: dict[int, Array] = {}
+
+    @cached_property
+    def _noise(self) -> Noise:
+        return Noise(self._seed, 0, self._index, self._samples.shape[1], self._samples.dtype)
+
+    @cached_property
+    def _moves_ahead(self) -> int:
+        """Small samples cost calls, not time: the noise of as many moves as fill a piece is drawn at once."""
+        return _BLOCK // max(1, 2 * self._noise.half * len(self._index))
 
     def add(self, k: int, std: Array | None = None) -> None:
         """Row k's, times its std or, where the network decides that, times `std`, which is written over."""
@@ -213,25 +221,26 @@ class Stepper:
         self._noise = MoveNoise(rows, self.state, seed, index)
         self._value, self._work = np.empty(0), np.empty((2, min(_BLOCK, self._flat.size)), x.dtype)
         self._places = [self._views(slice(cut, cut + _BLOCK)) for cut in range(0, self._flat.size, _BLOCK)]
-        kept = depth(rows) if depth(rows) > 1 else int(shown)
-        self._history = [np.empty_like(self._flat) for _ in range(kept)]
+        self._factors = Factors(depth(rows))
+        self._history = [np.empty_like(self._flat) for _ in range(depth(rows) if depth(rows) > 1 else 0)]
+        self._shown = np.empty_like(self._flat) if shown else None
         self._silent = silence()  # what overflows is told by the result
 
     @property
     def x0(self) -> Array:
-        """The newest prediction, kept where it is shown."""
-        return self._history[0].reshape(self.state.shape)
+        """The newest prediction, where it is shown."""
+        return cast(Array, self._shown).reshape(self.state.shape)
 
     def move(self, k: int, value: Array, std: Array | None = None, z: Array | None = None) -> bool:
         """Row k's move; whether the network's output was finite."""
         return self._silent.run(self._move, k, value, std, z)
 
     def _move(self, k: int, value: Array, std: Array | None, z: Array | None) -> bool:
-        row, value = self.rows[k], self._contiguous(value)
+        row, value, finite = self.rows[k], self._contiguous(value), True
         self._history = self._history[-1:] + self._history[:-1]
-        finite = True
+        weights = self._factors.next(row)
         for views in self._places:
-            finite &= self._combine(row, value, views)
+            finite &= self._combine(row, value, weights, views)
         if z is not None:
             np.add(self.state, z * (row.std if std is None else std), out=self.state)
         elif row.std != 0.0:
@@ -243,23 +252,34 @@ class Stepper:
         x = self._flat[place]
         return place, x, self._base[place], *self._work[:, : len(x)]
 
-    def _combine(self, row: Any, value: Array, views: tuple[slice, Array, Array, Array, Array]) -> bool:
+    def _combine(
+        self,
+        row: Any,
+        value: Array,
+        weights: tuple[float, list[float], list[float]],
+        views: tuple[slice, Array, Array, Array, Array],
+    ) -> bool:
         """The row's move in one place; whether the network's output was finite there."""
-        place, x, base, x0, work = views
-        value = value[place]
-        history = [x_0[place] for x_0 in self._history] or [x0]
-        x0, (a_value, a_state) = history[0], row.read
-        np.multiply(value, a_value, out=x0)
-        if a_state:
-            np.add(x0, np.multiply(x, a_state, out=work), out=x0)
-        if self.clip:
-            x0.clip(-1.0, 1.0, out=x0)
-        _weighed(row.state, base, history, x, x0 if row.base is None and not self._history else work)
-        if row.base is not None:
-            _weighed(row.base, base, history, base, work)
+        (factor, of_state, of_base), (place, x, base, own, work) = weights, views
+        value, history = value[place], [x0[place] for x0 in self._history] or [own]
+        if self._shown is not None:
+            self._read(row, value, x, 1.0, self._shown[place], work)
+        self._read(row, value, x, factor, history[0], work)
+        _weighed(of_state, base, history, x, work)
+        if of_base:
+            _weighed(of_base, base, history, base, work)
         elif self._base is not self._flat:
             np.copyto(base, x)
         return math.isfinite(value.dot(value)) or bool(np.isfinite(value).all())  # the square may overflow
+
+    def _read(self, row: Any, value: Array, x: Array, factor: float, out: Array, work: Array) -> None:
+        """factor * x_0."""
+        a_value, a_state = row.read
+        np.multiply(value, factor * a_value, out=out)
+        if a_state:
+            np.add(out, np.multiply(x, factor * a_state, out=work), out=out)
+        if self.clip:
+            out.clip(-abs(factor), abs(factor), out=out)
 
     def _contiguous(self, value: Array) -> Array:
         """The network's output in C order, copied only where it must be."""
@@ -276,7 +296,7 @@ def _weighed(weights: Sequence[float], base: Array, history: Sequence[Array], ou
     np.multiply(base, weights[0], out=out)
     for weight, x0 in zip(weights[1:], history, strict=False):
         if weight:
-            np.add(out, np.multiply(x0, weight, out=work), out=out)
+            np.add(out, x0 if weight == 1.0 else np.multiply(x0, weight, out=work), out=out)
 
 
 def _fill(part: Array, r: Array, wave: Array) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import depth, host, table
+from . import Factors, depth, host, table
 
 __all__ = ["DeviceStepper", "HostStepper", "prepared"]
 
@@ -24,28 +24,30 @@ class HostStepper:
     """The moves on a CPU, in place; the noise is NumPy's, in memory that both see."""
 
     def __init__(self, rows: Sequence[Any], x: Tensor, *, seed: int, index: Any, clip: bool, shown: bool) -> None:
-        self._rows = rows
+        self._rows, self._factors = rows, Factors(depth(rows))
         self.state = x.detach().clone(memory_format=torch.contiguous_format)
         base = self.state.clone() if any(row.base is not None for row in rows) else self.state
-        alone = depth(rows) == 1 and base is self.state
-        self._history = [torch.empty_like(self.state) for _ in range(1 + shown if alone else depth(rows))]
+        self._shown = [torch.empty_like(self.state)] if shown else []
+        arrays = [self.state, base, *(torch.empty_like(self.state) for _ in range(depth(rows))), *self._shown]
         self._count = max(1, _BLOCK * torch.get_num_threads() // max(1, math.prod(x.shape[1:])))  # samples in a part
-        arrays = (torch.split(array, self._count) for array in (self.state, base, *self._history))
-        self._parts = [(_Alone if alone else _Part)(clip, *views) for views in zip(*arrays, strict=True)]
+        parts: Any = [arrays]
+        if self._count < x.shape[0]:
+            parts = zip(*(torch.split(array, self._count) for array in arrays), strict=True)
+        self._parts = [_Part(*views, clip=clip, shown=shown) for views in parts]
         self._noise, self._silent = host.MoveNoise(rows, self.state.numpy(), seed, index), host.silence()
 
     @property
     def x0(self) -> Tensor:
         """The newest prediction, where it is shown."""
-        return self._history[0]
+        return self._shown[0]
 
     def move(self, k: int, value: Tensor, std: Tensor | None = None, z: Tensor | None = None) -> bool:
         """Row k's move; whether the network's output was finite."""
         row, finite = self._rows[k], True
-        self._history = _turned(self._history)
+        weights = self._factors.next(row)
         values = (value,) if len(self._parts) == 1 else torch.split(value, self._count)
         for part, its_value in zip(self._parts, values, strict=True):
-            finite &= part.move(row, its_value)
+            finite &= part.move(row, its_value, *weights)
         if z is not None:
             self.state.add_(z, alpha=row.std) if std is None else self.state.addcmul_(z, std)
         elif row.std != 0.0:
@@ -59,58 +61,47 @@ class _Part:
     Torch fuses a product into a sum, which NumPy can't, and rounds it alike wherever it stands.
     """
 
-    def __init__(self, clip: bool, state: Tensor, base: Tensor, *history: Tensor) -> None:
-        self._clip, self._state, self._base, self._history = clip, state, base, list(history)
+    def __init__(self, state: Tensor, base: Tensor, *predictions: Tensor, clip: bool, shown: bool) -> None:
+        self._state, self._base, self._clip = state, base, clip
+        self._history = list(predictions[:-1] if shown else predictions)
+        self._shown = predictions[-1] if shown else None
 
-    def move(self, row: Any, value: Tensor) -> bool:
+    def move(self, row: Any, value: Tensor, factor: float, of_state: Sequence[float], of_base: Sequence[float]) -> bool:
         """A row's move but for its noise; whether the network's output was finite."""
         finite = math.isfinite(value.sum().item()) or bool(value.isfinite().all())  # the sum may overflow
-        self._history = _turned(self._history)
-        self._combine(row, value)
+        if len(self._history) > 1:
+            self._history = self._history[-1:] + self._history[:-1]
+        if self._shown is not None:
+            self._read(row, value, 1.0, self._shown)
+        self._read(row, value, factor, self._history[0])
+        self._weigh(of_state, self._state)
+        if of_base:
+            self._weigh(of_base, self._base)
+        elif self._base is not self._state:
+            self._base.copy_(self._state)
         return finite
 
-    def _combine(self, row: Any, value: Tensor) -> None:
-        state, base = self._state, self._base
-        self._read(row, value, 1.0, self._history[0])
-        self._weigh(row.state, torch.mul(base, row.state[0], out=state))
-        if row.base is not None:
-            self._weigh(row.base, base.mul_(row.base[0]))
-        elif base is not state:
-            base.copy_(state)
-
-    def _read(self, row: Any, value: Tensor, weight: float, out: Tensor) -> None:
-        """weight * x_0."""
+    def _read(self, row: Any, value: Tensor, factor: float, out: Tensor) -> None:
+        """factor * x_0."""
         a_value, a_state = row.read
         if a_state:
-            torch.mul(self._state, weight * a_state, out=out).add_(value, alpha=weight * a_value)
+            torch.mul(self._state, factor * a_state, out=out).add_(value, alpha=factor * a_value)
         else:
-            torch.mul(value, weight * a_value, out=out)
+            torch.mul(value, factor * a_value, out=out)
         if self._clip:
-            functional.hardtanh_(out, -abs(weight), abs(weight))  # half the call of a clamp
+            functional.hardtanh_(out, -abs(factor), abs(factor))  # half the call of a clamp
 
     def _weigh(self, weights: Sequence[float], out: Tensor) -> None:
-        """Add all but the first of the weights times the predictions."""
-        for weight, x0 in zip(weights[1:], self._history, strict=False):
+        """weights[0] * base + weights[1] * newest x_0 + ...; `out` may be the base."""
+        history, base, (first, *rest) = self._history, self._base, weights
+        if rest and rest[0] == 1.0:
+            torch.add(history[0], base, alpha=first, out=out)
+            history, rest = history[1:], rest[1:]
+        else:
+            torch.mul(base, first, out=out)
+        for weight, x0 in zip(rest, history, strict=False):
             if weight:
                 out.add_(x0, alpha=weight)
-
-
-class _Alone(_Part):
-    """The same where no move needs a prediction but its own: it is weighed as it is read, which saves a pass."""
-
-    def _combine(self, row: Any, value: Tensor) -> None:
-        keep, weight = row.state
-        x0, *work = self._history
-        if work:  # x0 is shown
-            self._read(row, value, 1.0, x0)
-            x0 = work[0]
-        self._read(row, value, weight, x0)
-        torch.add(x0, self._state, alpha=keep, out=self._state)
-
-
-def _turned(arrays: list[Tensor]) -> list[Tensor]:
-    """The oldest first, to be written over."""
-    return arrays if len(arrays) == 1 else arrays[-1:] + arrays[:-1]
 
 
 class DeviceStepper:
