@@ -55,7 +55,7 @@ def states(library: Any, shape: tuple[int, ...], **options: Any) -> list[np.ndar
     """Every state and prediction of a run."""
     denoiser = options.pop("denoiser", Denoiser(wavy))
     x_T = library.array(1.5 * batch(*shape, seed=5), options.pop("dtype", "float32"))
-    steps = CHAIN.trajectory(denoiser, shape, steps=STEPS, x_T=x_T, **options)
+    steps = options.pop("chain", CHAIN).trajectory(denoiser, shape, steps=STEPS, x_T=x_T, **options)
     return [library.host(x) for step in steps for x in (step.x, step.x0) if x is not None]
 
 
@@ -69,6 +69,7 @@ CASES: dict[str, dict[str, Any]] = {
     "double": {"dtype": "float64"},
     "unclipped": {"denoiser": Denoiser(wavy, clip_x0=False)},
     "v": {"denoiser": Denoiser(wavy, "v", variance="beta_tilde")},
+    "weights that vanish": {"chain": Diffusion(schedules.constant(900, 0.9)), "denoiser": Denoiser(wavy, "x0")},
     "own noise": {"noise": lambda t, index, shape: batch(len(index), *shape, seed=t)},
 }
 

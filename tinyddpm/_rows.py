@@ -33,7 +33,7 @@ class Row:
     `read` weighs (the network's output, the state) for the prediction of x_0, which is then clipped where that is wanted.
     `state` and `base` weigh (base, newest x_0, the one before, ...): the network is called at the state, while the base is
     the last point known to the method's full order. The noise has standard deviation `std` (None: the network's own).
-    `denoised` fills in what is not the sampler's: `read`, `told` and an ancestral move's `std`.
+    `denoised` fills in what is not the sampler's: an ancestral move's `std`, `read` and what follows it.
     """
 
     t: int
@@ -47,6 +47,11 @@ class Row:
     read: tuple[float, float] = (1.0, 0.0)
     told: int = 0
     """The number by which the network knows t."""
+    factor: float = 1.0
+    """What a stepper may multiply the prediction by where it reads it: its weight, which then need not be multiplied by. `state`
+    and `base` over predictions that are kept so are `over_kept` and `base_over_kept`."""
+    over_kept: tuple[float, ...] = ()
+    base_over_kept: tuple[float, ...] = ()
 
 
 def ddpm(d: Diffusion, timesteps: tuple[int, ...], eta: float) -> list[Row]:
@@ -128,15 +133,29 @@ def denoised(
         raise ValueError(f"predicts: x_0 does not follow from {denoiser.predicts!r} at t = {bad[0]}, where alpha_bar is "
                          f"{d.alpha_bar[bad[0]]}; predict 'v' or 'x0' on such a schedule")  # fmt: skip
     std = [row.std for row in rows] if denoiser.learned else _fixed_std(d, denoiser, rows)
-    return tuple(
-        replace(
-            row,
-            std=sigma,
-            read=(float(values[row.t]), 0.0 if states is None else float(states[row.t])),
-            told=row.t - 1 + denoiser.first_t,
+    factors: list[float] = []  # the newest first
+    done = []
+    for row, sigma in zip(rows, std, strict=True):
+        # No further, as what is kept must stay in the dtype's range.
+        factor = row.state[1] if 2**-10 < abs(row.state[1]) < 2**10 else 1.0
+        factors = [factor, *factors[:3]]
+        done.append(
+            replace(
+                row,
+                std=sigma,
+                read=(float(values[row.t]), 0.0 if states is None else float(states[row.t])),
+                told=row.t - 1 + denoiser.first_t,
+                factor=factor,
+                over_kept=_over(row.state, factors),
+                base_over_kept=_over(row.base or (), factors),
+            )
         )
-        for row, sigma in zip(rows, std, strict=True)
-    )
+    return tuple(done)
+
+
+def _over(weights: tuple[float, ...], factors: Sequence[float]) -> tuple[float, ...]:
+    """Weights of (base, newest x_0, the one before, ...) as weights of the x_0 times their factors."""
+    return (*weights[:1], *(weight / factor for weight, factor in zip(weights[1:], factors, strict=False)))
 
 
 def _fixed_std(d: Diffusion, denoiser: Denoiser, rows: Sequence[Row]) -> list[float | None]:

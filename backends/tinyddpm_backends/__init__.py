@@ -10,7 +10,7 @@ import numpy as np
 
 from tinyddpm.backends import BackendUnavailable
 
-__all__ = ["Factors", "counters", "depth", "host_array", "known", "load", "table"]
+__all__ = ["counters", "depth", "host_array", "known", "load", "table"]
 
 
 def load(module: str, remedy: str) -> Any:
@@ -47,23 +47,6 @@ def counters(index: np.ndarray[Any, Any], blocks: int) -> tuple[np.ndarray[Any, 
 def depth(rows: Sequence[Any]) -> int:
     """How many predictions of x_0 a row's weights reach back over, the newest counted."""
     return max(len(weights) - 1 for row in rows for weights in (row.state, row.base or ()))
-
-
-class Factors:
-    """By what each prediction is multiplied where it is read, newest first: by its weight in the move that reads it, which then
-    adds it as it is. A weight that might leave the dtype's range is not used."""
-
-    def __init__(self, depth: int) -> None:
-        self._factors = [1.0] * depth
-
-    def next(self, row: Any) -> tuple[float, list[float], list[float]]:
-        """The row's own factor, and its weights for the state and for the base (none: ()) over predictions so multiplied."""
-        weight = row.state[1]
-        self._factors = [weight if 2**-10 < abs(weight) < 2**10 else 1.0, *self._factors[:-1]]
-        return self._factors[0], self._over(row.state), self._over(row.base or ())
-
-    def _over(self, weights: Sequence[float]) -> list[float]:
-        return [*weights[:1], *(w / f for w, f in zip(weights[1:], self._factors, strict=False))]
 
 
 def table(rows: Sequence[Any], width: int) -> np.ndarray[Any, Any]:

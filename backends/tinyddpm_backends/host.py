@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from . import Factors, depth
+from . import depth
 
 __all__ = ["MoveNoise", "Noise", "Stepper", "normal", "silence"]
 
@@ -221,7 +221,6 @@ class Stepper:
         self._noise = MoveNoise(rows, self.state, seed, index)
         self._value, self._work = np.empty(0), np.empty((2, min(_BLOCK, self._flat.size)), x.dtype)
         self._places = [self._views(slice(cut, cut + _BLOCK)) for cut in range(0, self._flat.size, _BLOCK)]
-        self._factors = Factors(depth(rows))
         self._history = [np.empty_like(self._flat) for _ in range(depth(rows) if depth(rows) > 1 else 0)]
         self._shown = np.empty_like(self._flat) if shown else None
         self._silent = silence()  # what overflows is told by the result
@@ -238,9 +237,8 @@ class Stepper:
     def _move(self, k: int, value: Array, std: Array | None, z: Array | None) -> bool:
         row, value, finite = self.rows[k], self._contiguous(value), True
         self._history = self._history[-1:] + self._history[:-1]
-        weights = self._factors.next(row)
         for views in self._places:
-            finite &= self._combine(row, value, weights, views)
+            finite &= self._combine(row, value, views)
         if z is not None:
             np.add(self.state, z * (row.std if std is None else std), out=self.state)
         elif row.std != 0.0:
@@ -252,22 +250,16 @@ class Stepper:
         x = self._flat[place]
         return place, x, self._base[place], *self._work[:, : len(x)]
 
-    def _combine(
-        self,
-        row: Any,
-        value: Array,
-        weights: tuple[float, list[float], list[float]],
-        views: tuple[slice, Array, Array, Array, Array],
-    ) -> bool:
+    def _combine(self, row: Any, value: Array, views: tuple[slice, Array, Array, Array, Array]) -> bool:
         """The row's move in one place; whether the network's output was finite there."""
-        (factor, of_state, of_base), (place, x, base, own, work) = weights, views
+        place, x, base, own, work = views
         value, history = value[place], [x0[place] for x0 in self._history] or [own]
         if self._shown is not None:
             self._read(row, value, x, 1.0, self._shown[place], work)
-        self._read(row, value, x, factor, history[0], work)
-        _weighed(of_state, base, history, x, work)
-        if of_base:
-            _weighed(of_base, base, history, base, work)
+        self._read(row, value, x, row.factor, history[0], work)
+        _weighed(row.over_kept, base, history, x, work)
+        if row.base is not None:
+            _weighed(row.base_over_kept, base, history, base, work)
         elif self._base is not self._flat:
             np.copyto(base, x)
         return math.isfinite(value.dot(value)) or bool(np.isfinite(value).all())  # the square may overflow

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import Factors, depth, host, table
+from . import depth, host, table
 
 __all__ = ["DeviceStepper", "HostStepper", "prepared"]
 
@@ -24,7 +24,7 @@ class HostStepper:
     """The moves on a CPU, in place; the noise is NumPy's, in memory that both see."""
 
     def __init__(self, rows: Sequence[Any], x: Tensor, *, seed: int, index: Any, clip: bool, shown: bool) -> None:
-        self._rows, self._factors = rows, Factors(depth(rows))
+        self._rows = rows
         self.state = x.detach().clone(memory_format=torch.contiguous_format)
         base = self.state.clone() if any(row.base is not None for row in rows) else self.state
         self._shown = [torch.empty_like(self.state)] if shown else []
@@ -44,10 +44,9 @@ class HostStepper:
     def move(self, k: int, value: Tensor, std: Tensor | None = None, z: Tensor | None = None) -> bool:
         """Row k's move; whether the network's output was finite."""
         row, finite = self._rows[k], True
-        weights = self._factors.next(row)
         values = (value,) if len(self._parts) == 1 else torch.split(value, self._count)
         for part, its_value in zip(self._parts, values, strict=True):
-            finite &= part.move(row, its_value, *weights)
+            finite &= part.move(row, its_value)
         if z is not None:
             self.state.add_(z, alpha=row.std) if std is None else self.state.addcmul_(z, std)
         elif row.std != 0.0:
@@ -66,17 +65,17 @@ class _Part:
         self._history = list(predictions[:-1] if shown else predictions)
         self._shown = predictions[-1] if shown else None
 
-    def move(self, row: Any, value: Tensor, factor: float, of_state: Sequence[float], of_base: Sequence[float]) -> bool:
+    def move(self, row: Any, value: Tensor) -> bool:
         """A row's move but for its noise; whether the network's output was finite."""
         finite = math.isfinite(value.sum().item()) or bool(value.isfinite().all())  # the sum may overflow
         if len(self._history) > 1:
             self._history = self._history[-1:] + self._history[:-1]
         if self._shown is not None:
             self._read(row, value, 1.0, self._shown)
-        self._read(row, value, factor, self._history[0])
-        self._weigh(of_state, self._state)
-        if of_base:
-            self._weigh(of_base, self._base)
+        self._read(row, value, row.factor, self._history[0])
+        self._weigh(row.over_kept, self._state)
+        if row.base is not None:
+            self._weigh(row.base_over_kept, self._base)
         elif self._base is not self._state:
             self._base.copy_(self._state)
         return finite
