@@ -185,6 +185,20 @@ def test_any_layout_of_the_networks_output(sampler: str, net: Any) -> None:
     np.testing.assert_array_equal(x, plain)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("net", [lambda x, t: x, lambda x, t: x[:1].expand(x.shape), lambda x, t: 0.5 * x.mT.mT])
+def test_torchs_parts_do_not_see_each_other_move(sampler: str, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network may return a view of the state it was called at, one sample's in place of another's even."""
+    pytest.importorskip("torch")
+    from tinyddpm_backends import torch_moves
+
+    options: dict[str, Any] = {"sampler": sampler, "steps": 5, "backend": "torch"}
+    whole = CHAIN.sample(Denoiser(net), (7, 2, 3, 3), **options)
+    monkeypatch.setattr(torch_moves, "_BLOCK", 20)
+    assert CHAIN.sample(Denoiser(net), (7, 2, 3, 3), **options).equal(whole)
+    assert CHAIN.sample(Denoiser(lambda x, t: net(x, t).clone()), (7, 2, 3, 3), **options).equal(whole)
+
+
 @pytest.mark.parametrize(("sampler", "eta"), [(s, 0.0) for s in SAMPLERS] + [("ddim", 1.0)])
 @pytest.mark.parametrize("shape", [(16, 3, 64, 64), (1, 3, 256, 256)])
 def test_no_move_allocates_a_state(sampler: str, eta: float, shape: tuple[int, ...]) -> None:

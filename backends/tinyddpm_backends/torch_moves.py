@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -25,33 +26,43 @@ class HostStepper:
 
     def __init__(self, rows: Sequence[Any], x: Tensor, *, seed: int, index: Any, clip: bool, shown: bool) -> None:
         self._rows = rows
-        self.state = x.detach().clone(memory_format=torch.contiguous_format)
-        base = self.state.clone() if any(row.base is not None for row in rows) else self.state
-        self._shown = [torch.empty_like(self.state)] if shown else []
-        arrays = [self.state, base, *(torch.empty_like(self.state) for _ in range(depth(rows))), *self._shown]
+        state = np.array(x.numpy(force=True), order="C")  # NumPy asks for large pages, Torch does not
+        apart = any(row.base is not None for row in rows)
+        base = state.copy() if apart else state
+        predictions = [np.empty_like(state) for _ in range(depth(rows) + shown)]
+        arrays = [torch.from_numpy(array) for array in (state, base, *predictions)]
+        self.state, self._shown = arrays[0], arrays[-1]
         self._count = max(1, _BLOCK * torch.get_num_threads() // max(1, math.prod(x.shape[1:])))  # samples in a part
         parts: Any = [arrays]
         if self._count < x.shape[0]:
             parts = zip(*(torch.split(array, self._count) for array in arrays), strict=True)
-        self._parts = [_Part(*views, clip=clip, shown=shown) for views in parts]
-        self._noise, self._silent = host.MoveNoise(rows, self.state.numpy(), seed, index), host.silence()
+        self._parts = [_Part(*views, clip=clip, shown=shown, apart=apart) for views in parts]
+        self._noise, self._silent = host.MoveNoise(rows, state, seed, index), host.silence()
 
     @property
     def x0(self) -> Tensor:
         """The newest prediction, where it is shown."""
-        return self._shown[0]
+        return self._shown
 
     def move(self, k: int, value: Tensor, std: Tensor | None = None, z: Tensor | None = None) -> bool:
         """Row k's move; whether the network's output was finite."""
         row, finite = self._rows[k], True
-        values = (value,) if len(self._parts) == 1 else torch.split(value, self._count)
-        for part, its_value in zip(self._parts, values, strict=True):
+        for part, its_value in zip(self._parts, self._split(value), strict=True):
             finite &= part.move(row, its_value)
         if z is not None:
             self.state.add_(z, alpha=row.std) if std is None else self.state.addcmul_(z, std)
         elif row.std != 0.0:
             self._silent.run(self._noise.add, k, None if std is None else std.numpy())
         return finite
+
+    def _split(self, value: Tensor) -> Sequence[Tensor]:
+        """The parts' values; none may lie where another part's state is written."""
+        if len(self._parts) == 1:
+            return (value,)
+        if value.untyped_storage().data_ptr() == self.state.untyped_storage().data_ptr():
+            value = value.clone()
+        parts: Sequence[Tensor] = torch.split(value, self._count)
+        return parts
 
 
 class _Part:
@@ -60,8 +71,8 @@ class _Part:
     Torch fuses a product into a sum, which NumPy can't, and rounds it alike wherever it stands.
     """
 
-    def __init__(self, state: Tensor, base: Tensor, *predictions: Tensor, clip: bool, shown: bool) -> None:
-        self._state, self._base, self._clip = state, base, clip
+    def __init__(self, state: Tensor, base: Tensor, *predictions: Tensor, clip: bool, shown: bool, apart: bool) -> None:
+        self._state, self._base, self._clip, self._apart = state, base, clip, apart
         self._history = list(predictions[:-1] if shown else predictions)
         self._shown = predictions[-1] if shown else None
 
@@ -76,7 +87,7 @@ class _Part:
         self._weigh(row.over_kept, self._state)
         if row.base is not None:
             self._weigh(row.base_over_kept, self._base)
-        elif self._base is not self._state:
+        elif self._apart:
             self._base.copy_(self._state)
         return finite
 
