@@ -167,38 +167,38 @@ class MoveNoise:
     """The noise of one run's moves, added to its state (n, ...) in place."""
 
     def __init__(self, rows: Sequence[Any], state: Array, seed: int, index: NDArray[np.uint64]) -> None:
-        self._rows, self._samples = rows, state.reshape(len(index), math.prod(state.shape[1:]))
-        self._seed, self._index = seed, index
+        self._rows, self._state, self._seed, self._index = rows, state, seed, index
         self._ahead: dict[int, Array] = {}
-
-    @cached_property
-    def _noise(self) -> Noise:
-        return Noise(self._seed, 0, self._index, self._samples.shape[1], self._samples.dtype)
-
-    @cached_property
-    def _moves_ahead(self) -> int:
-        """Small samples cost calls, not time: the noise of as many moves as fill a piece is drawn at once."""
-        return _BLOCK // max(1, 2 * self._noise.half * len(self._index))
 
     def add(self, k: int, std: Array | None = None) -> None:
         """Row k's, times its std or, where the network decides that, times `std`, which is written over."""
-        samples = self._samples
+        row, samples = self._rows[k], self._state.reshape(len(self._index), self._noise.n)
         if std is not None:
             std = std.reshape(samples.shape)
-            self._noise.scale(self._rows[k].t, std)
+            self._noise.scale(row.t, std)
             np.add(samples, std, out=samples)
-        elif self._moves_ahead > 1 and samples.size:
-            np.add(samples, self._drawn(k), out=samples)
-        else:
-            self._noise.add(self._rows[k].t, self._rows[k].std, samples)
-
-    def _drawn(self, k: int) -> Array:
+            return
         if k not in self._ahead:
-            noisy = (j for j in range(k, len(self._rows)) if self._rows[j].std)
-            ahead = list(itertools.islice(noisy, self._moves_ahead))
-            z = self._noise.several([self._rows[j].t for j in ahead], [self._rows[j].std for j in ahead])
-            self._ahead = dict(zip(ahead, z, strict=True))
-        return self._ahead[k]
+            self._ahead = dict(zip(*self.ahead(k), strict=True))
+        if k in self._ahead:
+            np.add(self._state, self._ahead[k], out=self._state)
+        else:
+            self._noise.add(row.t, row.std, samples)
+
+    def ahead(self, k: int) -> tuple[list[int], Array]:
+        """The noise of row k and of as many after it as fill a piece, as small samples cost calls, not time: those rows, none
+        where a move alone fills a piece, and for each its std times its noise."""
+        fit = _BLOCK // max(1, 2 * self._noise.half * len(self._index))
+        if fit < 2 or not self._state.size:
+            return [], self._state[:0]
+        noisy = (j for j in range(k, len(self._rows)) if self._rows[j].std)
+        rows = list(itertools.islice(noisy, fit))
+        z = self._noise.several([self._rows[j].t for j in rows], [self._rows[j].std for j in rows])
+        return rows, z.reshape(len(rows), *self._state.shape)
+
+    @cached_property
+    def _noise(self) -> Noise:
+        return Noise(self._seed, 0, self._index, math.prod(self._state.shape[1:]), self._state.dtype)
 
 
 def silence() -> contextvars.Context:

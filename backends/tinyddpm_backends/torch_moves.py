@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from . import depth, host, table
 
@@ -38,6 +37,9 @@ class HostStepper:
             parts = zip(*(torch.split(array, self._count) for array in arrays), strict=True)
         self._parts = [_Part(*views, clip=clip, shown=shown, apart=apart) for views in parts]
         self._noise, self._silent = host.MoveNoise(rows, state, seed, index), host.silence()
+        self._ahead: dict[int, Tensor] = {}
+        # After a network has taken the caches, a Python number costs 20 microseconds where Torch makes an array of it.
+        self._a_state = torch.tensor([row.factor * row.read[1] for row in rows], dtype=x.dtype).unbind()
 
     @property
     def x0(self) -> Tensor:
@@ -45,24 +47,32 @@ class HostStepper:
         return self._shown
 
     def move(self, k: int, value: Tensor, std: Tensor | None = None, z: Tensor | None = None) -> bool:
-        """Row k's move; whether the network's output was finite."""
-        row, finite = self._rows[k], True
-        for part, its_value in zip(self._parts, self._split(value), strict=True):
-            finite &= part.move(row, its_value)
+        """Row k's move; whether the network's output was finite, without which it is not completed."""
+        row, a_state, (part, *others) = self._rows[k], self._a_state[k], self._parts
+        finite = part.move(row, a_state, value) if not others else self._move_parts(row, a_state, value)
         if z is not None:
             self.state.add_(z, alpha=row.std) if std is None else self.state.addcmul_(z, std)
+        elif std is not None:
+            self._silent.run(self._noise.add, k, std.numpy())
         elif row.std != 0.0:
-            self._silent.run(self._noise.add, k, None if std is None else std.numpy())
+            self._add_noise(k)
         return finite
 
-    def _split(self, value: Tensor) -> Sequence[Tensor]:
-        """The parts' values; none may lie where another part's state is written."""
-        if len(self._parts) == 1:
-            return (value,)
+    def _add_noise(self, k: int) -> None:
+        """By Torch what was drawn ahead: after a network a first call of NumPy costs more than all of them."""
+        if k not in self._ahead:
+            drawn, z = self._noise.ahead(k)
+            self._ahead = dict(zip(drawn, torch.from_numpy(z).unbind() if drawn else (), strict=True))
+        if k in self._ahead:
+            self.state.add_(self._ahead[k])
+        else:
+            self._silent.run(self._noise.add, k)
+
+    def _move_parts(self, row: Any, a_state: Tensor, value: Tensor) -> bool:
         if value.untyped_storage().data_ptr() == self.state.untyped_storage().data_ptr():
-            value = value.clone()
-        parts: Sequence[Tensor] = torch.split(value, self._count)
-        return parts
+            value = value.clone()  # which may lie where another part's state is written
+        values = torch.split(value, self._count)
+        return all(part.move(row, a_state, v) for part, v in zip(self._parts, values, strict=True))
 
 
 class _Part:
@@ -76,14 +86,15 @@ class _Part:
         self._history = list(predictions[:-1] if shown else predictions)
         self._shown = predictions[-1] if shown else None
 
-    def move(self, row: Any, value: Tensor) -> bool:
-        """A row's move but for its noise; whether the network's output was finite."""
+    def move(self, row: Any, a_state: Tensor, value: Tensor) -> bool:
+        """A row's move but for its noise; whether the network's output was finite. `a_state` is that of the row times its
+        factor."""
         finite = math.isfinite(value.sum().item()) or bool(value.isfinite().all())  # the sum may overflow
         if len(self._history) > 1:
             self._history = self._history[-1:] + self._history[:-1]
         if self._shown is not None:
-            self._read(row, value, 1.0, self._shown)
-        self._read(row, value, row.factor, self._history[0])
+            self._read(row, row.read[1], value, 1.0, self._shown)
+        self._read(row, a_state, value, row.factor, self._history[0])
         self._weigh(row.over_kept, self._state)
         if row.base is not None:
             self._weigh(row.base_over_kept, self._base)
@@ -91,15 +102,15 @@ class _Part:
             self._base.copy_(self._state)
         return finite
 
-    def _read(self, row: Any, value: Tensor, factor: float, out: Tensor) -> None:
+    def _read(self, row: Any, a_state: Tensor | float, value: Tensor, factor: float, out: Tensor) -> None:
         """factor * x_0."""
-        a_value, a_state = row.read
-        if a_state:
-            torch.mul(self._state, factor * a_state, out=out).add_(value, alpha=factor * a_value)
+        a_value = factor * row.read[0]
+        if row.read[1]:
+            torch.mul(self._state, a_state, out=out).add_(value, alpha=a_value)
         else:
-            torch.mul(value, factor * a_value, out=out)
+            torch.mul(value, a_value, out=out)
         if self._clip:
-            functional.hardtanh_(out, -abs(factor), abs(factor))  # half the call of a clamp
+            out.clamp_(-abs(factor), abs(factor))
 
     def _weigh(self, weights: Sequence[float], out: Tensor) -> None:
         """weights[0] * base + weights[1] * newest x_0 + ...; `out` may be the base."""
