@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import array_api_strict
@@ -315,6 +317,19 @@ def test_no_state_is_left_between_runs() -> None:
     first, second = (d.trajectory(exact(d), (2, 2), seed=s, **options) for s in (1, 2))
     pairs = list(zip(first, second, strict=True))
     np.testing.assert_array_equal(pairs[-1][0].x, alone)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 120, 120)])
+def test_noisy_runs_may_interleave_and_change_threads(native: Library, shape: tuple[int, ...]) -> None:
+    """What is kept of the newest noise is a thread's own."""
+    d = Diffusion(schedules.linear(15))
+    run = partial(d.trajectory, Denoiser(zero_net), shape, steps=6, backend=native.name)
+    alone = [native.host(d.sample(Denoiser(zero_net), shape, steps=6, seed=s, backend=native.name)) for s in (1, 2)]
+    runs = [run(seed=s) for s in (1, 2)]
+    with ThreadPoolExecutor(1) as pool:
+        ends = [[next(r) if k % 2 else pool.submit(next, r).result() for r in runs] for k in range(7)][-1]
+    for step, expected in zip(ends, alone, strict=True):
+        np.testing.assert_array_equal(native.host(step.x), expected)
 
 
 def test_start_below_T() -> None:

@@ -9,8 +9,8 @@ import contextvars
 import itertools
 import math
 import threading
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -45,17 +45,22 @@ def normal(seed: int, index: NDArray[np.uint64], step: int, shape: tuple[int, ..
         out = np.empty((len(index), *shape), dtype)
     except (MemoryError, ValueError, OverflowError):
         raise ValueError(f"shape: {len(index)} samples of shape {shape} can't be allocated") from None
-    if not out.size:
-        return out
-    n = math.prod(shape)
+    if out.size:
+        with _known(seed, stream, index, math.prod(shape), dtype) as noise:
+            noise.draw(step, out.reshape(len(index), -1))
+    return out
+
+
+@contextmanager
+def _known(seed: int, stream: int, index: NDArray[np.uint64], n: int, dtype: str) -> Iterator[Noise]:
+    """The thread's newest noise, where it is of these, or a new one."""
     key = seed, stream, index.tobytes(), n, dtype
     (known, noise), _kept.newest = _kept.newest, _NOTHING  # out of reach of what may interrupt
     if known != key:
         noise = Noise(seed, stream, index, n, dtype)
-    noise.draw(step, out.reshape(len(index), n))
-    if len(index) <= 4096:  # so that what is kept stays small
+    yield noise
+    if len(index) <= 2**16:  # so that what is kept stays small
         _kept.newest = key, noise
-    return out
 
 
 class Noise:
@@ -167,38 +172,38 @@ class MoveNoise:
     """The noise of one run's moves, added to its state (n, ...) in place."""
 
     def __init__(self, rows: Sequence[Any], state: Array, seed: int, index: NDArray[np.uint64]) -> None:
-        self._rows, self._state, self._seed, self._index = rows, state, seed, index
+        self._rows, self._state, self._index = rows, state, index
+        n = math.prod(state.shape[1:])
+        self._kind = seed, 0, index, n, str(state.dtype)
+        self._fit = _BLOCK // (8 * -(-n // 8) * len(index)) if state.size else 0
         self._ahead: dict[int, Array] = {}
 
     def add(self, k: int, std: Array | None = None) -> None:
         """Row k's, times its std or, where the network decides that, times `std`, which is written over."""
-        row, samples = self._rows[k], self._state.reshape(len(self._index), self._noise.n)
-        if std is not None:
-            std = std.reshape(samples.shape)
-            self._noise.scale(row.t, std)
-            np.add(samples, std, out=samples)
-            return
-        if k not in self._ahead:
+        if std is None and k not in self._ahead:
             self._ahead = dict(zip(*self.ahead(k), strict=True))
-        if k in self._ahead:
+        if std is None and k in self._ahead:
             np.add(self._state, self._ahead[k], out=self._state)
-        else:
-            self._noise.add(row.t, row.std, samples)
+        elif self._state.size:
+            row, samples = self._rows[k], self._state.reshape(len(self._index), -1)
+            with _known(*self._kind) as noise:
+                if std is None:
+                    noise.add(row.t, row.std, samples)
+                else:
+                    scaled = std.reshape(samples.shape)
+                    noise.scale(row.t, scaled)
+                    np.add(samples, scaled, out=samples)
 
     def ahead(self, k: int) -> tuple[list[int], Array]:
         """The noise of row k and of as many after it as fill a piece, as small samples cost calls, not time: those rows, none
         where a move alone fills a piece, and for each its std times its noise."""
-        fit = _BLOCK // max(1, 2 * self._noise.half * len(self._index))
-        if fit < 2 or not self._state.size:
+        if self._fit < 2:
             return [], self._state[:0]
         noisy = (j for j in range(k, len(self._rows)) if self._rows[j].std)
-        rows = list(itertools.islice(noisy, fit))
-        z = self._noise.several([self._rows[j].t for j in rows], [self._rows[j].std for j in rows])
+        rows = list(itertools.islice(noisy, self._fit))
+        with _known(*self._kind) as noise:
+            z = noise.several([self._rows[j].t for j in rows], [self._rows[j].std for j in rows])
         return rows, z.reshape(len(rows), *self._state.shape)
-
-    @cached_property
-    def _noise(self) -> Noise:
-        return Noise(self._seed, 0, self._index, math.prod(self._state.shape[1:]), self._state.dtype)
 
 
 def silence() -> contextvars.Context:
