@@ -3,12 +3,12 @@
 `python benchmarks/step_speed.py [--backend numpy torch jax cupy] [--device D] [--shape B C H W] [--fresh-heap] [--json FILE]
 [--markdown FILE]`
 
-A run makes a few moves from one start with a network output that stays the same: ours through the backend's stepper, made
-anew for each run, diffusers' through `set_timesteps` and its scheduler's `step`, and "formula" as denoising-diffusion-pytorch
-writes a move, with coefficients gathered on the device into the batch's shape. Ours draws reproducible noise and refuses what is
-not finite; theirs draw the library's own. x_0 is clipped in all or, as diffusers' multistep solver can't, in none. "limit" is
-what the machine needs at least: the arrays that a move must read and write, timed as an addition in place, and our noise, timed
-alone. Microseconds a move, medians of runs that alternate; Torch and NumPy on one thread.
+A run makes ten to a hundred moves from one start with a network output that stays the same: ours through the backend's stepper,
+made anew for each run, diffusers' through `set_timesteps` and its scheduler's `step`, and "formula" as denoising-diffusion-
+pytorch writes a move, with coefficients gathered on the device into the batch's shape. Ours draws reproducible noise and
+refuses what is not finite; theirs draw the library's own. x_0 is clipped in all or, as diffusers' multistep solver can't, in
+none. "limit" is what the machine needs at least: the arrays that a move must read and write, timed as an addition in place, and
+our noise, timed alone. Microseconds a move, medians of runs that alternate; Torch and NumPy on one thread.
 
 Before anything is timed a large array is freed, as a network's activations are: from then on the C library hands out again
 what was freed. With ``--fresh-heap`` it asks the system anew, which costs those who allocate in every move up to twice the time.
@@ -163,7 +163,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each shape, sampler and backend."""
     for shape in options.shapes:
         size = math.prod(shape)
-        steps = max(4, min(100, 4_000_000 // size))
+        steps = max(10, min(100, 4_000_000 // size))  # as few as are made of large images
         rounds = options.rounds or max(5, min(40, 20_000_000 // (size * steps)))
         for sampler in options.sampler:
             if sys.stderr.isatty():
