@@ -143,11 +143,7 @@ def vlb(
             if step.t == 1:
                 mean = d.convert(value, step.x_t, 1, kind, "mu")
                 others.append(_decoder(d, denoiser, x, mean, step, levels, decoder, xp))
-            if denoiser.clip_x0:
-                error = value
-                error -= x  # in place: the network's own output is left alone
-            else:
-                error = value - target(d, kind, x, step.x_t, step.t, step.eps)
+            error = _off(x, value) if denoiser.clip_x0 else value - target(d, kind, x, step.x_t, step.t, step.eps)
             squares.append(_square_sum(error, xp))
             if denoiser.learned and step.t > 1:
                 others.append(_learned_kl(d, denoiser, float(slope[step.t]) * error, step, xp))
@@ -267,6 +263,12 @@ def _clipping(d: Diffusion, denoiser: Denoiser, xp: Any) -> Callable[[_Step], Ar
             x0 += by_state[step.t] * step.x_t
         return x0.clip(-1.0, 1.0, out=x0) if isinstance(x0, np.ndarray) else _array.clip(x0, xp)
 
+    return clipped
+
+
+def _off(x0: Array, clipped: Array) -> Array:
+    """The error of a clipped x_0, in its memory."""
+    clipped -= x0
     return clipped
 
 
