@@ -3,8 +3,7 @@
 `python benchmarks/noise_speed.py [--rounds N] [--json FILE] [--markdown FILE]`
 
 float32 unless it says otherwise, on one thread; medians of runs of five draws, as a sampler draws one kind again and again, that
-alternate. "words" are the random bits alone, which the
-layout needs whatever is made of them: ours can't be faster than they are.
+alternate. "words" are the random bits alone, which the layout needs whatever is made of them: ours can't be faster than they are.
 """
 
 from __future__ import annotations

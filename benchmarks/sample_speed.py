@@ -116,10 +116,9 @@ def _faster(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if value}
 
 
-def pipeline(model: Model, sampler: str, options: argparse.Namespace) -> Callable[[Any], Array]:
-    """The same run by diffusers' pipeline, with the same weights."""
+def loaded(model: Model, sampler: str) -> Any:
+    """diffusers' pipeline of a model."""
     import diffusers
-    import torch
 
     from tinyddpm.nn import save_diffusers
 
@@ -129,7 +128,14 @@ def pipeline(model: Model, sampler: str, options: argparse.Namespace) -> Callabl
         warnings.simplefilter("ignore")  # theirs, of what they will remove
         save_diffusers(Path(folder) / "model", net, d, denoiser)
         kind = getattr(diffusers, {"ddpm": "DDPMPipeline", "ddim": "DDIMPipeline"}[sampler])
-        made = kind.from_pretrained(Path(folder) / "model", low_cpu_mem_usage=False)
+        return kind.from_pretrained(Path(folder) / "model", low_cpu_mem_usage=False)
+
+
+def pipeline(model: Model, sampler: str, options: argparse.Namespace) -> Callable[[Any], Array]:
+    """The same run by diffusers' pipeline, with the same weights."""
+    import torch
+
+    made = loaded(model, sampler)
     made.unet.to(options.device, getattr(torch, options.dtype), memory_format=torch.channels_last)
     made.set_progress_bar_config(disable=True)
 

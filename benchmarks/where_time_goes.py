@@ -16,17 +16,15 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import _report
 import numpy as np
 import sample_speed
 
-from tinyddpm import Denoiser, Diffusion, backends
+from tinyddpm import Denoiser, backends
 from tinyddpm._array import positive_int
 
 Task = Callable[[], object]
@@ -103,16 +101,17 @@ def _median_of(task: Task, times: int) -> float:
     return _report.alternating({"": task}, times)[""]
 
 
-def network(net: Any, rounds: int) -> list[dict[str, Any]]:
+def network(model: sample_speed.Model, rounds: int) -> list[dict[str, Any]]:
     """Milliseconds of a call by kind of operation."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
     x, t = torch.randn(16, 1, 8, 8).contiguous(memory_format=torch.channels_last), torch.full((16,), 5)
+    net: Any = model[1].net
     ours = torch.compile(net, dynamic=False)
     columns: dict[str, dict[str, float]] = {}
     with torch.no_grad():
-        for name, called in {"ours": net, "compiled": ours, "diffusers": theirs(net)}.items():
+        for name, called in {"ours": net, "compiled": ours, "diffusers": theirs(model)}.items():
             for _ in range(3):
                 called(x, t)
             with profile(activities=[ProfilerActivity.CPU]) as found:
@@ -124,18 +123,11 @@ def network(net: Any, rounds: int) -> list[dict[str, Any]]:
     return [{"kind": kind, **{name: column.get(kind, 0.0) for name, column in columns.items()}} for kind in kinds]
 
 
-def theirs(net: Any) -> Callable[[Any, Any], Any]:
+def theirs(model: sample_speed.Model) -> Callable[[Any, Any], Any]:
     """diffusers' network with the same weights."""
-    import diffusers
     import torch
 
-    from tinyddpm.nn import save_diffusers
-
-    with TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # theirs, of what they will remove
-        save_diffusers(Path(folder) / "model", net, Diffusion(), Denoiser(net, first_t=0))
-        unet = diffusers.UNet2DModel.from_pretrained(Path(folder) / "model" / "unet", low_cpu_mem_usage=False)
-    made: Any = unet.eval().to(memory_format=torch.channels_last)
+    made = sample_speed.loaded(model, "ddpm").unet.to(memory_format=torch.channels_last)
     return lambda x, t: made(x, t).sample
 
 
@@ -166,11 +158,11 @@ def main(argv: Sequence[str]) -> None:
     options = parsed(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    net = sample_speed.unet(backends.get("torch"), "cpu", "float32")[1].net
+    model = sample_speed.unet(backends.get("torch"), "cpu", "float32")
     found = {
         "passes": passes(options.rounds),
-        "after_network": after_network(net, options.rounds),
-        "network": network(net, options.rounds),
+        "after_network": after_network(model[1].net, options.rounds),
+        "network": network(model, options.rounds),
     }
     titles = {
         "passes": ("library", "pass", "ns/element", "in a DDIM move"),

@@ -12,6 +12,7 @@ import numpy as np
 
 from tinyddpm import _array, conversions, plans
 from tinyddpm._array import Array, Steps
+from tinyddpm._value import Value
 from tinyddpm.diffusion import Diffusion
 from tinyddpm.gaussian import Gaussian
 
@@ -27,7 +28,7 @@ _LEARNED = ("learned", "learned_range")
 
 
 @dataclass(frozen=True, eq=False)
-class Denoiser:
+class Denoiser(Value):
     """The learned reverse process p(x_s | x_t), as a network gives it.
 
     Parameters
@@ -195,21 +196,6 @@ class Denoiser:
         here, there = (getattr(x, "device", None) for x in (x_t, out))
         if there != here and None not in (here, there) and not hasattr(out, "sharding"):
             raise ValueError(f"net: returned an array on {there} at {_where(t)}, {here} is needed")
-
-    # A value: equal and hashable by content.
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Denoiser):
-            return NotImplemented
-        return self._content == other._content
-
-    def __hash__(self) -> int:
-        return hash(self._content)
-
-    @property
-    def _content(self) -> tuple[Any, ...]:
-        variance = self.variance if isinstance(self.variance, str) else self.variance.tobytes()
-        return self.net, self.predicts, variance, self.clip_x0, self.first_t
 
 
 def check_model(d: Diffusion, denoiser: Denoiser) -> None:

@@ -18,6 +18,7 @@ from tinyddpm import _array, _double, _moves, conversions, plans, schedules
 from tinyddpm._array import Array, Steps
 from tinyddpm._double import Double
 from tinyddpm._moves import Move, Weights
+from tinyddpm._value import Value
 from tinyddpm.gaussian import Gaussian
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ Table = NDArray[np.float64]
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
-class Diffusion:
+class Diffusion(Value):
     """The forward process q with the given betas [Ho sec. 2], and all that follows from them in closed form.
 
     Parameters
@@ -264,16 +265,6 @@ class Diffusion:
     @cached_property
     def _known_conversions(self) -> dict[tuple[str, str], tuple[Table, Table | None]]:
         return {}
-
-    # A value: equal and hashable by content.
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Diffusion):
-            return NotImplemented
-        return self._content == other._content
-
-    def __hash__(self) -> int:
-        return hash(self._content)
 
     @property
     def _content(self) -> tuple[bytes, bytes]:

@@ -9,7 +9,7 @@ import contextvars
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -169,41 +169,48 @@ def _runs(index: NDArray[np.uint64], blocks: int, rows: int) -> dict[int, list[t
 
 
 class MoveNoise:
-    """The noise of one run's moves, added to its state (n, ...) in place."""
+    """The noise of one run's moves, for its state (n, ...) in place.
 
-    def __init__(self, rows: Sequence[Any], state: Array, seed: int, index: NDArray[np.uint64]) -> None:
-        self._rows, self._state, self._index = rows, state, index
+    Small samples cost calls, not time, so the noise of as many moves as fill a piece is drawn at once; `each` makes of the draws,
+    shape (moves, n, ...), one array for each move.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Any],
+        state: Array,
+        seed: int,
+        index: NDArray[np.uint64],
+        each: Callable[[Array], Iterable[Any]] = iter,
+    ) -> None:
+        self._rows, self._state, self._index, self._each = rows, state, index, each
         n = math.prod(state.shape[1:])
         self._kind = seed, 0, index, n, str(state.dtype)
         self._fit = _BLOCK // (8 * -(-n // 8) * len(index)) if state.size else 0
-        self._ahead: dict[int, Array] = {}
+        self._ahead: dict[int, Any] = {}
+
+    def drawn(self, k: int) -> Any:
+        """Row k's std times its noise; None where a move alone fills a piece: that is for `add`."""
+        if self._fit > 1 and k not in self._ahead:
+            noisy = (j for j in range(k, len(self._rows)) if self._rows[j].std)
+            rows = list(itertools.islice(noisy, self._fit))
+            with _known(*self._kind) as noise:
+                z = noise.several([self._rows[j].t for j in rows], [self._rows[j].std for j in rows])
+            self._ahead = dict(zip(rows, self._each(z.reshape(len(rows), *self._state.shape)), strict=True))
+        return self._ahead.get(k)
 
     def add(self, k: int, std: Array | None = None) -> None:
-        """Row k's, times its std or, where the network decides that, times `std`, which is written over."""
-        if std is None and k not in self._ahead:
-            self._ahead = dict(zip(*self.ahead(k), strict=True))
-        if std is None and k in self._ahead:
-            np.add(self._state, self._ahead[k], out=self._state)
-        elif self._state.size:
-            row, samples = self._rows[k], self._state.reshape(len(self._index), -1)
-            with _known(*self._kind) as noise:
-                if std is None:
-                    noise.add(row.t, row.std, samples)
-                else:
-                    scaled = std.reshape(samples.shape)
-                    noise.scale(row.t, scaled)
-                    np.add(samples, scaled, out=samples)
-
-    def ahead(self, k: int) -> tuple[list[int], Array]:
-        """The noise of row k and of as many after it as fill a piece, as small samples cost calls, not time: those rows, none
-        where a move alone fills a piece, and for each its std times its noise."""
-        if self._fit < 2:
-            return [], self._state[:0]
-        noisy = (j for j in range(k, len(self._rows)) if self._rows[j].std)
-        rows = list(itertools.islice(noisy, self._fit))
+        """Add row k's, times its std or, where the network decides that, times `std`, which is written over."""
+        if not self._state.size:
+            return
+        row, samples = self._rows[k], self._state.reshape(len(self._index), -1)
         with _known(*self._kind) as noise:
-            z = noise.several([self._rows[j].t for j in rows], [self._rows[j].std for j in rows])
-        return rows, z.reshape(len(rows), *self._state.shape)
+            if std is None:
+                noise.add(row.t, row.std, samples)
+            else:
+                scaled = std.reshape(samples.shape)
+                noise.scale(row.t, scaled)
+                np.add(samples, scaled, out=samples)
 
 
 def silence() -> contextvars.Context:
@@ -246,6 +253,8 @@ class Stepper:
             finite &= self._combine(row, value, views)
         if z is not None:
             np.add(self.state, z * (row.std if std is None else std), out=self.state)
+        elif std is None and row.std != 0.0 and (drawn := self._noise.drawn(k)) is not None:
+            np.add(self.state, drawn, out=self.state)
         elif row.std != 0.0:
             self._noise.add(k, std)
         return finite

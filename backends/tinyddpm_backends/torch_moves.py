@@ -36,8 +36,7 @@ class HostStepper:
         if self._count < x.shape[0]:
             parts = zip(*(torch.split(array, self._count) for array in arrays), strict=True)
         self._parts = [_Part(*views, clip=clip, shown=shown, apart=apart) for views in parts]
-        self._noise, self._silent = host.MoveNoise(rows, state, seed, index), host.silence()
-        self._ahead: dict[int, Tensor] = {}
+        self._noise, self._silent = host.MoveNoise(rows, state, seed, index, _unbound), host.silence()
         # After a network has taken the caches, a Python number costs 20 microseconds where Torch makes an array of it.
         self._a_state = torch.tensor([row.factor * row.read[1] for row in rows], dtype=x.dtype).unbind()
 
@@ -52,27 +51,21 @@ class HostStepper:
         finite = part.move(row, a_state, value) if not others else self._move_parts(row, a_state, value)
         if z is not None:
             self.state.add_(z, alpha=row.std) if std is None else self.state.addcmul_(z, std)
-        elif std is not None:
-            self._silent.run(self._noise.add, k, std.numpy())
+        elif std is None and row.std != 0.0 and (drawn := self._noise.drawn(k)) is not None:
+            self.state.add_(drawn)  # not by NumPy: after a network its first call costs more than all of these
         elif row.std != 0.0:
-            self._add_noise(k)
+            self._silent.run(self._noise.add, k, None if std is None else std.numpy())
         return finite
-
-    def _add_noise(self, k: int) -> None:
-        """By Torch what was drawn ahead: after a network a first call of NumPy costs more than all of them."""
-        if k not in self._ahead:
-            drawn, z = self._noise.ahead(k)
-            self._ahead = dict(zip(drawn, torch.from_numpy(z).unbind() if drawn else (), strict=True))
-        if k in self._ahead:
-            self.state.add_(self._ahead[k])
-        else:
-            self._silent.run(self._noise.add, k)
 
     def _move_parts(self, row: Any, a_state: Tensor, value: Tensor) -> bool:
         if value.untyped_storage().data_ptr() == self.state.untyped_storage().data_ptr():
             value = value.clone()  # which may lie where another part's state is written
         values = torch.split(value, self._count)
         return all(part.move(row, a_state, v) for part, v in zip(self._parts, values, strict=True))
+
+
+def _unbound(z: Any) -> Sequence[Tensor]:
+    return torch.from_numpy(z).unbind()
 
 
 class _Part:

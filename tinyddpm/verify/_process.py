@@ -210,7 +210,10 @@ def _plans(_: Place) -> float:
 def _values(place: Place) -> float:
     d, denoiser = Diffusion(schedules.cosine(20)), Denoiser(np.add, variance="beta_tilde")
     gaussian = Gaussian(place.array(np.arange(3.0)), -1.0)
-    same = [(d, Diffusion(schedules.cosine(20))), (denoiser, Denoiser(np.add, variance="beta_tilde"))]
+    same: list[tuple[object, object]] = [
+        (d, Diffusion(schedules.cosine(20))),
+        (denoiser, Denoiser(np.add, variance="beta_tilde")),
+    ]
     same += [(x, pickle.loads(pickle.dumps(x))) for x in (d, denoiser, d.respaced(d.timesteps(7)), gaussian)]
     wrong = sum(x != y or hash(x) != hash(y) for x, y in same)
     return float(wrong + (d == Diffusion(schedules.cosine(21))) + (gaussian == Gaussian(place.array(np.ones(3)), -1.0)))
