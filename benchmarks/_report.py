@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tinyddpm import backends
-from tinyddpm._files import replacing
+from tinyddpm._io.files import replacing
 
 BAD_INPUT = (ValueError, TypeError, LookupError, OSError, ImportError, backends.BackendUnavailable)
 

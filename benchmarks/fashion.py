@@ -19,7 +19,7 @@ import _report
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyddpm._files import replacing
+from tinyddpm._io.files import replacing
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 SIDES = (14, 28)

@@ -18,7 +18,7 @@ from typing import Any
 
 import _report
 
-from tinyddpm._array import positive_int
+from tinyddpm._arrays.check import as_positive_int
 
 IMPORTS = {
     "numpy": "import numpy",
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and the environment there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
     options = parser.parse_args(argv)
-    found = measure(positive_int("--rounds", options.rounds))
+    found = measure(as_positive_int("--rounds", options.rounds))
     environment = _report.environment("diffusers", "torch")
     text = f"{table(found)}\n\ntinyddpm is {found['beyond_numpy_ms']:.1f} ms beyond NumPy.\n"
     print(text)

@@ -22,7 +22,7 @@ import _report
 import numpy as np
 
 from tinyddpm import Denoiser, Diffusion, backends, likelihood, noise, schedules
-from tinyddpm._array import positive_int
+from tinyddpm._arrays.check import as_positive_int
 
 Array = Any
 SHAPE = (3, 32, 32)
@@ -144,7 +144,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
     options = parser.parse_args(argv)
     for name in ("batch", "steps", "rounds"):
-        positive_int(f"--{name}", getattr(options, name))
+        as_positive_int(f"--{name}", getattr(options, name))
     if options.steps < 2:
         raise ValueError(f"--steps: {options.steps} is below 2")
     return options

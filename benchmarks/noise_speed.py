@@ -17,7 +17,7 @@ import _report
 import numpy as np
 
 from tinyddpm import noise
-from tinyddpm._array import positive_int
+from tinyddpm._arrays.check import as_positive_int
 
 SHAPE = (64, 3, 32, 32)
 RUN = 5  # draws
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     for name in ("json", "markdown"):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the rows there, as {name}")
     options = parser.parse_args(argv)
-    rows = measure(positive_int("--rounds", options.rounds))
+    rows = measure(as_positive_int("--rounds", options.rounds))
     cells = [[row["draw"], row["ns_per_element"], row["speed"]] for row in rows]
     about = _report.environment()
     text = f"{_report.table(['draw', 'ns/element', 'speed'], cells)}\n\n{SHAPE}; {_report.described(about)}.\n"

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from tinyddpm import plots
 from tinyddpm._commands.quality import draw
 from tinyddpm._commands.runs import open_run, score
-from tinyddpm._files import replacing
+from tinyddpm._io.files import replacing
 from tinyddpm.training import Images, TrainConfig, load, train
 from tinyddpm.training.checkpoint import find, read_state
-from tinyddpm.training.classifier import Classifier, train_classifier
-from tinyddpm.training.distances import Estimate, compare
+from tinyddpm.training.evaluation.classifier import Classifier, train_classifier
+from tinyddpm.training.evaluation.distances import Estimate, compare
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import _report
 import numpy as np
 
 from tinyddpm import Denoiser, Diffusion, backends, samplers
-from tinyddpm._array import positive_int
+from tinyddpm._arrays.check import as_positive_int
 
 Array = Any
 Model = tuple[Diffusion, Denoiser, tuple[int, ...]]  # and one image's shape
@@ -209,7 +209,7 @@ def measured(
 def _nets(net: Any, backend: backends.Backend, options: argparse.Namespace) -> dict[str, Any]:
     """The network as each library calls it."""
     faster: dict[str, Any] = {"compile": False, "autocast": None} | _faster(options)
-    prepared: Any = backend.prepared
+    prepared: Any = backend.optimize_net
     return {"tinyddpm": prepared(net, **faster) if _faster(options) else net, "diffusers": net}
 
 
@@ -297,7 +297,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the rows there, as {name}")
     options = parser.parse_args(argv)
     for name in ("batch", "threads", "repeats", *(["steps"] if options.steps is not None else [])):
-        positive_int(f"--{name}", getattr(options, name))
+        as_positive_int(f"--{name}", getattr(options, name))
     if unknown := [s for s in options.sampler if s not in samplers.NAMES]:
         raise LookupError(f"--sampler: {unknown[0]!r} is unknown; known are {', '.join(samplers.NAMES)}")
     for name in ("compile", "autocast"):

@@ -22,7 +22,7 @@ import _report
 import numpy as np
 
 from tinyddpm import Denoiser, Diffusion, likelihood, samplers, schedules
-from tinyddpm._array import real
+from tinyddpm._arrays.check import as_real
 from tinyddpm.analytic import GaussianData
 
 DRIFT = 0.01
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     args = parser.parse_args(argv)
-    minutes = real("minutes", args.minutes, 0.01, 10_000)
+    minutes = as_real("minutes", args.minutes, 0.01, 10_000)
     found: list[Reading] = []
     with tempfile.TemporaryDirectory() as folder:
         for reading in soak(minutes, Path(folder)):

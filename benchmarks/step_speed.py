@@ -28,8 +28,9 @@ from typing import Any
 import _report
 import numpy as np
 
-from tinyddpm import Denoiser, Diffusion, _rows, backends, noise, samplers
-from tinyddpm._array import positive_int
+from tinyddpm import Denoiser, Diffusion, backends, noise, samplers
+from tinyddpm._arrays.check import as_positive_int
+from tinyddpm._sampling import rows as methods
 
 Array = Any
 D = Diffusion()
@@ -44,15 +45,15 @@ SCHEDULERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "dpm++2m": "DPMS
 def ours(backend: backends.Backend, sampler: str, steps: int, x: Array, value: Array) -> Callable[[], object]:
     """A run's moves by the backend's stepper, clipped where diffusers' are."""
     denoiser, plan = Denoiser(lambda x_t, t: x_t), D.timesteps(steps)
-    rows = _rows.denoised(samplers.NAMES[sampler], D, denoiser, plan, 0.0)
+    rows = methods.denoised(samplers.NAMES[sampler], D, denoiser, plan, 0.0)
     index = np.arange(x.shape[0], dtype=np.uint64)
     make: Any = backend.stepper
 
     def run() -> None:
         with backends.no_grad(x):
-            stepper = make(rows, x, seed=0, index=index, clip=sampler in CLIPPED, shown=False)
+            stepper = make(rows, x, seed=0, index=index, clip=sampler in CLIPPED, keep_x0=False)
             for k in range(steps):
-                stepper.move(k, value)
+                stepper.step(k, value)
             waited(backend, stepper.state)
 
     return run
@@ -196,8 +197,8 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the rows there, as {name}")
     options = parser.parse_args(argv)
     if options.rounds is not None:
-        positive_int("--rounds", options.rounds)
-    options.shapes = [tuple(positive_int("--shape", n) for n in options.shape)] if options.shape else SHAPES
+        as_positive_int("--rounds", options.rounds)
+    options.shapes = [tuple(as_positive_int("--shape", n) for n in options.shape)] if options.shape else SHAPES
     if unknown := [s for s in options.sampler if s not in ARRAYS]:
         raise LookupError(f"--sampler: {unknown[0]!r} is unknown here; known are {', '.join(ARRAYS)}")
     for name in options.backend:

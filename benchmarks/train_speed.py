@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tinyddpm._array import lookup, positive_int
+from tinyddpm._arrays.check import as_positive_int, lookup
 from tinyddpm.nn import save_diffusers
 from tinyddpm.training import Images, TrainConfig
 from tinyddpm.training.trainer import Trainer
@@ -125,7 +125,7 @@ def autocast(trainer: Trainer) -> AbstractContextManager[Any]:
 def prepared(name: str, device: str | None, batch: int | None, precision: str, compiled: bool) -> Trainer:
     """A trainer for random images, with the network `name`."""
     size, usual, settings = lookup("network", name, NETWORKS)
-    batch = usual if batch is None else positive_int("batch", batch)
+    batch = usual if batch is None else as_positive_int("batch", batch)
     config = TrainConfig(
         batch_size=batch, steps=10**6, precision=precision, compile=compiled, device=device, **settings
     )
@@ -150,7 +150,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="F", help="write the rows there")
     parser.add_argument("--markdown", type=Path, metavar="F", help="write the table there")
     options = parser.parse_args(argv)
-    rounds = positive_int("rounds", options.rounds)
+    rounds = as_positive_int("rounds", options.rounds)
     torch.set_num_threads(1)
     trainer = prepared(options.network, options.device, options.batch, options.precision, options.compile)
     rows = measure(trainer, options.compile, rounds)

@@ -25,7 +25,7 @@ import numpy as np
 import sample_speed
 
 from tinyddpm import Denoiser, backends
-from tinyddpm._array import positive_int
+from tinyddpm._arrays.check import as_positive_int
 
 Task = Callable[[], object]
 PIECE = 65_536  # what the moves take
@@ -148,7 +148,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the environment there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
     options = parser.parse_args(argv)
-    positive_int("--rounds", options.rounds)
+    as_positive_int("--rounds", options.rounds)
     return options
 
 

@@ -22,8 +22,8 @@ torch = pytest.importorskip("torch")
 training = pytest.importorskip("tinyddpm.training")
 
 from tinyddpm.training import Images  # noqa: E402
-from tinyddpm.training import distances as D  # noqa: E402
-from tinyddpm.training.classifier import Classifier, train_classifier  # noqa: E402
+from tinyddpm.training.evaluation import distances as D  # noqa: E402
+from tinyddpm.training.evaluation.classifier import Classifier, train_classifier  # noqa: E402
 
 seeds = st.integers(0, 2**32)
 
@@ -398,7 +398,7 @@ def test_fid_is_torch_fidelitys(
 
 
 def test_fid_takes_grey_and_rgb_only() -> None:
-    from tinyddpm.training.fid import fid
+    from tinyddpm.training.evaluation.fid import fid
 
     with pytest.raises(ValueError, match="fid: images of 1 or 3 channels"):
         fid(training.Images(np.zeros((2, 2, 8, 8), np.uint8)), training.Images(np.zeros((2, 2, 8, 8), np.uint8)), "cpu")

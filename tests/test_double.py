@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import mp
 
-from tinyddpm import _double
-from tinyddpm._double import Double, double
+from tinyddpm._numerics import double as dd
+from tinyddpm._numerics.double import Double, double
 
 # The format holds 106 bits, 1.2e-32; a few operations in a row lose a few of the last.
 FEW_ROUNDINGS = 2e-31
@@ -28,7 +28,7 @@ def relative(a: Double, b: Any) -> float:
 
 def numbers(low: float, high: float) -> st.SearchStrategy[Double]:
     """Doubles with a part below float64's precision."""
-    return st.builds(lambda hi, k: _double.two_sum(hi, hi * k * 1e-19), st.floats(low, high), st.integers(-99, 99))
+    return st.builds(lambda hi, k: dd.two_sum(hi, hi * k * 1e-19), st.floats(low, high), st.integers(-99, 99))
 
 
 positive = numbers(1e-30, 1e30)
@@ -37,39 +37,39 @@ positive = numbers(1e-30, 1e30)
 @given(positive, positive)
 def test_arithmetic(a: Double, b: Double) -> None:
     x, y = exact(a), exact(b)
-    assert relative(_double.add(a, b), x + y) < FEW_ROUNDINGS
-    assert relative(_double.mul(a, b), x * y) < FEW_ROUNDINGS
-    assert relative(_double.div(a, b), x / y) < FEW_ROUNDINGS
-    assert relative(_double.sqrt(a), mp.sqrt(x)) < FEW_ROUNDINGS
+    assert relative(dd.add(a, b), x + y) < FEW_ROUNDINGS
+    assert relative(dd.mul(a, b), x * y) < FEW_ROUNDINGS
+    assert relative(dd.div(a, b), x / y) < FEW_ROUNDINGS
+    assert relative(dd.sqrt(a), mp.sqrt(x)) < FEW_ROUNDINGS
 
 
 @given(positive, st.integers(-99, 99), st.integers(-99, 99))
 def test_a_difference_keeps_its_relative_precision(a: Double, k: int, j: int) -> None:
-    b = _double.add(a, double(a.hi * k * 2.0**-52))
-    b = _double.two_sum(b.hi, b.lo + float(np.spacing(b.lo)) * j)
-    assert relative(_double.sub(a, b), exact(a) - exact(b)) < FEW_ROUNDINGS
+    b = dd.add(a, double(a.hi * k * 2.0**-52))
+    b = dd.two_sum(b.hi, b.lo + float(np.spacing(b.lo)) * j)
+    assert relative(dd.sub(a, b), exact(a) - exact(b)) < FEW_ROUNDINGS
 
 
 @given(st.floats(-1e30, 1e30), st.floats(-1e30, 1e30))
 def test_error_free_sum(a: float, b: float) -> None:
-    assert exact(_double.two_sum(a, b)) == mp.mpf(a) + mp.mpf(b)
+    assert exact(dd.two_sum(a, b)) == mp.mpf(a) + mp.mpf(b)
 
 
 @given(st.floats(1e-100, 1e100), st.floats(-1e100, -1e-100))
 def test_error_free_product(a: float, b: float) -> None:
-    assert exact(_double.two_prod(a, b)) == mp.mpf(a) * mp.mpf(b)
+    assert exact(dd.two_prod(a, b)) == mp.mpf(a) * mp.mpf(b)
 
 
 @given(st.one_of(positive, st.floats(1e-300, 1e300).map(double), numbers(0.5, 2.0)))
 def test_log(a: Double) -> None:
-    assert relative(_double.log(a), mp.log(exact(a))) < FEW_ROUNDINGS
+    assert relative(dd.log(a), mp.log(exact(a))) < FEW_ROUNDINGS
 
 
 @given(st.floats(-40, -0.01))
 def test_log_next_to_one(exponent: float) -> None:
     beta = 10**exponent
     with mp.workdps(100):
-        assert relative(_double.log(_double.two_sum(1.0, -beta)), mp.log(1 - mp.mpf(beta))) < FEW_ROUNDINGS
+        assert relative(dd.log(dd.two_sum(1.0, -beta)), mp.log(1 - mp.mpf(beta))) < FEW_ROUNDINGS
 
 
 @given(st.floats(-200, 2.7), st.floats(0, 1))
@@ -77,9 +77,9 @@ def test_expm1_and_exp(exponent: float, part: float) -> None:
     a = Double(-(10**exponent), -part * 10**exponent * 1e-17)
     x = exact(a)
     with mp.workdps(280):
-        assert relative(_double.expm1(a), mp.expm1(x)) < FEW_ROUNDINGS
+        assert relative(dd.expm1(a), mp.expm1(x)) < FEW_ROUNDINGS
         # An absolute error of the argument is a relative one of the result.
-        assert relative(_double.exp(a), mp.exp(x)) < FEW_ROUNDINGS * (1 + abs(float(x)))
+        assert relative(dd.exp(a), mp.exp(x)) < FEW_ROUNDINGS * (1 + abs(float(x)))
 
 
 @pytest.mark.parametrize(
@@ -88,14 +88,14 @@ def test_expm1_and_exp(exponent: float, part: float) -> None:
 )
 def test_ends_of_the_range(a: float, exp: float, expm1: float) -> None:
     with np.errstate(all="raise", under="ignore"):
-        assert _double.exp(double(a)).hi == exp
-        assert _double.expm1(double(a)).hi == expm1
-        assert _double.log(double(0.0)).hi == -math.inf
+        assert dd.exp(double(a)).hi == exp
+        assert dd.expm1(double(a)).hi == expm1
+        assert dd.log(double(0.0)).hi == -math.inf
 
 
 @given(st.lists(st.floats(-1, -1e-9), min_size=1, max_size=70), st.booleans())
 def test_cumsum(values: list[float], ends: bool) -> None:
-    total = _double.cumsum(double(np.array(values + [-math.inf] * ends)))
+    total = dd.cumsum(double(np.array(values + [-math.inf] * ends)))
     sums = np.cumsum([mp.mpf(v) for v in values])
     assert all(relative(Double(h, lo), s) < FEW_ROUNDINGS for h, lo, s in zip(total.hi, total.lo, sums, strict=False))
     assert not ends or (total.hi[-1] == -math.inf and total.lo[-1] == 0)
@@ -103,8 +103,8 @@ def test_cumsum(values: list[float], ends: bool) -> None:
 
 def test_a_table_of_one_hundred_thousand_factors_is_rounded_once() -> None:
     beta = np.linspace(1e-4, 0.005, 100_000)
-    log = _double.cumsum(_double.log(_double.two_sum(1.0, -beta)))
-    kept, lost = _double.exp(log).hi, _double.neg(_double.expm1(log)).hi
+    log = dd.cumsum(dd.log(dd.two_sum(1.0, -beta)))
+    kept, lost = dd.exp(log).hi, dd.neg(dd.expm1(log)).hi
     product, worst, plain = mp.mpf(1), 0.0, 0.0
     naive = np.cumprod(1 - beta)
     for t, b in enumerate(beta):

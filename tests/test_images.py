@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 Image = pytest.importorskip("PIL.Image")
 
-from tinyddpm.training import load, sources  # noqa: E402
-from tinyddpm.training.pictures import careful, decode, fit, look  # noqa: E402
+from tinyddpm.training import load  # noqa: E402
+from tinyddpm.training.data import sources  # noqa: E402
+from tinyddpm.training.data.pictures import careful, decode, fit, look  # noqa: E402
 
 EDGE = 16
 

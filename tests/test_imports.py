@@ -14,14 +14,13 @@ import tinyddpm
 
 ROOT = Path(tinyddpm.__file__).parent
 FLOORS = (  # from the ground up: a module may import from its own floor or from below
-    {"_array", "_double", "_files", "_progress", "backends"},
-    {"_bins", "_value", "noise", "schedules"},
+    {"_arrays", "_io", "backends"},
+    {"_numerics", "noise", "schedules"},
     {"gaussian"},
-    {"_moves", "conversions", "plans"},
+    {"conversions", "plans"},
     {"diffusion"},
     {"denoiser", "guidance"},
-    {"_rows", "analytic"},
-    {"_stepper"},
+    {"_sampling", "analytic"},
     {"samplers", "losses"},
     {"edit", "likelihood"},
     {"nn", "training", "verify"},

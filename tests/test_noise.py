@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from tinyddpm_backends import counters, cupy_backend, host
+from tinyddpm_backends import _host_noise, counters, cupy_backend
 
 from tinyddpm import backends, noise
 
@@ -430,7 +430,7 @@ def test_threads_draw_side_by_side(native: Any) -> None:
 def test_a_draw_may_interrupt_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a signal's handler does that draws the same noise of another step, while the workspaces are in use."""
     draw = partial(noise.normal, 1, range(8), shape=(4, 70))
-    expected, whole = draw(step=3), host.Noise._put
+    expected, whole = draw(step=3), _host_noise.Noise._put
 
     def interrupted(self: Any, put: Any, *args: Any) -> None:
         def later(*parts: Any) -> None:
@@ -440,7 +440,7 @@ def test_a_draw_may_interrupt_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
 
         whole(self, later, *args)
 
-    monkeypatch.setattr(host.Noise, "_put", interrupted)
+    monkeypatch.setattr(_host_noise.Noise, "_put", interrupted)
     np.testing.assert_array_equal(draw(step=3), expected)
 
 

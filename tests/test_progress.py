@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tinyddpm import _progress
+from tinyddpm._io import progress
 
 
 class Clock:
@@ -26,12 +26,12 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(_progress, "time", made)
+    monkeypatch.setattr(progress, "time", made)
     return made
 
 
 def run(clock: Clock, count: int, seconds: Callable[[int], float], total: int | None = None) -> None:
-    for k in _progress.progress(range(count), count if total is None else total, enabled=True, label="steps"):
+    for k in progress.progress_bar(range(count), count if total is None else total, enabled=True, label="steps"):
         clock.now += seconds(k)
 
 
@@ -68,11 +68,11 @@ def test_short_runs_make_one_line(clock: Clock, capsys: pytest.CaptureFixture[st
     ("seconds", "words"), [(0.2, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (9000, "2.5 h")]
 )
 def test_durations(seconds: float, words: str) -> None:
-    assert _progress._duration(seconds) == words
+    assert progress._duration(seconds) == words
 
 
 def test_nothing_is_shown_where_it_is_not_wanted(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(_progress.progress(range(3), 3, enabled=False, label="steps")) == [0, 1, 2]
+    assert list(progress.progress_bar(range(3), 3, enabled=False, label="steps")) == [0, 1, 2]
     assert capsys.readouterr().err == ""
 
 
@@ -97,7 +97,7 @@ def test_a_terminal_gets_a_bar_without_colour(colour: dict[str, str], monkeypatc
     termios.tcsetwinsize(theirs, (24, 80))
     with open(theirs, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        assert list(_progress.progress(range(3), 3, enabled=True, label="steps")) == [0, 1, 2]
+        assert list(progress.progress_bar(range(3), 3, enabled=True, label="steps")) == [0, 1, 2]
         monkeypatch.undo()
     sent = b""
     with contextlib.suppress(OSError):  # which is how the end is told
@@ -113,7 +113,7 @@ def test_a_terminal_gets_a_bar_without_colour(colour: dict[str, str], monkeypatc
 def test_without_tqdm_a_terminal_gets_lines(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(_progress, "find_spec", lambda name: None)
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     run(clock, 2, lambda k: 1.0)
     assert capsys.readouterr().err == "steps: 2/2\n"

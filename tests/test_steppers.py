@@ -9,16 +9,19 @@ import subprocess
 import tracemalloc
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import batch
-from tinyddpm_backends import counters, cupy_backend, depth, host, table
+from tinyddpm_backends import _host_noise, _host_steps, counters, cupy_backend, depth, table
 
-from tinyddpm import Denoiser, Diffusion, _array, _rows, backends, guidance, noise, samplers, schedules
-from tinyddpm._stepper import Portable
+from tinyddpm import Denoiser, Diffusion, backends, guidance, noise, samplers, schedules
+from tinyddpm._arrays.namespace import namespace_of
+from tinyddpm._sampling import rows as methods
+from tinyddpm._sampling.step import ArrayApiStepper
 
 SAMPLERS = tuple(samplers.NAMES)
 CHAIN = Diffusion(schedules.linear(30, 1e-3, 0.2))
@@ -35,7 +38,7 @@ def wavy(x_t: Any, t: Any) -> Any:
 
 def wide(x_t: Any, t: Any) -> Any:
     """The same with a learned variance between the two ends."""
-    xp = _array.data(x_t=x_t)
+    xp = namespace_of(x_t=x_t)
     return xp.concat([wavy(x_t, t), 0.5 * wavy(x_t, t)], axis=1)
 
 
@@ -103,12 +106,9 @@ def test_pieces_leave_no_seam(sampler: str, count: int, n: int, block: int, nois
     options: dict[str, Any] = {"sampler": sampler, "eta": eta, "steps": STEPS, "index": index}
     whole = CHAIN.sample(Denoiser(wavy), (count, n), **options)
     drawn = noise.normal(3, index, 5, (n,))
-    kept, host._BLOCK = host._BLOCK, block
-    try:
+    with patch.object(_host_noise, "BLOCK", block), patch.object(_host_steps, "BLOCK", block):
         np.testing.assert_array_equal(CHAIN.sample(Denoiser(wavy), (count, n), **options), whole)
         np.testing.assert_array_equal(noise.normal(3, index, 5, (n,)), drawn)
-    finally:
-        host._BLOCK = kept
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -119,16 +119,16 @@ def test_torchs_products_within_sums_leave_no_seam(sampler: str, shape: tuple[in
     differently in memory: a sample's bits stay the same."""
     torch = pytest.importorskip("torch")
     x, value = (torch.from_numpy(batch(*shape, seed=seed).astype(dtype)) for seed in (5, 6))
-    rows = _rows.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(STEPS), 0.0)
+    rows = methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(STEPS), 0.0)
     make: Any = backends.get("torch").stepper
 
     def end(part: slice, threads: int, out: Any) -> Any:
         index = np.arange(shape[0], dtype=np.uint64)[part]
-        stepper, kept = make(rows, x[part], seed=2, index=index, clip=True, shown=False), torch.get_num_threads()
+        stepper, kept = make(rows, x[part], seed=2, index=index, clip=True, keep_x0=False), torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
             for k in range(len(rows)):
-                stepper.move(k, out[part])
+                stepper.step(k, out[part])
         finally:
             torch.set_num_threads(kept)
         return stepper.state
@@ -190,11 +190,11 @@ def test_any_layout_of_the_networks_output(sampler: str, net: Any) -> None:
 def test_torchs_parts_do_not_see_each_other_move(sampler: str, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network may return a view of the state it was called at, one sample's in place of another's even."""
     pytest.importorskip("torch")
-    from tinyddpm_backends import torch_moves
+    from tinyddpm_backends import _torch_steps
 
     options: dict[str, Any] = {"sampler": sampler, "steps": 5, "backend": "torch"}
     whole = CHAIN.sample(Denoiser(net), (7, 2, 3, 3), **options)
-    monkeypatch.setattr(torch_moves, "_BLOCK", 20)
+    monkeypatch.setattr(_torch_steps, "_BLOCK", 20)
     assert CHAIN.sample(Denoiser(net), (7, 2, 3, 3), **options).equal(whole)
     assert CHAIN.sample(Denoiser(lambda x, t: net(x, t).clone()), (7, 2, 3, 3), **options).equal(whole)
 
@@ -204,13 +204,15 @@ def test_torchs_parts_do_not_see_each_other_move(sampler: str, net: Any, monkeyp
 def test_no_move_allocates_a_state(sampler: str, eta: float, shape: tuple[int, ...]) -> None:
     """The peak of the memory that NumPy asks for after the first move, which makes what the noise needs."""
     value = 0.1 * np.ones(shape, np.float32)
-    rows = _rows.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(6), eta)
-    stepper = host.Stepper(rows, value, seed=0, index=np.arange(shape[0], dtype=np.uint64), clip=True, shown=True)
-    stepper.move(0, value)
+    rows = methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(6), eta)
+    stepper = _host_steps.Stepper(
+        rows, value, seed=0, index=np.arange(shape[0], dtype=np.uint64), clip=True, keep_x0=True
+    )
+    stepper.step(0, value)
     tracemalloc.start()
     try:
         for k in range(1, len(rows)):
-            stepper.move(k, value)
+            stepper.step(k, value)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -221,12 +223,12 @@ def test_no_move_allocates_a_state(sampler: str, eta: float, shape: tuple[int, .
 def test_no_move_of_torchs_allocates_a_state(sampler: str) -> None:
     torch = pytest.importorskip("torch")
     value = 0.1 * torch.ones(16, 3, 64, 64)
-    rows = _rows.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(6), 0.0)
+    rows = methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(6), 0.0)
     make: Any = backends.get("torch").stepper
-    stepper = make(rows, value, seed=0, index=np.arange(16, dtype=np.uint64), clip=True, shown=True)
+    stepper = make(rows, value, seed=0, index=np.arange(16, dtype=np.uint64), clip=True, keep_x0=True)
     with torch.profiler.profile(profile_memory=True) as profile:
         for k in range(len(rows)):
-            stepper.move(k, value)
+            stepper.step(k, value)
     asked = sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
     assert asked < value.nbytes / 2
 
@@ -235,7 +237,7 @@ def test_sample_copies_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(x: Any) -> None:
         raise AssertionError("copied")
 
-    monkeypatch.setattr(_array, "copy", refuse)
+    monkeypatch.setattr(samplers, "copy_array", refuse)
     CHAIN.sample(Denoiser(wavy), (2, 3), steps=4)
     with pytest.raises(AssertionError, match="copied"):
         CHAIN.sample(Denoiser(wavy), (2, 3), steps=4, callback=lambda step: None)
@@ -263,23 +265,23 @@ def test_narrow_states_take_the_portable_way(dtype: str) -> None:
     torch = pytest.importorskip("torch")
     x = CHAIN.sample(Denoiser(wavy), (2, 3), steps=4, backend="torch", dtype=dtype)
     assert x.dtype == getattr(torch, dtype)
-    rows = _rows.denoised(_rows.ddim, CHAIN, Denoiser(wavy), (30, 0), 0.0)
+    rows = methods.denoised(methods.ddim, CHAIN, Denoiser(wavy), (30, 0), 0.0)
     stepper = backends.get("torch").stepper
     assert stepper is not None
-    assert stepper(rows, x, seed=0, index=np.arange(2), clip=True, shown=False) is NotImplemented
+    assert stepper(rows, x, seed=0, index=np.arange(2), clip=True, keep_x0=False) is NotImplemented
 
 
 # ------------------------------------------------------------------------------------- the moves of devices, on the host
 
 
 def device_rows(sampler: str, eta: float = 0.0) -> Any:
-    return _rows.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(STEPS), eta)
+    return methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(STEPS), eta)
 
 
 def run(stepper: Any, rows: Any, source: Any = None) -> list[Any]:
     result = []
     for k, row in enumerate(rows):
-        stepper.move(k, wavy(stepper.state, None), None, None if source is None or not row.std else source(row.t))
+        stepper.step(k, wavy(stepper.state, None), None, None if source is None or not row.std else source(row.t))
         result += [np.asarray(x).copy() for x in (stepper.state, stepper.x0)]
     return result
 
@@ -287,13 +289,13 @@ def run(stepper: Any, rows: Any, source: Any = None) -> list[Any]:
 def on_device(sampler: str) -> tuple[Any, Any, list[Any]]:
     """Torch's moves for a device, here on the CPU, which takes another way: rows, stepper, the portable one's states."""
     torch = pytest.importorskip("torch")
+    from tinyddpm_backends._torch_steps import DeviceStepper
     from tinyddpm_backends.torch_backend import _first_counters, _normals
-    from tinyddpm_backends.torch_moves import DeviceStepper
 
     rows, x, index = device_rows(sampler), torch.from_numpy(1.5 * batch(3, 2, 5)), np.arange(3, dtype=np.uint64)
     first = _first_counters(index, (2, 5), "cpu")
     stepper = DeviceStepper(rows, x, lambda step: _normals(4, first, step, (2, 5), 0, "float64"), clip=True)
-    return rows, stepper, run(Portable(rows, x.numpy(), seed=4, index=range(3), clip=True, shown=True), rows)
+    return rows, stepper, run(ArrayApiStepper(rows, x.numpy(), seed=4, index=range(3), clip=True, keep_x0=True), rows)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -317,7 +319,7 @@ def test_torchs_noise_reads_its_step_on_the_device() -> None:
 def test_a_graph_of_network_and_move_takes_each_rows_numbers(sampler: str) -> None:
     """As a CUDA graph is used, with the replay spelled out: only what lies in its static memory tells the moves apart."""
     torch = pytest.importorskip("torch")
-    from tinyddpm_backends.torch_moves import Graph
+    from tinyddpm_backends._torch_steps import Graph
 
     rows, stepper, plain = on_device(sampler)
     assert stepper.fixed
@@ -334,9 +336,9 @@ def test_a_graph_of_network_and_move_takes_each_rows_numbers(sampler: str) -> No
 
     net, states = Replayed(wavy, stepper), []
     for k, row in enumerate(rows):
-        stepper.move(k, net(stepper.state, torch.full((3,), row.told)))
+        stepper.step(k, net(stepper.state, torch.full((3,), row.net_t)))
         states += [stepper.state.numpy().copy(), stepper.x0.numpy().copy()]
-    assert told == [row.told for row in rows]
+    assert told == [row.net_t for row in rows]
     assert worst_ulps(states, plain) <= 16
 
 
@@ -508,7 +510,7 @@ class Emulated:
     def x0(self) -> np.ndarray:
         return self.history[0]
 
-    def move(self, k: int, value: np.ndarray, std: Any = None, z: Any = None) -> None:
+    def step(self, k: int, value: np.ndarray, std: Any = None, z: Any = None) -> None:
         self.history = self.history[-1:] + self.history[:-1]
         places = [self.state, self.base, *self.history, *[None] * (3 - len(self.history)), value, std, z, self.table[k]]
         pointers = [ctypes.c_void_p(None if place is None else place.ctypes.data) for place in places]
@@ -526,7 +528,7 @@ class Emulated:
 def test_cupys_kernel_is_the_portable_move(kernel: Any, sampler: str, shape: tuple[int, ...], given: bool) -> None:
     rows, x, index = device_rows(sampler), 1.5 * batch(*shape), np.arange(5, 5 + shape[0], dtype=np.uint64)
     source = (lambda t: batch(*shape, seed=t)) if given else None
-    plain = run(Portable(rows, x, seed=4, index=index.tolist(), clip=True, shown=True), rows, source)
+    plain = run(ArrayApiStepper(rows, x, seed=4, index=index.tolist(), clip=True, keep_x0=True), rows, source)
     assert worst_ulps(run(Emulated(kernel, rows, x, 4, index), rows, source), plain) <= 16
 
 

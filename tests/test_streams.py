@@ -18,7 +18,8 @@ import pytest
 pytest.importorskip("torch")
 Image = pytest.importorskip("PIL.Image")
 
-from tinyddpm.training import Images, arrays, load, shards, sources  # noqa: E402
+from tinyddpm.training import Images, load  # noqa: E402
+from tinyddpm.training.data import arrays, shards, sources  # noqa: E402
 
 
 def noise(*shape: int) -> np.ndarray:

@@ -421,7 +421,7 @@ def test_images_are_fitted_and_bad_ones_left_out(tmp_path: Path, capsys: pytest.
 def test_streamed_images_make_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
-    from tinyddpm.training import sources
+    from tinyddpm.training.data import sources
 
     for i, pixels in enumerate(np.random.RandomState(0).randint(0, 256, (20, 8, 8), np.uint8)):
         (tmp_path / "data").mkdir(exist_ok=True)

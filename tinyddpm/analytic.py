@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tinyddpm import _array
-from tinyddpm._array import Array, Steps
-from tinyddpm._value import Value
+from tinyddpm._arrays.check import allocating, as_instance, as_int
+from tinyddpm._arrays.namespace import Array, array_like, cast_like, namespace_of
+from tinyddpm._arrays.steps import Steps, check_steps, gather
+from tinyddpm._arrays.value import FrozenValue
 from tinyddpm.diffusion import Diffusion
 
 __all__ = ["ExactNet", "GaussianData", "MixtureData"]
@@ -27,7 +28,7 @@ _STREAM = 3  # of the noise that data are made of
 
 
 @dataclass(frozen=True, eq=False)
-class _Data(Value):
+class _Data(FrozenValue):
     """What both families do, on K components."""
 
     @property
@@ -41,24 +42,24 @@ class _Data(Value):
 
     def net(self, d: Diffusion) -> ExactNet:
         """The optimal eps predictor ``net(x_t, t)`` for the chain d, whose steps it counts as 1..T; for arrays of any library."""
-        return ExactNet(self, _array.instance("d", d, Diffusion))
+        return ExactNet(self, as_instance("d", d, Diffusion))
 
     def marginal(self, d: Diffusion, t: int) -> Self:
         """The law of x_t, t in 0..T, as data of the same kind."""
-        t = _array.as_int("t", t, 0, _array.instance("d", d, Diffusion).T)
+        t = as_int("t", t, 0, as_instance("d", d, Diffusion).T)
         return self._scaled(float(d.sqrt_alpha_bar[t]), float(d.alpha_bar[t]), float(d.one_minus_alpha_bar[t]))
 
     def sample(self, n: int, seed: int = 0) -> Table:
         """n samples (n, *shape) in float64; sample k is a function of (seed, k) only."""
         from tinyddpm.noise import normal
 
-        index = range(_array.as_int("n", n, 0, 2**62))
+        index = range(as_int("n", n, 0, 2**62))
         weights, means, var = self._components
 
         def draw(step: int, shape: tuple[int, ...]) -> Table:
             return normal(seed, index, step, shape, stream=_STREAM, backend="numpy", dtype="float64")  # type: ignore[no-any-return]
 
-        with _array.allocating("n", n):
+        with allocating("n", n):
             uniform = np.exp(-np.sum(draw(1, (2,)) ** 2, axis=-1) / 2)  # half a sum of two squares is exponential
             k = np.searchsorted(np.cumsum(weights)[:-1], uniform, side="right")
             x0: Table = means[k] + np.sqrt(var)[k] * draw(0, means.shape[1:])
@@ -66,7 +67,7 @@ class _Data(Value):
 
     def log_prob(self, x: Array) -> Array:
         """Log-density in nats, joint over dimensions: x (B, *shape) -> (B,). `ValueError` where a variance is 0."""
-        xp = _array.data(x=x)
+        xp = namespace_of(x=x)
         if not np.all(self._components[2] > 0):
             raise ValueError("x: a density needs variances above 0")
         joint = self._log_joint(*self._apart("x", x, 1.0, 1.0, 0.0, xp), x, xp)
@@ -90,14 +91,14 @@ class _Data(Value):
         _, means, own = self._components
         if tuple(x.shape[1:]) != means.shape[1:]:
             raise ValueError(f"{name}: samples have shape {means.shape[1:]}, not {tuple(x.shape[1:])}")
-        means, own = (_array.like(p[:, None, ...], x, xp) for p in (means, own))
+        means, own = (array_like(p[:, None, ...], x, xp) for p in (means, own))
         return x - a * means, ab * own + var
 
     def _log_joint(self, offset: Array, var: Array, x: Array, xp: Any) -> Array:
         """log w_k N(x; k) for each component, shape (K, B), but for the constant of 2 pi."""
         terms = offset**2 / var + xp.log(var)
         terms = xp.sum(xp.reshape(terms, (*terms.shape[:2], math.prod(x.shape[1:]))), axis=-1)
-        return _array.like(np.log(self._components[0])[:, None], x, xp) - terms / 2
+        return array_like(np.log(self._components[0])[:, None], x, xp) - terms / 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,14 +167,14 @@ class ExactNet:
     predicts: ClassVar[str] = "eps"
 
     def __call__(self, x_t: Array, t: Steps) -> Array:
-        xp = _array.data(x_t=x_t)
-        t = _array.steps("t", t, x_t, xp, 1, self.d.T)
+        xp = namespace_of(x_t=x_t)
+        t = check_steps("t", t, x_t, xp, 1, self.d.T)
         # Squared distances leave float16's range: 16 bits in, 32 bits between.
         x = xp.astype(x_t, xp.float32) if xp.finfo(x_t.dtype).bits < 32 else x_t
         d = self.d
         tables = (d.sqrt_alpha_bar, d.alpha_bar, d.sqrt_one_minus_alpha_bar, d.one_minus_alpha_bar)
-        a, ab, sigma, var = (_array.gather(table, t, x, xp) for table in tables)
-        return _array.cast(self.data._eps(x, a, ab, sigma, var, xp), x_t, xp)
+        a, ab, sigma, var = (gather(table, t, x, xp) for table in tables)
+        return cast_like(self.data._eps(x, a, ab, sigma, var, xp), x_t, xp)
 
 
 def _table(name: str, values: ArrayLike, shape: tuple[int, ...] | None = None) -> Table:

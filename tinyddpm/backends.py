@@ -68,20 +68,20 @@ class Backend:
     """A noise kernel, ``normal(seed, index, step, shape, *, stream, device, dtype)`` with checked arguments and `index` a uint64
     array; None, or where it returns NotImplemented: drawn on the host and moved."""
     stepper: Callable[..., Any] | None = None
-    """``stepper(rows, x, *, seed, index, clip, shown) -> Stepper`` for a state like x, which is copied; `index` is uint64.
+    """``stepper(rows, x, *, seed, index, clip, keep_x0) -> Stepper`` for a state like x, which is copied; `index` is uint64.
     None, or where it returns NotImplemented: `samplers` moves with array-API operations."""
-    prepared: Callable[..., Any] | None = None
-    """``prepared(net, *, compile, autocast, stepper) -> net``: a network's faster form (see `samplers.Options`), which may make
-    `stepper`'s moves too, where that is not None; None: there is no such form."""
+    optimize_net: Callable[..., Any] | None = None
+    """``optimize_net(net, *, compile, autocast, stepper) -> net``: a faster form of a network (see `samplers.Options`). It may
+    make `stepper`'s steps too, if that is not None. None: there is no such form."""
     no_grad: Callable[[], AbstractContextManager[Any]] | None = None
     """A context that switches off gradient recording while samples are drawn; None: nothing to switch off."""
 
 
 class Stepper(Protocol):
-    """What carries one run's state through its rows of weights (`tinyddpm._rows.Row`), in memory of its own.
+    """What carries one run's state through its rows of weights (`tinyddpm._sampling.rows.Row`), in memory of its own.
 
     It is made with all the rows, and with `clip`, whether predictions are clipped to [-1, 1]. A move may overwrite `state`
-    and `x0`, in place; with `shown` the caller reads both after each move, else only the last state.
+    and `x0`, in place; with `keep_x0` the caller reads both after each move, else only the last state.
     """
 
     state: Array
@@ -91,7 +91,7 @@ class Stepper(Protocol):
     def x0(self) -> Array:
         """The newest prediction of x_0."""
 
-    def move(self, k: int, value: Array, std: Array | None = None, z: Array | None = None) -> Any:
+    def step(self, k: int, value: Array, std: Array | None = None, z: Array | None = None) -> Any:
         """Row k's move, after the network's output `value`; called for k = 0, 1, ... in turn.
 
         `std` is the noise's standard deviation where the row has none, in memory that may be overwritten; `z` the noise where the

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyddpm import _array
+from tinyddpm._arrays.check import one_of
 
 if TYPE_CHECKING:
     from tinyddpm.diffusion import Diffusion
@@ -61,7 +61,7 @@ _FORMS: dict[tuple[str, str], Callable[[_Tables], tuple[Any, Any]]] = {
 def tables(d: Diffusion, source: str, target: str) -> tuple[Table, Table | None]:
     """(a, b) for t = 0..T, NaN where the conversion does not exist; b is None where x_t has no part."""
     for name, kind in (("source", source), ("target", target)):
-        _array.one_of(name, kind, KINDS)
+        one_of(name, kind, KINDS)
     c = _Tables(*(x[1:] for x in (
         d.sqrt_alpha_bar, d.sqrt_one_minus_alpha_bar, np.sqrt(d.alpha), d.beta, d.weights.w_x0, d.weights.w_xt)))  # fmt: skip
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyddpm import _array, conversions, plans
-from tinyddpm._array import Array, Steps
-from tinyddpm._value import Value
+from tinyddpm import conversions, plans
+from tinyddpm._arrays.check import as_instance, as_int, one_of
+from tinyddpm._arrays.namespace import Array, array_like, clip_array, is_array_of, namespace_of
+from tinyddpm._arrays.steps import Steps, check_steps, gather, time_array
+from tinyddpm._arrays.value import FrozenValue
 from tinyddpm.diffusion import Diffusion
 from tinyddpm.gaussian import Gaussian
 
 if TYPE_CHECKING:
-    from tinyddpm._moves import Move
+    from tinyddpm._numerics.weights import LogVarWeights
 
 __all__ = ["Denoiser", "Net", "check_model", "refuse_nonfinite"]
 
@@ -28,7 +30,7 @@ _LEARNED = ("learned", "learned_range")
 
 
 @dataclass(frozen=True, eq=False)
-class Denoiser(Value):
+class Denoiser(FrozenValue):
     """The learned reverse process p(x_s | x_t), as a network gives it.
 
     Parameters
@@ -58,14 +60,14 @@ class Denoiser(Value):
     def __post_init__(self) -> None:
         if not callable(self.net):
             raise TypeError(f"net: a callable net(x_t, t) is needed, not {type(self.net).__name__}")
-        _array.one_of("predicts", self.predicts, conversions.KINDS)
+        one_of("predicts", self.predicts, conversions.KINDS)
         if isinstance(self.variance, str):
-            _array.one_of("variance", self.variance, _FIXED + _LEARNED)
+            one_of("variance", self.variance, _FIXED + _LEARNED)
         else:
             object.__setattr__(self, "variance", _checked_table(self.variance))
         if not isinstance(self.clip_x0, bool):
             raise TypeError(f"clip_x0: a bool is needed, not {type(self.clip_x0).__name__}")
-        _array.as_int("first_t", self.first_t, -(2**31), 2**31)
+        as_int("first_t", self.first_t, -(2**31), 2**31)
 
     @property
     def learned(self) -> bool:
@@ -74,16 +76,16 @@ class Denoiser(Value):
 
     def x0(self, d: Diffusion, x_t: Array, t: Steps) -> Array:
         """The prediction of x_0, clipped where `clip_x0` says so; `x_t` (B, ...), `t` in 1..T."""
-        return self.read_x0(d, self.call(d, x_t, t)[0], x_t, t)
+        return self.x0_from(d, self.call(d, x_t, t)[0], x_t, t)
 
     def eps(self, d: Diffusion, x_t: Array, t: Steps) -> Array:
         """The prediction of eps, consistent with the clipped x_0."""
-        return self.read_eps(d, self.call(d, x_t, t)[0], x_t, t)
+        return self.eps_from(d, self.call(d, x_t, t)[0], x_t, t)
 
     def p(self, d: Diffusion, x_t: Array, t: Steps, s: Steps | None = None) -> Gaussian:
         """p(x_s | x_t) for 0 <= s < t, by default s = t - 1."""
         value, raw = self.call(d, x_t, t)
-        return self.read_p(d, value, raw, x_t, t, s)
+        return self.p_from(d, value, raw, x_t, t, s)
 
     def respaced(self, timesteps: Iterable[int]) -> Denoiser:
         """The denoiser of the chain ``d.respaced(timesteps)``: its network is told the steps of d that it was trained on."""
@@ -95,10 +97,10 @@ class Denoiser(Value):
 
     def call(self, d: Diffusion, x_t: Array, t: Steps) -> tuple[Array, Array | None]:
         """What the network returns: the prediction, and its raw variance output where `learned`. Refuses a wrong output."""
-        _array.instance("d", d, Diffusion)
-        xp = _array.data(x_t=x_t)
-        t = _array.steps("t", t, x_t, xp, 1, d.T)
-        return self.ask(d, x_t, t, _array.integers(t, self.first_t - 1, x_t, xp), xp)
+        as_instance("d", d, Diffusion)
+        xp = namespace_of(x_t=x_t)
+        t = check_steps("t", t, x_t, xp, 1, d.T)
+        return self.ask(d, x_t, t, time_array(t, self.first_t - 1, x_t, xp), xp)
 
     def ask(self, d: Diffusion, x_t: Array, t: Steps, net_t: Array, xp: Any) -> tuple[Array, Array | None]:
         """`call` with checked arguments: x_t of the namespace xp, and t as the network counts."""
@@ -112,33 +114,33 @@ class Denoiser(Value):
         channels = x_t.shape[1]
         return out[:, :channels, ...], out[:, channels:, ...]
 
-    def read_x0(self, d: Diffusion, value: Array, x_t: Array, t: Steps) -> Array:
+    def x0_from(self, d: Diffusion, value: Array, x_t: Array, t: Steps) -> Array:
         """x_0 from a prediction."""
         x0 = d.convert(value, x_t, t, self.predicts, "x0")
-        return _array.clip(x0, _array.data(x0=x0)) if self.clip_x0 else x0
+        return clip_array(x0, namespace_of(x0=x0)) if self.clip_x0 else x0
 
-    def read_eps(self, d: Diffusion, value: Array, x_t: Array, t: Steps) -> Array:
+    def eps_from(self, d: Diffusion, value: Array, x_t: Array, t: Steps) -> Array:
         """eps from a prediction, consistent with the clipped x_0."""
         if not self.clip_x0:
             return d.convert(value, x_t, t, self.predicts, "eps")
-        return d.convert(self.read_x0(d, value, x_t, t), x_t, t, "x0", "eps")
+        return d.convert(self.x0_from(d, value, x_t, t), x_t, t, "x0", "eps")
 
-    def read_p(
+    def p_from(
         self, d: Diffusion, value: Array, raw: Array | None, x_t: Array, t: Steps, s: Steps | None = None
     ) -> Gaussian:
         """p(x_s | x_t) from a prediction and the raw variance output."""
-        xp = _array.data(x_t=x_t, value=value)
-        move = d.move(t, s, x_t, xp)
-        mean = move.w_x0 * self.read_x0(d, value, x_t, t) + move.w_xt * x_t
-        return Gaussian(mean, self._log_var(d, move, raw, _array.steps("t", t, x_t, xp, 1, d.T), s, x_t, xp))
+        xp = namespace_of(x_t=x_t, value=value)
+        move = d.step_weights(t, s, x_t, xp)
+        mean = move.w_x0 * self.x0_from(d, value, x_t, t) + move.w_xt * x_t
+        return Gaussian(mean, self._log_var(d, move, raw, check_steps("t", t, x_t, xp, 1, d.T), s, x_t, xp))
 
-    def read_log_var(self, d: Diffusion, raw: Array | None, x_t: Array, t: Steps, s: Steps | None = None) -> Any:
+    def log_var_from(self, d: Diffusion, raw: Array | None, x_t: Array, t: Steps, s: Steps | None = None) -> Any:
         """log of p's variance: a float where t and s are ints and it is fixed, else an array that broadcasts to x_t."""
-        xp = _array.data(x_t=x_t)
-        return self._log_var(d, d.move(t, s, x_t, xp), raw, _array.steps("t", t, x_t, xp, 1, d.T), s, x_t, xp)
+        xp = namespace_of(x_t=x_t)
+        return self._log_var(d, d.step_weights(t, s, x_t, xp), raw, check_steps("t", t, x_t, xp, 1, d.T), s, x_t, xp)
 
     def _log_var(
-        self, d: Diffusion, move: Move, raw: Array | None, t: Steps, s: Steps | None, x: Array, xp: Any
+        self, d: Diffusion, move: LogVarWeights, raw: Array | None, t: Steps, s: Steps | None, x: Array, xp: Any
     ) -> Any:
         if not isinstance(self.variance, str):
             return self._given_log_var(d, t, s, x, xp)
@@ -163,7 +165,7 @@ class Denoiser(Value):
     def _given_log_var(self, d: Diffusion, t: Steps, s: Steps | None, x: Array, xp: Any) -> Any:
         if len(self.variance) != d.T + 1:
             raise ValueError(f"variance: a table of length T + 1 = {d.T + 1} is needed, not {len(self.variance)}")
-        log_var = _array.gather(self._log_table, t, x, xp)
+        log_var = gather(self._log_table, t, x, xp)
         if s is None:
             return log_var
         single = s == t - 1
@@ -173,7 +175,7 @@ class Denoiser(Value):
                     "variance: a table holds for single steps s = t - 1 only; respace the chain for longer moves"
                 )
             return log_var
-        return xp.where(xp.reshape(single, (-1,) + (1,) * (x.ndim - 1)), log_var, _array.like(math.nan, x, xp))
+        return xp.where(xp.reshape(single, (-1,) + (1,) * (x.ndim - 1)), log_var, array_like(math.nan, x, xp))
 
     @cached_property
     def _log_table(self) -> Any:
@@ -186,7 +188,7 @@ class Denoiser(Value):
             if len(shape) < 2:
                 raise ValueError("x_t: a learned variance needs channels on axis 1")
             shape[1] *= 2
-        if type(out) is not type(x_t) and not _array.is_of(xp, out):
+        if type(out) is not type(x_t) and not is_array_of(xp, out):
             raise ValueError(f"net: returned {type(out).__name__} at {_where(t)}, {type(x_t).__name__} is needed")
         if tuple(out.shape) != tuple(shape):
             raise ValueError(f"net: returned shape {tuple(out.shape)} at {_where(t)}, {tuple(shape)} is needed")
@@ -200,8 +202,8 @@ class Denoiser(Value):
 
 def check_model(d: Diffusion, denoiser: Denoiser) -> None:
     """Refuse what is neither."""
-    _array.instance("d", d, Diffusion)
-    _array.instance("denoiser", denoiser, Denoiser)
+    as_instance("d", d, Diffusion)
+    as_instance("denoiser", denoiser, Denoiser)
 
 
 def refuse_nonfinite(xp: Any, t: int, *outputs: Array | None) -> None:
@@ -228,8 +230,8 @@ class _Respaced:
         return lambda x_t, t, *chain: inner(x_t, self._told(x_t, t), *chain)
 
     def _told(self, x_t: Array, t: Array) -> Array:
-        xp = _array.data(x_t=x_t)
-        steps = _array.like(np.array(self.timesteps[::-1]), x_t, xp, dtype=t.dtype)
+        xp = namespace_of(x_t=x_t)
+        steps = array_like(np.array(self.timesteps[::-1]), x_t, xp, dtype=t.dtype)
         return xp.take(steps, t + (1 - self.first_t), axis=0) + (self.first_t - 1)
 
 
@@ -239,8 +241,8 @@ def _at_first_step(t: Steps, first: float, log_var: Any, x: Array, xp: Any) -> A
         return first if t == 1 else log_var
     is_first = t == 1
     if isinstance(t, np.ndarray):
-        is_first = _array.like(is_first, x, xp, dtype=xp.bool)
-    return xp.where(xp.reshape(is_first, (-1,) + (1,) * (x.ndim - 1)), _array.like(first, x, xp), log_var)
+        is_first = array_like(is_first, x, xp, dtype=xp.bool)
+    return xp.where(xp.reshape(is_first, (-1,) + (1,) * (x.ndim - 1)), array_like(first, x, xp), log_var)
 
 
 def _checked_table(variance: Any) -> Any:

@@ -12,9 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyddpm import _array, _rows, backends, noise, plans
-from tinyddpm._array import Array
-from tinyddpm._progress import progress as shown
+from tinyddpm import backends, noise, plans
+from tinyddpm._arrays.check import as_positive_int, as_real, lookup, one_of
+from tinyddpm._arrays.namespace import (
+    Array,
+    array_like,
+    cast_like,
+    check_same_shape,
+    is_array_of,
+    namespace_of,
+    on_host,
+)
+from tinyddpm._io.progress import progress_bar
+from tinyddpm._sampling import rows as methods
 from tinyddpm.denoiser import check_model, refuse_nonfinite
 
 if TYPE_CHECKING:
@@ -62,32 +72,32 @@ def inpaint(
         Sample k depends on (seed, index[k]) only; default 0 and 0..n-1.
     """
     check_model(d, denoiser)
-    xp = _array.data(known=known)
+    xp = namespace_of(known=known)
     keep = _mask(mask, known, xp)
-    if _array.on_host(known) and not bool(xp.all(xp.isfinite(known) | ~keep)):
+    if on_host(known) and not bool(xp.all(xp.isfinite(known) | ~keep)):
         raise ValueError("known: holds NaN or infinity where the mask keeps it")
     plan = plans.chosen(d, steps, timesteps, started=True)
     if plan[0] != d.T:
         raise ValueError(f"timesteps: the plan starts at {plan[0]}, not at T = {d.T}")
     jump_length, resamplings = (
-        _array.positive_int("jump_length", jump_length),
-        _array.positive_int("resamplings", resamplings),
+        as_positive_int("jump_length", jump_length),
+        as_positive_int("resamplings", resamplings),
     )
     walk = list(_walk(plan, jump_length, resamplings))
     draw = noise.like(known, seed, index, stream=_STREAM)
     x = draw(0)
     with backends.no_grad(known):
-        for step, (t, s) in enumerate(shown(walk, len(walk), enabled=progress, label="inpaint"), 1):
+        for step, (t, s) in enumerate(progress_bar(walk, len(walk), enabled=progress, label="inpaint"), 1):
             if s > t:
                 x = d.q_between(x, t, s).sample(draw(step))
                 continue
             value, raw = _asked(d, denoiser, x, t)
-            p = denoiser.read_p(d, value, raw, x, t, s)
+            p = denoiser.p_from(d, value, raw, x, t, s)
             # One draw serves both parts: no element is of both.
             z = draw(step) if s else None
             x = p.mean if z is None else p.sample(z)
             x = xp.where(keep, known if z is None else d.q_sample(known, s, z), x)
-            if s == 0 or _array.on_host(x):
+            if s == 0 or on_host(x):
                 refuse_nonfinite(xp, t, x)
     return x
 
@@ -127,13 +137,13 @@ def interpolate(
         Of the decoding, as in sampling; every weight has the same noise.
     """
     check_model(d, denoiser)
-    xp = _array.data(a=a, b=b)
-    _array.same_shape("b", b, "a", a)
-    b = _array.cast(b, a, xp)
+    xp = namespace_of(a=a, b=b)
+    check_same_shape("b", b, "a", a)
+    b = cast_like(b, a, xp)
     shares = _shares(weights)
     plan = plans.chosen(d, steps, timesteps, started=True)
-    _array.one_of("encode", encode, ("diffuse", "invert"))
-    mixed = _array.lookup("path", path, {"linear": _linear, "spherical": _spherical})
+    one_of("encode", encode, ("diffuse", "invert"))
+    mixed = lookup("path", path, {"linear": _linear, "spherical": _spherical})
     index = noise.numbers(index, a.shape[0])
     if encode == "invert":
         ends = [invert(d, denoiser, x, timesteps=plan, progress=progress) for x in (a, b)]
@@ -173,42 +183,42 @@ def invert(
         where the plan is fine enough. Where it does, 10 leave a round trip of a smooth network close to rounding error.
     """
     check_model(d, denoiser)
-    xp = _array.data(x0=x0)
-    iterations = _array.positive_int("iterations", iterations)
-    if _array.on_host(x0) and not bool(xp.all(xp.isfinite(x0))):
+    xp = namespace_of(x0=x0)
+    iterations = as_positive_int("iterations", iterations)
+    if on_host(x0) and not bool(xp.all(xp.isfinite(x0))):
         raise ValueError("x0: holds NaN or infinity")
     plan = plans.chosen(d, steps, timesteps, started=True)
-    rows = _rows.ddim(d, plan, 0.0)[::-1]
+    rows = methods.ddim(d, plan, 0.0)[::-1]
     x = x0
     with backends.no_grad(x0):
-        for row in shown(rows, len(rows), enabled=progress, label="invert"):
+        for row in progress_bar(rows, len(rows), enabled=progress, label="invert"):
             x = _solved(_inverse_move(d, denoiser, row, x), x, iterations, xp)
-            if row is rows[-1] or _array.on_host(x):
+            if row is rows[-1] or on_host(x):
                 refuse_nonfinite(xp, row.t, x)
     return x
 
 
-def _inverse_move(d: Diffusion, denoiser: Denoiser, row: _rows.Row, x_s: Array) -> Any:
+def _inverse_move(d: Diffusion, denoiser: Denoiser, row: methods.Row, x_s: Array) -> Any:
     """The map whose fixed point is x_t: DDIM's move from there gives x_s."""
     t, s = row.t, row.s
     w_xt, w_x0 = row.state
     if d.alpha_bar[t] > 0:
         w_xs, _ = d.between_weights(t, s)
         w_eps = w_x0 * float(d.sqrt_one_minus_alpha_bar[t]) / float(d.sqrt_alpha_bar[s])
-        return lambda x_t: w_xs * x_s + w_eps * denoiser.read_eps(d, _asked(d, denoiser, x_t, t)[0], x_t, t)
+        return lambda x_t: w_xs * x_s + w_eps * denoiser.eps_from(d, _asked(d, denoiser, x_t, t)[0], x_t, t)
     if s == 0:
         raise ValueError(
             f"timesteps: the move from t = {t}, where alpha_bar is 0, into 0 keeps nothing of x_t to return to"
         )
     # Here eps is x_t itself and says nothing.
-    return lambda x_t: x_s / w_xt - (w_x0 / w_xt) * denoiser.read_x0(d, _asked(d, denoiser, x_t, t)[0], x_t, t)
+    return lambda x_t: x_s / w_xt - (w_x0 / w_xt) * denoiser.x0_from(d, _asked(d, denoiser, x_t, t)[0], x_t, t)
 
 
 def _asked(d: Diffusion, denoiser: Denoiser, x_t: Array, t: int) -> tuple[Array, Array | None]:
     """The network's output, which clipping would make finite, refused by the step where the host sees that it is not."""
     value, raw = denoiser.call(d, x_t, t)
-    if _array.on_host(value):
-        refuse_nonfinite(_array.data(x_t=x_t), t, value, raw)
+    if on_host(value):
+        refuse_nonfinite(namespace_of(x_t=x_t), t, value, raw)
     return value, raw
 
 
@@ -268,7 +278,7 @@ def _spherical(a: Array, b: Array, weight: float, xp: Any) -> Array:
 def _shares(weights: Iterable[float]) -> list[float]:
     if not isinstance(weights, Iterable) or isinstance(weights, str):
         raise TypeError(f"weights: a sequence of numbers is needed, not {type(weights).__name__}")
-    shares = [_array.real("weights", w, 0.0, 1.0) for w in weights]
+    shares = [as_real("weights", w, 0.0, 1.0) for w in weights]
     if not shares:
         raise ValueError("weights: at least one is needed")
     return shares
@@ -276,13 +286,13 @@ def _shares(weights: Iterable[float]) -> list[float]:
 
 def _mask(mask: Array, known: Array, xp: Any) -> Array:
     """The mask as booleans of `known`'s library, device and shape."""
-    if not isinstance(mask, np.ndarray) and not _array.is_of(xp, mask):
+    if not isinstance(mask, np.ndarray) and not is_array_of(xp, mask):
         raise TypeError(f"mask: a boolean array of known's library or NumPy is needed, not {type(mask).__name__}")
     kind = np.dtype(bool) if isinstance(mask, np.ndarray) else xp.bool
     if mask.dtype != kind:
         raise TypeError(f"mask: booleans are needed (True is kept), not {mask.dtype}")
     if isinstance(mask, np.ndarray):
-        mask = _array.like(mask, known, xp, dtype=xp.bool)
+        mask = array_like(mask, known, xp, dtype=xp.bool)
     try:
         return xp.broadcast_to(mask, tuple(known.shape))
     except (ValueError, RuntimeError, TypeError):

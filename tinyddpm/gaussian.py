@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyddpm import _array, _bins
-from tinyddpm._array import Array
+from tinyddpm._arrays.check import as_instance, as_int, as_real, lookup
+from tinyddpm._arrays.namespace import Array, array_like, cast_like, check_same_shape, host_values, namespace_of
+from tinyddpm._numerics import bins
 
 __all__ = ["Gaussian", "discretized_log_likelihood", "kl", "kl_full"]
 
@@ -37,7 +38,7 @@ class Gaussian:
     log_var: Array | float
 
     def __post_init__(self) -> None:
-        _array.data(scalars=True, mean=self.mean)
+        namespace_of(scalars=True, mean=self.mean)
         object.__setattr__(self, "log_var", _scale("log_var", self.log_var, self.mean))
 
     @property
@@ -52,9 +53,9 @@ class Gaussian:
 
     def sample(self, eps: Array) -> Array:
         """mean + std * eps, for standard normal `eps` of the mean's shape."""
-        xp = _array.data(scalars=True, mean=self.mean, eps=eps)
-        _array.same_shape("eps", eps, "mean", self.mean)
-        return self.mean + self._power(0.5) * _array.cast(eps, self.mean, xp)
+        xp = namespace_of(scalars=True, mean=self.mean, eps=eps)
+        check_same_shape("eps", eps, "mean", self.mean)
+        return self.mean + self._power(0.5) * cast_like(eps, self.mean, xp)
 
     def log_prob(self, x: Array) -> Array:
         """The log density at x, of the mean's shape."""
@@ -63,12 +64,12 @@ class Gaussian:
         deviation = x_ - mean
         with _quiet():
             density = -0.5 * ((deviation * xp.exp(-0.5 * log_var)) ** 2 + log_var + math.log(2 * math.pi))
-        limit = xp.where(deviation == 0, _array.like(math.inf, mean, xp), _array.like(-math.inf, mean, xp))
-        return _array.cast(xp.where(point, limit, density), x, xp)
+        limit = xp.where(deviation == 0, array_like(math.inf, mean, xp), array_like(-math.inf, mean, xp))
+        return cast_like(xp.where(point, limit, density), x, xp)
 
     def kl(self, other: Gaussian) -> Array:
         """KL(self || other)."""
-        other = _array.instance("other", other, Gaussian)
+        other = as_instance("other", other, Gaussian)
         return kl(self.mean, self.log_var, other.mean, other.log_var)
 
     def discretized_log_prob(self, x: Array, levels: int = 256) -> Array:
@@ -89,12 +90,12 @@ class Gaussian:
         if isinstance(self.log_var, float):
             with np.errstate(over="ignore"):
                 return float(np.exp(exponent * self.log_var))
-        xp = _array.data(scalars=True, mean=self.mean)
-        return _array.cast(xp.exp(exponent * self.log_var), self.mean, xp)
+        xp = namespace_of(scalars=True, mean=self.mean)
+        return cast_like(xp.exp(exponent * self.log_var), self.mean, xp)
 
     def _lifted(self, value: Array | float) -> Array:
         return (
-            _array.like(value, self.mean, _array.data(scalars=True, mean=self.mean))
+            array_like(value, self.mean, namespace_of(scalars=True, mean=self.mean))
             if isinstance(value, float)
             else value
         )
@@ -110,8 +111,8 @@ def kl(mean1: Array, log_var1: Array | float, mean2: Array, log_var2: Array | fl
     gap = m1 - m2
     with _quiet():
         regular = 0.5 * (_excess(log1 - log2, xp) + (gap * xp.exp(-0.5 * log2)) ** 2)
-    limit = xp.where(point1 & point2 & (gap == 0), xp.zeros_like(gap), _array.like(math.inf, gap, xp))
-    return _array.cast(xp.where(point1 | point2, limit, regular), mean1, xp)
+    limit = xp.where(point1 & point2 & (gap == 0), xp.zeros_like(gap), array_like(math.inf, gap, xp))
+    return cast_like(xp.where(point1 | point2, limit, regular), mean1, xp)
 
 
 def kl_full(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> Array:
@@ -121,7 +122,7 @@ def kl_full(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> Array:
     where a covariance that the host can read is not positive definite, or not symmetric to the square root of the
     precision.
     """
-    xp = _array.data(mean1=mean1, cov1=cov1, mean2=mean2, cov2=cov2)
+    xp = namespace_of(mean1=mean1, cov1=cov1, mean2=mean2, cov2=cov2)
     dtype = _working(xp, mean1, cov1, mean2, cov2)
     if mean2.shape[-1] != mean1.shape[-1]:
         raise ValueError(f"mean2: has {mean2.shape[-1]} dimensions, but mean1 {mean1.shape[-1]}")
@@ -139,7 +140,7 @@ def kl_full(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> Array:
     log_ratio = xp.where(near, xp.log1p(xp.where(near, change, xp.zeros_like(change))), xp.log(diagonal1 / diagonal2))
     off = xp.tril(apart, k=-1)
     total = xp.sum(_excess(2 * log_ratio, xp) + shift**2, axis=-1) + xp.sum(off**2, axis=(-2, -1))
-    return _array.cast(0.5 * total, mean1, xp)
+    return cast_like(0.5 * total, mean1, xp)
 
 
 def discretized_log_likelihood(
@@ -162,15 +163,15 @@ def discretized_log_likelihood(
         1e-12, which is 2 bits off at 5 std and has no gradient beyond 7: to reproduce published numbers.
     """
     xp, (x_, mean, log_std) = _prepared(x=x, mean=mean, log_std=log_std)
-    levels = _array.as_int("levels", levels, 2, 65536)
-    log_mass = _array.lookup("method", method, _bins.METHODS)
+    levels = as_int("levels", levels, 2, 65536)
+    log_mass = lookup("method", method, bins.METHODS)
     _check_range(x_, 1 + 1 / (levels - 1))
     point, log_std = _split(log_std, xp)
-    b = _bins.bin_of(x_, mean, log_std, levels, xp)
-    outside, edge = _array.like(-math.inf, x_, xp), _array.like(-math.log(2), x_, xp)
+    b = bins.bin_of(x_, mean, log_std, levels, xp)
+    outside, edge = array_like(-math.inf, x_, xp), array_like(-math.log(2), x_, xp)
     limit = xp.where(b.high > 0, xp.zeros_like(x_), xp.where(b.high == 0, edge, outside))
     with _quiet():
-        return _array.cast(xp.where(point, limit, log_mass(b, xp)), x, xp)
+        return cast_like(xp.where(point, limit, log_mass(b, xp)), x, xp)
 
 
 def _quiet() -> AbstractContextManager[Any]:
@@ -192,7 +193,7 @@ def _scale(name: str, value: Any, mean: Array) -> Any:
     """A log-variance or log-std: a float, or an array of the mean's library that broadcasts to it."""
     if isinstance(value, np.generic) or not hasattr(value, "ndim"):
         return _number(name, value)
-    _array.data(scalars=True, mean=mean, **{name: value})
+    namespace_of(scalars=True, mean=mean, **{name: value})
     if not _broadcasts(tuple(value.shape), tuple(mean.shape)):
         raise ValueError(f"{name}: shape {tuple(value.shape)} does not broadcast to the mean's {tuple(mean.shape)}")
     return value
@@ -201,7 +202,7 @@ def _scale(name: str, value: Any, mean: Array) -> Any:
 def _number(name: str, value: Any) -> float:
     """A number, of which a logarithm may be -inf."""
     infinite = name.startswith("log_") and isinstance(value, float) and value == -math.inf
-    return -math.inf if infinite else _array.real(name, value)
+    return -math.inf if infinite else as_real(name, value)
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
@@ -212,12 +213,12 @@ def _prepared(**arguments: Any) -> tuple[Any, list[Array]]:
     """The namespace, and the arguments, checked, as arrays of one dtype that broadcast; a number becomes 0-d."""
     arrays = {name: x for name, x in arguments.items() if hasattr(x, "ndim") and not isinstance(x, np.generic)}
     first = next(iter(arguments))
-    xp = _array.data(scalars=True, **(arrays or {first: arguments[first]}))
+    xp = namespace_of(scalars=True, **(arrays or {first: arguments[first]}))
     values = [x if name in arrays else _number(name, x) for name, x in arguments.items()]
     dtype = _working(xp, *arrays.values())
     _broadcast(**{name: x.shape for name, x in arrays.items()})
     one = next(iter(arrays.values()))
-    lifted = (_array.like(x, one, xp, dtype=dtype) if isinstance(x, float) else x for x in values)
+    lifted = (array_like(x, one, xp, dtype=dtype) if isinstance(x, float) else x for x in values)
     return xp, [xp.astype(x, dtype, copy=False) for x in lifted]
 
 
@@ -242,7 +243,7 @@ def _split(log: Array, xp: Any) -> tuple[Array, Array]:
 
 
 def _check_range(x: Array, bound: float) -> None:
-    host = _array._read(x)
+    host = host_values(x)
     if host is not None and host.size and not (np.abs(host) <= bound).all():
         wrong = host[~(np.abs(host) <= bound)].flat[0]
         raise ValueError(f"x: {wrong} is outside [-1, 1]; data has to be scaled to it")
@@ -251,7 +252,7 @@ def _check_range(x: Array, bound: float) -> None:
 def _cholesky(name: str, cov: Array, d: int, xp: Any) -> Array:
     if tuple(cov.shape[-2:]) != (d, d):
         raise ValueError(f"{name}: shape (..., {d}, {d}) is needed, not {tuple(cov.shape)}")
-    host = _array._read(cov)
+    host = host_values(cov)
     if host is not None:
         skew = np.abs(host - np.swapaxes(host, -1, -2))
         if not (skew <= np.finfo(host.dtype).eps ** 0.5 * np.abs(host).max(initial=0.0)).all():
@@ -260,7 +261,7 @@ def _cholesky(name: str, cov: Array, d: int, xp: Any) -> Array:
         factor = xp.linalg.cholesky(cov)
     except (ValueError, RuntimeError) as error:  # each library has its own LinAlgError
         raise ValueError(f"{name}: the covariance is not positive definite") from error
-    host = _array._read(factor)
+    host = host_values(factor)
     if host is not None and not np.isfinite(host).all():
         raise ValueError(f"{name}: the covariance is not positive definite")
     return factor

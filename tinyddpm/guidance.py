@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from tinyddpm import _array
-from tinyddpm._array import Array, Steps
+from tinyddpm._arrays.check import as_real
+from tinyddpm._arrays.namespace import Array, namespace_of
+from tinyddpm._arrays.steps import Steps
 
 if TYPE_CHECKING:
     from tinyddpm.diffusion import Diffusion
@@ -29,7 +30,7 @@ def classifier_free(net: Callable[..., Array], y: Any, scale: float, null: Any) 
     """
     if not callable(net):
         raise TypeError(f"net: a callable net(x_t, t, y) is needed, not {type(net).__name__}")
-    return _ClassifierFree(net, y, _array.real("scale", scale), null)
+    return _ClassifierFree(net, y, as_real("scale", scale), null)
 
 
 def classifier(
@@ -47,7 +48,7 @@ def classifier(
     for name, function in (("net", net), ("log_prob_grad", log_prob_grad)):
         if not callable(function):
             raise TypeError(f"{name}: a callable {name}(x_t, t) is needed, not {type(function).__name__}")
-    return _Classifier(net, log_prob_grad, _array.real("scale", scale))
+    return _Classifier(net, log_prob_grad, as_real("scale", scale))
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class _ClassifierFree:
     null: Any
 
     def __call__(self, x_t: Array, t: Array) -> Array:
-        xp = _array.data(x_t=x_t)
+        xp = namespace_of(x_t=x_t)
         null = self.null
         if hasattr(self.y, "shape") and isinstance(null, Real):
             null = self.y * 0 + null
@@ -87,7 +88,7 @@ class _Classifier:
         value, raw = _split(self.net(x_t, net_t), x_t)
         score = value if d is None else d.convert(value, x_t, t, predicts, "score")
         score = score + self.scale * self.log_prob_grad(x_t, net_t)
-        return _joined(score if d is None else d.convert(score, x_t, t, "score", predicts), raw, _array.data(x_t=x_t))
+        return _joined(score if d is None else d.convert(score, x_t, t, "score", predicts), raw, namespace_of(x_t=x_t))
 
 
 def _split(out: Array, x_t: Array) -> tuple[Array, Array | None]:

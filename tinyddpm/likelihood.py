@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyddpm import _array, backends, gaussian, noise
-from tinyddpm._array import Array
-from tinyddpm._bins import METHODS
-from tinyddpm._progress import progress as shown
-from tinyddpm._value import Value
+from tinyddpm import backends, gaussian, noise
+from tinyddpm._arrays.check import as_int, as_positive_int, one_of
+from tinyddpm._arrays.namespace import Array, clip_array, copy_array, dtype_name, namespace_of, on_host
+from tinyddpm._arrays.steps import time_arrays
+from tinyddpm._arrays.value import FrozenValue
+from tinyddpm._io.progress import progress_bar
+from tinyddpm._numerics.bins import METHODS
 from tinyddpm.denoiser import check_model
 from tinyddpm.losses import check_range, eps_error, target
 
@@ -41,7 +43,7 @@ class Curve(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class VLB(Value):
+class VLB(FrozenValue):
     """The terms of the bound on -log p(x_0) for each of B samples, in nats summed over dimensions, float64 on the host."""
 
     prior: Table
@@ -128,8 +130,8 @@ def vlb(
     names ``net`` and the step where its output is not finite.
     """
     x, xp = _opened(d, denoiser, x0)
-    levels = _array.as_int("levels", levels, 2, 65536)
-    _array.one_of("decoder", decoder, tuple(METHODS))
+    levels = as_int("levels", levels, 2, 65536)
+    one_of("decoder", decoder, tuple(METHODS))
     kind = "x0" if denoiser.clip_x0 else denoiser.predicts
     _existing(d, denoiser.predicts, kind, x, xp)
     slope = _existing(d, kind, "mu", x, xp)
@@ -137,7 +139,7 @@ def vlb(
     steps = _steps(d, denoiser, x0, x, seed, index, keeps_eps=kind != "x0")
     clipped = _clipping(d, denoiser, xp)
     with backends.no_grad(x0):
-        for step in shown(steps, d.T, enabled=progress, label="likelihood"):
+        for step in progress_bar(steps, d.T, enabled=progress, label="likelihood"):
             sizes.append(_square_sum(step.value, xp))  # which clipping would hide
             value = clipped(step) if denoiser.clip_x0 else step.value
             if step.t == 1:
@@ -183,11 +185,11 @@ def optimal_variance(
     Returns a float64 table (T + 1,) for ``Denoiser(variance=...)``; entry 0 is NaN. Refuses what `vlb` refuses.
     """
     x, xp = _opened(d, denoiser, x0)
-    draws = _array.positive_int("draws", draws)
+    draws = as_positive_int("draws", draws)
     steps = _steps(d, denoiser, x0, x, seed, index, draws)
     norms = []
     with backends.no_grad(x0):
-        for t, _, x_t, value, _ in shown(steps, draws * d.T, enabled=progress, label="optimal variance"):
+        for t, _, x_t, value, _ in progress_bar(steps, draws * d.T, enabled=progress, label="optimal variance"):
             norms.append(_square_sum(d.convert(value, x_t, t, denoiser.predicts, "eps"), xp))
     norm = _on_host(norms, xp).reshape(x0.shape[0], d.T, draws)
     _refuse(~np.isfinite(norm.sum(axis=2)), "is not finite")
@@ -210,14 +212,14 @@ def _opened(d: Diffusion, denoiser: Denoiser, x0: Array) -> tuple[Array, Any]:
     """The data, checked, and their namespace. What the host holds is seen through NumPy, in the same memory, where an operation
     costs less than through most libraries; the network still gets arrays of x0's own."""
     check_model(d, denoiser)
-    xp = _array.data(x0=x0)
+    xp = namespace_of(x0=x0)
     if math.prod(x0.shape) == 0:
         raise ValueError(f"x0: at least one sample of at least one dimension is needed, not shape {tuple(x0.shape)}")
     check_range("x0", backends.of(x0).to_numpy(x0))
-    if isinstance(x0, np.ndarray) or not _array.on_host(x0) or x0.dtype not in (xp.float32, xp.float64):
+    if isinstance(x0, np.ndarray) or not on_host(x0) or x0.dtype not in (xp.float32, xp.float64):
         return x0, xp
     host = _seen(x0)
-    return host, _array.data(x0=host)
+    return host, namespace_of(x0=host)
 
 
 def _seen(x: Array) -> NDArray[Any]:
@@ -237,13 +239,13 @@ def _steps(
     """The network's output on noised data, for t = T..1 and each draw: x0 as the network sees it, x as `_opened` does."""
     from array_api_compat import device
 
-    xp, draw, place = _array.data(x0=x0), noise.like(x, seed, index, stream=_STREAM), device(x0)
+    xp, draw, place = namespace_of(x0=x0), noise.like(x, seed, index, stream=_STREAM), device(x0)
     signal, spread = d.sqrt_alpha_bar.tolist(), d.sqrt_one_minus_alpha_bar.tolist()
     plan = [(t, t + k * (d.T + 1)) for t in range(d.T, 0, -1) for k in reversed(range(draws))]
-    labels = _array.labels([t - 1 + denoiser.first_t for t, _ in plan], x0, xp)
+    labels = time_arrays([t - 1 + denoiser.first_t for t, _ in plan], x0, xp)
     for (t, step), told in zip(plan, labels, strict=True):
         x_t = draw(step)
-        eps = _array.copy(x_t) if keeps_eps else None
+        eps = copy_array(x_t) if keeps_eps else None
         x_t *= spread[t]
         x_t += signal[t] * x
         value, raw = denoiser.ask(d, x_t if x is x0 else xp.asarray(x_t, device=place), t, told, xp)
@@ -261,7 +263,7 @@ def _clipping(d: Diffusion, denoiser: Denoiser, xp: Any) -> Callable[[_Step], Ar
         x0 = by_value[step.t] * step.value
         if by_state is not None:
             x0 += by_state[step.t] * step.x_t
-        return x0.clip(-1.0, 1.0, out=x0) if isinstance(x0, np.ndarray) else _array.clip(x0, xp)
+        return x0.clip(-1.0, 1.0, out=x0) if isinstance(x0, np.ndarray) else clip_array(x0, xp)
 
     return clipped
 
@@ -276,21 +278,21 @@ def _decoder(
     d: Diffusion, denoiser: Denoiser, x0: Array, mean: Array, step: _Step, levels: int, method: str, xp: Any
 ) -> Array:
     """L_0 = -log p(x_0 | x_1), shape (B,)."""
-    log_std = denoiser.read_log_var(d, step.raw, step.x_t, 1) / 2
-    log_p = gaussian.discretized_log_likelihood(_array.clip(x0, xp), mean, log_std, levels, method)
+    log_std = denoiser.log_var_from(d, step.raw, step.x_t, 1) / 2
+    log_p = gaussian.discretized_log_likelihood(clip_array(x0, xp), mean, log_std, levels, method)
     return -_sum(log_p, xp)
 
 
 def _learned_kl(d: Diffusion, denoiser: Denoiser, gap: Array, step: _Step, xp: Any) -> Array:
     """L_{t-1} where the network emits p's variance and its mean is `gap` off the posterior's, shape (B,)."""
-    log_var = denoiser.read_log_var(d, step.raw, step.x_t, step.t)
+    log_var = denoiser.log_var_from(d, step.raw, step.x_t, step.t)
     return _sum(gaussian.kl(gap, math.log(d.beta_tilde[step.t]), xp.zeros_like(gap), log_var), xp)
 
 
 def _fixed_kl(d: Diffusion, denoiser: Denoiser, slope: Table, square: Table, dims: int) -> Table:
     """The KLs (B, T - 1) where p's variance is fixed, from the squared errors [Ho eq. 8 with the variances' own part]."""
     t = np.arange(2, d.T + 1)
-    log_var = np.broadcast_to(denoiser.read_log_var(d, None, np.empty(len(t)), t), t.shape)
+    log_var = np.broadcast_to(denoiser.log_var_from(d, None, np.empty(len(t)), t), t.shape)
     per_square: Table = slope[t] ** 2 * np.exp(-log_var) / 2
     return per_square * square[:, 1:] + dims * _variance_kl(np.log(d.beta_tilde[t]), log_var)
 
@@ -306,7 +308,7 @@ def _existing(d: Diffusion, source: str, target: str, x: Array, xp: Any) -> Tabl
     slope, _ = d.conversion(source, target)
     if np.any(missing := ~(np.abs(slope[1:]) <= float(xp.finfo(x.dtype).max))):
         t = 1 + np.flatnonzero(missing)[0]
-        raise ValueError(f"denoiser: {target} does not follow from {source} at t = {t} in {_array.dtype_name(x)}")
+        raise ValueError(f"denoiser: {target} does not follow from {source} at t = {t} in {dtype_name(x)}")
     return slope
 
 

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tinyddpm import _array, gaussian
-from tinyddpm._array import Array, Steps
+from tinyddpm import gaussian
+from tinyddpm._arrays.check import allocating, as_instance, as_int, as_positive_int, as_real, lookup
+from tinyddpm._arrays.namespace import Array, array_like, cast_like, flatten, host_values, namespace_of
+from tinyddpm._arrays.steps import Steps, check_host_steps, check_steps, gather
 from tinyddpm.denoiser import check_model
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def hybrid(d: Diffusion, denoiser: Denoiser, x0: Array, t: Steps, eps: Array, we
 
     T is there because vlb is one of the bound's T terms. The published code counts vlb in bits: its 0.001 is 0.001 / ln 2 here.
     """
-    weight = _array.real("weight", weight)
+    weight = as_real("weight", weight)
     check_range("x0", x0)
     call = _called(d, denoiser, x0, t, eps)
     fixed_mean = call._replace(value=_detached(call.value))
@@ -72,7 +74,7 @@ def weighted(
     error of x_0 [Hang et al. 2023], gamma = 5; "p2" is (1 + SNR)^-gamma times the error of eps [Choi et al. 2022 with k = 1],
     gamma = 1.
     """
-    weight = _array.lookup("weighting", weighting, _WEIGHTINGS)
+    weight = lookup("weighting", weighting, _WEIGHTINGS)
     default = {"min_snr": 5.0, "p2": 1.0}.get(weighting)
     if gamma is not None and default is None:
         raise ValueError(f"gamma: the weighting {weighting!r} has none")
@@ -80,8 +82,8 @@ def weighted(
     loss = _mean_square(call.error, call.xp)
     if weight is None:
         return loss
-    power = default if gamma is None else _array.real("gamma", gamma, 0.0)
-    factor = _array.gather(weight(d, power) * eps_error(d, denoiser.predicts), call.t, loss, call.xp)
+    power = default if gamma is None else as_real("gamma", gamma, 0.0)
+    factor = gather(weight(d, power) * eps_error(d, denoiser.predicts), call.t, loss, call.xp)
     return factor * loss
 
 
@@ -110,7 +112,7 @@ def target(d: Diffusion, predicts: str, x0: Array, x_t: Array, t: Steps, eps: Ar
 
 def check_range(name: str, x0: Array) -> None:
     """Refuse data far outside [-1, 1], beyond [-2, 2], where the host can read them."""
-    host = _array._read(x0) if hasattr(x0, "dtype") else None
+    host = host_values(x0) if hasattr(x0, "dtype") else None
     if host is not None and not np.all(inside := np.abs(host) <= 2):
         raise ValueError(f"{name}: {host[~inside].flat[0]} is far outside [-1, 1]; the data must be scaled to it")
 
@@ -133,8 +135,8 @@ class _Call(NamedTuple):
 
 def _called(d: Diffusion, denoiser: Denoiser, x0: Array, t: Steps, eps: Array) -> _Call:
     check_model(d, denoiser)
-    xp = _array.data(x0=x0, eps=eps)
-    t, eps = _array.steps("t", t, x0, xp, 1, d.T), _array.cast(eps, x0, xp)
+    xp = namespace_of(x0=x0, eps=eps)
+    t, eps = check_steps("t", t, x0, xp, 1, d.T), cast_like(eps, x0, xp)
     x_t = d.q_sample(x0, t, eps)
     value, raw = denoiser.call(d, x_t, t)
     return _Call(x0, x_t, t, target(d, denoiser.predicts, x0, x_t, t, eps), value, raw, xp)
@@ -143,7 +145,7 @@ def _called(d: Diffusion, denoiser: Denoiser, x0: Array, t: Steps, eps: Array) -
 def _bound(d: Diffusion, denoiser: Denoiser, call: _Call) -> Array:
     """L_{t-1} in nats per dimension, read from a network's unclipped output."""
     x0, x_t, t, xp = call.x0, call.x_t, call.t, call.xp
-    log_var = denoiser.read_log_var(d, call.raw, x_t, t)
+    log_var = denoiser.log_var_from(d, call.raw, x_t, t)
     first: Any = t == 1
     known = isinstance(t, int | np.ndarray)  # then nothing is computed that no row needs
     if known and not np.any(first):
@@ -152,21 +154,21 @@ def _bound(d: Diffusion, denoiser: Denoiser, call: _Call) -> Array:
     decoder = _mean(-gaussian.discretized_log_likelihood(xp.clip(x0, -1.0, 1.0), mean, log_var / 2), xp)
     if known and np.all(first):
         return decoder
-    first = _array.like(first, x0, xp, dtype=xp.bool) if known else first
+    first = array_like(first, x0, xp, dtype=xp.bool) if known else first
     return xp.where(first, decoder, _mean(_divergence(d, denoiser, call, log_var), xp))
 
 
 def _divergence(d: Diffusion, denoiser: Denoiser, call: _Call, log_var: Any) -> Array:
     """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), elementwise; the means' difference comes from the prediction's error."""
     slope, _ = d.conversion(denoiser.predicts, "mu")
-    gap = _array.gather(slope, call.t, call.x0, call.xp) * call.error
-    log_beta_tilde = d.move(call.t, None, call.x_t, call.xp).log_beta_tilde
+    gap = gather(slope, call.t, call.x0, call.xp) * call.error
+    log_beta_tilde = d.step_weights(call.t, None, call.x_t, call.xp).log_beta_tilde
     return gaussian.kl(gap, log_beta_tilde, call.xp.zeros_like(gap), log_var)
 
 
 def _mean(x: Array, xp: Any) -> Array:
     """Over each sample's dimensions: (B, ...) -> (B,)."""
-    return xp.mean(_array.flat(x, xp), axis=-1)
+    return xp.mean(flatten(x, xp), axis=-1)
 
 
 def _mean_square(x: Array, xp: Any) -> Array:
@@ -188,12 +190,12 @@ class UniformT:
     """t uniform on 1..T, with weight 1."""
 
     def __init__(self, T: int) -> None:
-        self.T = _array.positive_int("T", T)
+        self.T = as_positive_int("T", T)
 
     def sample(self, n: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], Table]:
         """n steps and their weights, arrays (n,) on the host."""
-        n = _array.as_int("n", n, 0, 2**62)
-        with _array.allocating("n", n):
+        n = as_int("n", n, 0, 2**62)
+        with allocating("n", n):
             return _generator(rng).integers(1, self.T, size=n, endpoint=True), np.ones(n)
 
     def update(self, t: ArrayLike, loss: ArrayLike) -> None:
@@ -207,7 +209,7 @@ class UniformT:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a `state_dict`; `ValueError` where it is not one of this sampler with this T."""
         own = self.state_dict()
-        if set(_array.instance("state", state, dict)) != set(own):
+        if set(as_instance("state", state, dict)) != set(own):
             raise ValueError(f"state: the keys {sorted(own)} are needed, not {sorted(map(str, state))}")
         for key, value in own.items():
             if np.shape(state[key]) != value.shape:
@@ -216,7 +218,7 @@ class UniformT:
                 raise ValueError(f"state: {key} must hold finite numbers")
 
     def _checked(self, t: ArrayLike, loss: ArrayLike) -> tuple[NDArray[np.int64], Table]:
-        steps: Any = np.atleast_1d(_array.host_steps("t", np.asarray(t), 1, self.T))
+        steps: Any = np.atleast_1d(check_host_steps("t", np.asarray(t), 1, self.T))
         try:
             losses = np.atleast_1d(np.asarray(loss, dtype=np.float64))
         except (TypeError, ValueError):
@@ -236,7 +238,7 @@ class LossAwareT(UniformT):
 
     def __init__(self, T: int) -> None:
         super().__init__(T)
-        with _array.allocating("T", T):
+        with allocating("T", T):
             self._history = np.zeros((self.T, _KEPT))
             self._count = np.zeros(self.T, dtype=np.int64)
 
@@ -251,8 +253,8 @@ class LossAwareT(UniformT):
 
     def sample(self, n: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], Table]:
         """n steps drawn with probability p_t, and the weights 1 / (T p_t), arrays (n,) on the host."""
-        n, prob = _array.as_int("n", n, 0, 2**62), self.prob
-        with _array.allocating("n", n):
+        n, prob = as_int("n", n, 0, 2**62), self.prob
+        with allocating("n", n):
             drawn = _generator(rng).choice(self.T, size=n, p=prob)
             return drawn + 1, 1 / (self.T * prob[drawn])
 

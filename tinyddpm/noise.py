@@ -18,7 +18,8 @@ from typing import Any, cast
 import numpy as np
 
 from tinyddpm import backends
-from tinyddpm._array import as_int, dtype_name, one_of
+from tinyddpm._arrays.check import as_int, one_of
+from tinyddpm._arrays.namespace import dtype_name
 
 __all__ = ["as_words", "like", "normal", "numbers"]
 

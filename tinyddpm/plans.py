@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinyddpm import _array
+from tinyddpm._arrays.check import as_int
 
 if TYPE_CHECKING:
     from tinyddpm.diffusion import Diffusion
@@ -53,7 +53,7 @@ def checked(timesteps: Iterable[int], T: int) -> tuple[int, ...]:
         given = list(timesteps)
     except TypeError:
         raise TypeError(f"timesteps: a sequence of ints is needed, not {type(timesteps).__name__}") from None
-    plan = tuple(_array.as_int("timesteps", t, 0, T) for t in given)
+    plan = tuple(as_int("timesteps", t, 0, T) for t in given)
     if len(plan) < 2 or plan[-1] != 0:
         raise ValueError(f"timesteps: a plan has at least one move and ends at 0, not {_short(plan)}")
     for t, s in zip(plan, plan[1:], strict=False):

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tinyddpm import _array, noise
+from tinyddpm import noise
 from tinyddpm import schedules as _schedules
-from tinyddpm._array import Array
+from tinyddpm._arrays.check import as_instance, as_int, as_list, lookup, one_of
+from tinyddpm._arrays.namespace import Array, namespace_of
 from tinyddpm.diffusion import Diffusion
 
 if TYPE_CHECKING:
@@ -49,9 +50,7 @@ _MARKERS = "os^Dv"
 
 def schedules(names: Sequence[str] = ("linear", "quadratic", "geometric", "cosine"), T: int = 1000) -> Figure:
     """beta, alpha_bar and log SNR of the named schedules against t."""
-    processes = {
-        name: Diffusion(_array.lookup("names", name, _schedules.NAMES)(T)) for name in _array.sequence("names", names)
-    }
+    processes = {name: Diffusion(lookup("names", name, _schedules.NAMES)(T)) for name in as_list("names", names)}
     figure, axes = _figure(1, 3, (10.5, 3.2))
     quantities = {"beta": r"$\beta_t$", "alpha_bar": r"$\bar\alpha_t$", "log_snr": r"$\log\,\mathrm{SNR}_t$"}
     for ax, (quantity, label) in zip(axes.flat, quantities.items(), strict=True):
@@ -68,31 +67,31 @@ def forward(d: Diffusion, x0: Array, t: Sequence[int] | None = None, *, seed: in
 
     By default nine steps from 0 to T, denser near the data. Each image keeps its noise eps along the row.
     """
-    _array.instance("d", d, Diffusion)
+    as_instance("d", d, Diffusion)
     x0 = _images("x0", x0)
-    _array.data(x0=x0)
-    t = columns(d) if t is None else tuple(_array.sequence("t", t))
+    namespace_of(x0=x0)
+    t = columns(d) if t is None else tuple(as_list("t", t))
     eps = noise.normal(seed, range(len(x0)), 0, x0.shape[1:], stream=3, dtype=str(x0.dtype))
     return strip([d.q_sample(x0, u, eps) for u in t], [f"$t = {u}$" for u in t])
 
 
 def columns(d: Diffusion, count: int = 9) -> tuple[int, ...]:
     """`count` steps from 0 to T, or as many as there are: denser near the data, where pictures change most."""
-    _array.instance("d", d, Diffusion)
-    return d.timesteps(min(d.T, _array.as_int("count", count, 2, 1000) - 1), "quadratic")[::-1]
+    as_instance("d", d, Diffusion)
+    return d.timesteps(min(d.T, as_int("count", count, 2, 1000) - 1), "quadratic")[::-1]
 
 
 def trajectory(steps: Sequence[Step]) -> Figure:
     """The states of a few samples on their way, NumPy arrays (N, C, H, W): a row for each sample, a column a step."""
     from tinyddpm.samplers import Step
 
-    states = [_array.instance("steps", step, Step) for step in _array.sequence("steps", steps)]
+    states = [as_instance("steps", step, Step) for step in as_list("steps", steps)]
     return strip([step.x for step in states], [f"$t = {step.t}$" for step in states])
 
 
 def strip(columns: Sequence[Array], labels: Sequence[str]) -> Figure:
     """Images in rows: column k shows ``columns[k]``, (N, C, H, W) in [-1, 1] with C = 1 or 3, under ``labels[k]``."""
-    columns, labels = _array.sequence("columns", columns), _array.sequence("labels", labels)
+    columns, labels = as_list("columns", columns), as_list("labels", labels)
     if len(columns) != len(labels):
         raise ValueError(f"labels: {len(columns)} columns need as many labels, not {len(labels)}")
     columns = [_images("columns", x) for x in columns]
@@ -112,7 +111,7 @@ def loss(records: Sequence[Mapping[str, Any]]) -> Figure:
 
     Steps that were skipped, whose loss is None, are left out.
     """
-    lines = _array.sequence("records", records)
+    lines = as_list("records", records)
     try:
         lines = [line for line in lines if line["loss"] is not None]
         step, value = (np.array([line[key] for line in lines], float) for key in ("step", "loss"))
@@ -181,13 +180,13 @@ def sampler_error(errors: Mapping[str, Mapping[int, float]]) -> Figure:
 
 def save(figure: Figure, file: str | os.PathLike[str]) -> None:
     """Write `figure` as PNG, PDF or SVG by the file's suffix, whole or not at all."""
-    from tinyddpm._files import replacing
+    from tinyddpm._io.files import replacing
 
     if not hasattr(figure, "savefig"):
         raise TypeError(f"figure: a Matplotlib figure is needed, not {type(figure).__name__}")
     if not isinstance(file, str | os.PathLike):
         raise TypeError(f"file: a path is needed, not {type(file).__name__}")
-    kind = _array.one_of("file", Path(file).suffix.lower(), FORMATS)
+    kind = one_of("file", Path(file).suffix.lower(), FORMATS)
     with replacing(file) as stream:
         figure.savefig(stream, format=kind[1:], dpi=160, bbox_inches="tight")
 
@@ -220,7 +219,7 @@ def _images(name: str, x: ArrayLike) -> NDArray[Any]:
 def _check_bound(vlb: VLB) -> None:
     from tinyddpm.likelihood import VLB
 
-    _array.instance("vlb", vlb, VLB)
+    as_instance("vlb", vlb, VLB)
 
 
 def _error(values: NDArray[np.float64]) -> NDArray[np.float64]:

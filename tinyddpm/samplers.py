@@ -16,11 +16,23 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 
-from tinyddpm import _array, _rows, backends, plans
-from tinyddpm._array import Array
-from tinyddpm._progress import progress as shown
-from tinyddpm._rows import Row, Sampler
-from tinyddpm._stepper import Portable
+from tinyddpm import backends, plans
+from tinyddpm._arrays.check import allocating, as_int, as_positive_int, as_real, lookup
+from tinyddpm._arrays.namespace import (
+    Array,
+    array_like,
+    cast_like,
+    check_same_shape,
+    copy_array,
+    dtype_name,
+    namespace_of,
+    on_host,
+)
+from tinyddpm._arrays.steps import time_arrays
+from tinyddpm._io.progress import progress_bar
+from tinyddpm._sampling import rows as methods
+from tinyddpm._sampling.rows import Row, Sampler
+from tinyddpm._sampling.step import ArrayApiStepper
 from tinyddpm.backends import Stepper
 from tinyddpm.denoiser import check_model, refuse_nonfinite
 from tinyddpm.noise import as_words, normal, numbers
@@ -34,11 +46,11 @@ __all__ = ["NAMES", "Noise", "Options", "Step", "sample", "trajectory"]
 Noise = Callable[[int, Sequence[int], tuple[int, ...]], Array]
 
 NAMES: dict[str, Sampler] = {
-    "ddpm": _rows.ddpm,
-    "ddim": _rows.ddim,
-    "dpm++2m": _rows.dpm_solver_2m,
-    "heun": _rows.heun,
-    "unipc": _rows.unipc,
+    "ddpm": methods.ddpm,
+    "ddim": methods.ddim,
+    "dpm++2m": methods.dpm_solver_2m,
+    "heun": methods.heun,
+    "unipc": methods.unipc,
 }
 """The samplers by name: each folds (diffusion, plan, eta) into rows of weights."""
 
@@ -107,7 +119,7 @@ def trajectory(
     d: Diffusion, denoiser: Denoiser, shape: Sequence[int], *, every: int = 1, **options: Unpack[Options]
 ) -> Iterator[Step]:
     """The states that `sample` passes through: the start (x0 = None), every `every`-th after it, and the end, t = 0."""
-    return _run(d, denoiser, shape, every=_array.positive_int("every", every), **options)
+    return _run(d, denoiser, shape, every=as_positive_int("every", every), **options)
 
 
 def _run(
@@ -138,16 +150,16 @@ def _run(
     for name, function in (("noise", noise), ("callback", callback)):
         if function is not None and not callable(function):
             raise TypeError(f"{name}: a callable is needed, not {type(function).__name__}")
-    fold = _array.lookup("sampler", sampler, NAMES)
-    eta = _array.real("eta", eta, 0.0, 1.0)
+    fold = lookup("sampler", sampler, NAMES)
+    eta = as_real("eta", eta, 0.0, 1.0)
     if eta and sampler != "ddim":
         raise ValueError(f"eta: {eta} belongs to the sampler 'ddim' only, not to {sampler!r}")
     shape = _shape(shape)
     if math.prod(shape) >= 2**48:
         raise ValueError(f"shape: {shape} is more than can be allocated")
-    seed, index = _array.as_int("seed", seed, 0, 2**64 - 1), numbers(index, shape[0])
+    seed, index = as_int("seed", seed, 0, 2**64 - 1), numbers(index, shape[0])
     plan = plans.chosen(d, steps, timesteps, spacing, started=x_T is not None)
-    rows = _rows.denoised(fold, d, replace(denoiser, net=_unasked), plan, eta)
+    rows = methods.denoised(fold, d, replace(denoiser, net=_unasked), plan, eta)
     x = _start(shape, seed, index, x_T, backend, device, dtype)
     _check_range(rows, denoiser, x)
     seen = every is not None or callback is not None
@@ -158,7 +170,7 @@ def _run(
         denoiser = replace(denoiser, net=_prepared(denoiser.net, x, **options))
     no_grad = backends.gradients_off(x)
     moves = _moves(d, denoiser, rows, stepper, given, no_grad if seen else nullcontext)
-    times = shown(moves, len(plan) - 1, enabled=progress, label=sampler)
+    times = progress_bar(moves, len(plan) - 1, enabled=progress, label=sampler)
     if seen:
         return _told(times, stepper, Step(plan[0], x, None), callback, every)
     return _last(times, stepper, no_grad())
@@ -175,7 +187,7 @@ def _told(
         if not wanted and callback is None:
             continue
         x, x0 = stepper.state, stepper.x0
-        step = Step(t, _array.copy(x), _array.copy(x0)) if t else Step(t, x, x0)
+        step = Step(t, copy_array(x), copy_array(x0)) if t else Step(t, x, x0)
         if callback is not None:
             callback(step)
         if wanted:
@@ -198,22 +210,22 @@ def _moves(
     no_grad: Callable[[], AbstractContextManager[Any]],
 ) -> Iterator[int]:
     """The loop: the time after each whole move, where the stepper then is."""
-    xp, on_host = _array.data(x_T=stepper.state), _array.on_host(stepper.state)
-    labels = _array.labels([row.told for row in rows], stepper.state, xp)
+    xp, host = namespace_of(x_T=stepper.state), on_host(stepper.state)
+    labels = time_arrays([row.net_t for row in rows], stepper.state, xp)
     for k, (row, told) in enumerate(zip(rows, labels, strict=True)):
         x = stepper.state
         with no_grad():
             value, raw = denoiser.ask(d, x, row.t, told, xp)
-            if on_host:
+            if host:
                 refuse_nonfinite(xp, row.t, raw)
-            std = None if row.std is not None else xp.exp(denoiser.read_log_var(d, raw, x, row.t, row.s) / 2)
+            std = None if row.std is not None else xp.exp(denoiser.log_var_from(d, raw, x, row.t, row.s) / 2)
             z = None if given is None or row.std == 0.0 else given(row.t)
-            finite = stepper.move(k, value, std, z)
+            finite = stepper.step(k, value, std, z)
         if finite is False:
             raise ValueError(f"net: NaN or infinity at t = {row.t}")
-        if row.s == 0 and not on_host:
+        if row.s == 0 and not host:
             refuse_nonfinite(xp, row.t, stepper.state)
-        if row.whole:
+        if row.ends_step:
             yield row.s
 
 
@@ -223,30 +235,30 @@ def _stepper(rows: Sequence[Row], x: Array, seed: int, index: Sequence[int], cli
         make = backends.of(x).stepper
     except LookupError:  # a library that is not registered can sample where no noise of ours is needed
         make = None
-    options: Any = {"seed": seed, "clip": clip, "shown": seen}
+    options: Any = {"seed": seed, "clip": clip, "keep_x0": seen}
     own = NotImplemented if make is None else make(rows, x, index=as_words(index), **options)
-    return Portable(rows, x, index=index, **options) if own is NotImplemented else own
+    return ArrayApiStepper(rows, x, index=index, **options) if own is NotImplemented else own
 
 
 def _prepared(net: Net, x: Array, **options: Any) -> Net:
     """The network's faster form for states like x."""
     backend = backends.of(x)
-    if backend.prepared is None:
+    if backend.optimize_net is None:
         name = "compile" if options["compile"] else "autocast"
         raise ValueError(f"{name}: the backend {backend.name!r} runs networks as they are; Torch's does more")
-    prepared: Net = backend.prepared(net, **options)
+    prepared: Net = backend.optimize_net(net, **options)
     return prepared
 
 
 def _given(noise: Noise, index: Sequence[int], x: Array, t: int) -> Array:
     """The caller's noise of the move from t, for a state like x."""
-    xp, z = _array.data(x_T=x), noise(t, index, tuple(x.shape[1:]))
+    xp, z = namespace_of(x_T=x), noise(t, index, tuple(x.shape[1:]))
     if isinstance(z, np.ndarray):
-        z = _array.like(z, x, xp)
-    if _array.data(noise=z) is not xp:
+        z = array_like(z, x, xp)
+    if namespace_of(noise=z) is not xp:
         raise TypeError(f"noise: returned {type(z).__name__} at t = {t}, {type(x).__name__} is needed")
-    _array.same_shape("noise", z, "the state", x)
-    return _array.cast(z, x, xp)
+    check_same_shape("noise", z, "the state", x)
+    return cast_like(z, x, xp)
 
 
 def _start(
@@ -254,9 +266,9 @@ def _start(
 ) -> Array:
     library = backends.get(backend)
     if x_T is None:
-        with _array.allocating("shape", shape):
+        with allocating("shape", shape):
             return normal(seed, index, 0, shape[1:], backend=backend, device=device, dtype=dtype)
-    xp = _array.data(x_T=x_T)
+    xp = namespace_of(x_T=x_T)
     if tuple(x_T.shape) != shape:
         raise ValueError(f"x_T: shape {shape} is needed, not {tuple(x_T.shape)}")
     if not bool(xp.all(xp.isfinite(x_T))):
@@ -268,9 +280,9 @@ def _start(
 
 def _check_range(rows: Sequence[Row], denoiser: Denoiser, x: Array) -> None:
     """Refuse a plan along which x_0 leaves the numbers of x's dtype."""
-    limit = float(_array.data(x_T=x).finfo(x.dtype).max)
-    if bad := [row.t for row in rows if max(map(abs, row.read)) > limit]:
-        dtype = _array.dtype_name(x)
+    limit = float(namespace_of(x_T=x).finfo(x.dtype).max)
+    if bad := [row.t for row in rows if max(map(abs, row.x0_from)) > limit]:
+        dtype = dtype_name(x)
         raise ValueError(f"predicts: x_0 does not follow from {denoiser.predicts!r} at t = {bad[0]} in {dtype}")
 
 
@@ -282,4 +294,4 @@ def _unasked(x_t: Array, t: Array) -> Array:
 def _shape(shape: Sequence[int]) -> tuple[int, ...]:
     if isinstance(shape, int) or not isinstance(shape, Sequence) or not shape:
         raise TypeError(f"shape: a sequence (n, ...) of ints is needed, not {shape!r}")
-    return tuple(_array.as_int("shape", k, 0, 2**62) for k in shape)
+    return tuple(as_int("shape", k, 0, 2**62) for k in shape)

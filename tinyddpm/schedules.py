@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tinyddpm import _array, _double
-from tinyddpm._double import Double, double
+from tinyddpm._arrays.check import allocating, as_positive_int, as_real
+from tinyddpm._numerics import double as dd
+from tinyddpm._numerics.double import Double, double
 
 __all__ = [
     "NAMES",
@@ -53,20 +54,20 @@ def quadratic(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Beta
 def geometric(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Beta:
     """log(beta_t) runs from log(beta_1) to log(beta_T) in equal steps."""
     t, (beta_1, beta_T) = _t(T), _ends(T, beta_1, beta_T)
-    log = _ramp(t, _double.log(double(beta_1)), _double.log(double(beta_T)))
-    return _valid(_pinned(_double.exp(log).hi, beta_1, beta_T))
+    log = _ramp(t, dd.log(double(beta_1)), dd.log(double(beta_T)))
+    return _valid(_pinned(dd.exp(log).hi, beta_1, beta_T))
 
 
 def constant(T: int = 1000, beta: float = 0.02) -> Beta:
     """The same beta at every step."""
-    t, beta = _t(T), _array.real("beta", beta)
+    t, beta = _t(T), as_real("beta", beta)
     return _valid(np.full(len(t), beta))
 
 
 def warmup(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02, fraction: float = 0.1) -> Beta:
     """Linear from beta_1 to beta_T over the first ``round(T * fraction)`` steps, then beta_T; beta_1 where T = 1."""
     t, (beta_1, beta_T) = _t(T), _ends(T, beta_1, beta_T)
-    rising = round(T * _array.real("fraction", fraction, 0.0, 1.0)) if T > 1 else 1
+    rising = round(T * as_real("fraction", fraction, 0.0, 1.0)) if T > 1 else 1
     beta = np.full(len(t), beta_T)
     beta[:rising] = _between(t[:rising], beta_1, beta_T)
     return _valid(beta, "beta_T")
@@ -82,7 +83,7 @@ def cosine(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Beta:
 
     For s >= 0. ``max_beta=1`` leaves beta_T = 1.
     """
-    t, s, max_beta = _t(T), _array.real("s", s, 0.0), _positive("max_beta", max_beta, 1.0)
+    t, s, max_beta = _t(T), as_real("s", s, 0.0), _positive("max_beta", max_beta, 1.0)
     # With f(t-1) = cos(a)**2 and f(t) = cos(b)**2, beta_t = sin(b - a) sin(a + b) / cos(a)**2. Angles count in units of
     # h = b - a from whichever end is near, so that no sine is taken next to pi.
     h, left = np.pi / 2 / len(t) / (1 + s), t[::-1]
@@ -96,8 +97,8 @@ def sigmoid(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02, start: fl
     With T = 1, x_1 is `start`.
     """
     t, (beta_1, beta_T) = _t(T), _ends(T, beta_1, beta_T)
-    x = _ramp(t, double(_array.real("start", start)), double(_array.real("end", end)))
-    up, down = _sigmoid(x).hi, _sigmoid(_double.neg(x)).hi
+    x = _ramp(t, double(as_real("start", start)), double(as_real("end", end)))
+    up, down = _sigmoid(x).hi, _sigmoid(dd.neg(x)).hi
     return _valid(_clip(beta_1 * down + beta_T * up, beta_1, beta_T))
 
 
@@ -110,17 +111,17 @@ def sigmoid_alpha_bar(
     computation for iterative generation".
     """
     t, max_beta = _t(T), _positive("max_beta", max_beta, 1.0)
-    start, end, tau = _array.real("start", start), _array.real("end", end), _positive("tau", tau)
+    start, end, tau = as_real("start", start), as_real("end", end), _positive("tau", tau)
     if start >= end:
         raise ValueError(f"end: {end} is not above start, {start}")
     # A difference of sigmoids is a product of hyperbolic functions; with d = (x_T - x_0) / T this leaves
     # beta_t = sigmoid(x_t) / sigmoid(x_T) * (1 - exp(-d)) / (1 - exp(-(T - t + 1) d)).
     with np.errstate(over="ignore", invalid="ignore"):
-        low, high = (_double.div(double(end_), double(tau)) for end_ in (start, end))
-        span = _double.sub(high, low)
-        x = _double.sub(high, _double.div(_double.mul(span, double(len(t) - t)), double(len(t))))
+        low, high = (dd.div(double(end_), double(tau)) for end_ in (start, end))
+        span = dd.sub(high, low)
+        x = dd.sub(high, dd.div(dd.mul(span, double(len(t) - t)), double(len(t))))
         d = span.hi / len(t)
-        ratio = _double.div(_sigmoid(x), _sigmoid(high)).hi
+        ratio = dd.div(_sigmoid(x), _sigmoid(high)).hi
         beta = np.minimum(ratio * (np.expm1(-d) / np.expm1(-d * t[::-1])), max_beta)
     return _valid(beta, "start")
 
@@ -142,7 +143,7 @@ def from_alpha_bar(f: Callable[[float], float] | ArrayLike, T: int | None = None
         alpha_bar = np.array([_value(f, u) for u in (np.append(0.0, _t(T)) / T).tolist()])
     else:
         alpha_bar = np.append(1.0, _floats("f", f))
-        if T is not None and _array.positive_int("T", T) != len(alpha_bar) - 1:
+        if T is not None and as_positive_int("T", T) != len(alpha_bar) - 1:
             raise ValueError(f"T: {T} differs from the {len(alpha_bar) - 1} values of f")
     if not (alpha_bar[0] < np.inf and (alpha_bar[:-1] > alpha_bar[1:]).all()):
         raise ValueError("f: alpha_bar has to fall strictly, and from below 1 at t = 1")
@@ -159,13 +160,13 @@ def zero_terminal_snr(beta: ArrayLike) -> Beta:
     if beta[-1] == 1 or len(beta) == 1:
         return np.append(beta[:-1], 1.0)
     # With g_t = 1 - sqrt(alpha_bar_T / alpha_bar_t), the new alpha_t is alpha_t (g_t / g_{t-1})**2.
-    alpha = _double.two_sum(1.0, -beta)
-    log = _double.cumsum(_double.log(alpha))
-    change = _double.sub(Double(log.hi[-1], log.lo[-1]), log)
-    g = _double.expm1(Double(change.hi / 2, change.lo / 2))
+    alpha = dd.two_sum(1.0, -beta)
+    log = dd.cumsum(dd.log(alpha))
+    change = dd.sub(Double(log.hi[-1], log.lo[-1]), log)
+    g = dd.expm1(Double(change.hi / 2, change.lo / 2))
     g_s, g_t, alpha = (Double(x.hi[i], x.lo[i]) for x, i in ((g, np.s_[:-1]), (g, np.s_[1:]), (alpha, np.s_[1:])))
-    ratio = _double.div(g_t, g_s)
-    new = _double.sub(double(1.0), _double.mul(alpha, _double.mul(ratio, ratio)))
+    ratio = dd.div(g_t, g_s)
+    new = dd.sub(double(1.0), dd.mul(alpha, dd.mul(ratio, ratio)))
     return _valid(np.append(beta[:1], new.hi))
 
 
@@ -216,15 +217,15 @@ def _value(f: Callable[[float], Any], u: float) -> float:
 
 def _t(T: int) -> Beta:
     """The steps 1..T as floats."""
-    T = _array.positive_int("T", T)
-    with _array.allocating("T", T):
+    T = as_positive_int("T", T)
+    with allocating("T", T):
         np.empty((_WORKSPACE, T))  # as much as the arithmetic needs: refused here, not half way
         return np.arange(1.0, T + 1.0)
 
 
 def _positive(name: str, value: float, high: float = np.inf) -> float:
     """A number in (0, high]."""
-    value = _array.real(name, value, 0.0, high)
+    value = as_real(name, value, 0.0, high)
     if value == 0:
         raise ValueError(f"{name}: 0 is not positive")
     return value
@@ -246,8 +247,8 @@ def _between(t: Beta, first: float, last: float) -> Beta:
 def _ramp(t: Beta, first: Double, last: Double) -> Double:
     """The same in double-double, of any sign."""
     n = max(len(t) - 1, 1)
-    total = _double.add(_double.mul(double(n + 1 - t), first), _double.mul(double(t - 1), last))
-    return _double.div(total, double(n))
+    total = dd.add(dd.mul(double(n + 1 - t), first), dd.mul(double(t - 1), last))
+    return dd.div(total, double(n))
 
 
 def _clip(beta: Beta, first: float, last: float) -> Beta:
@@ -263,8 +264,8 @@ def _pinned(beta: Beta, first: float, last: float) -> Beta:
 def _sigmoid(x: Double) -> Double:
     """1 / (1 + exp(-x)), without overflow."""
     below = x.hi < 0
-    e = _double.exp(_double.where(below, x, _double.neg(x)))
-    return _double.div(_double.where(below, e, double(1.0)), _double.add(e, double(1.0)))
+    e = dd.exp(dd.where(below, x, dd.neg(x)))
+    return dd.div(dd.where(below, e, double(1.0)), dd.add(e, double(1.0)))
 
 
 _WORKSPACE = 32

@@ -62,4 +62,4 @@ def table(rows: Sequence[Any], width: int) -> np.ndarray[Any, Any]:
     def base(row: Any) -> list[float]:
         return [1.0, *padded(())] if row.base is None else [0.0, *padded(row.base)]
 
-    return np.array([[*row.read, row.std or 0.0, *padded(row.state), *base(row)] for row in rows])
+    return np.array([[*row.x0_from, row.std or 0.0, *padded(row.state), *base(row)] for row in rows])

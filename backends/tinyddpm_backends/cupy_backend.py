@@ -246,13 +246,13 @@ def _normal(seed: int, index: Any, step: int, shape: tuple[int, ...], *, stream:
 class _Stepper:
     """The moves of one run: one kernel each, in place, with the noise inside."""
 
-    def __init__(self, rows: Any, x: Any, *, seed: int, index: Any, clip: bool, shown: bool) -> None:
+    def __init__(self, rows: Any, x: Any, *, seed: int, index: Any, clip: bool, keep_x0: bool) -> None:
         cupy = _cupy()
         self._rows, self._seed, self._clip, self._n = rows, seed, clip, math.prod(x.shape[1:])
         with x.device:
             self.state = x.copy(order="C")
             self._base = self.state.copy() if any(row.base is not None for row in rows) else self.state
-            kept = depth(rows) if depth(rows) > 1 else int(shown)
+            kept = depth(rows) if depth(rows) > 1 else int(keep_x0)
             self._history = [cupy.zeros_like(self.state) for _ in range(kept)]
             self._table = cupy.asarray(table(rows, 3))
             self._counters = [cupy.asarray(words) for words in counters(index, -(-self._n // 8))]
@@ -262,7 +262,7 @@ class _Stepper:
     def x0(self) -> Any:
         return self._history[0]
 
-    def move(self, k: int, value: Any, std: Any = None, z: Any = None) -> None:
+    def step(self, k: int, value: Any, std: Any = None, z: Any = None) -> None:
         self._history = self._history[-1:] + self._history[:-1]
         null, blocks, count = np.uint64(0), -(-self._n // 8), self.state.shape[0]
         if self.state.size == 0:

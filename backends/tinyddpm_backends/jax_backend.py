@@ -10,7 +10,7 @@ import numpy as np
 
 from tinyddpm.backends import Backend, BackendUnavailable
 
-from . import counters, depth, host, host_array, known, load, table
+from . import _host_noise, counters, depth, host_array, known, load, table
 
 __all__ = ["BACKEND"]
 
@@ -234,7 +234,7 @@ def _move() -> Any:
 class _Stepper:
     """The moves of one run, each one compiled function; arrays are immutable, so each state is a new one."""
 
-    def __init__(self, rows: Any, x: Any, *, seed: int, index: Any, clip: bool, shown: bool) -> None:
+    def __init__(self, rows: Any, x: Any, *, seed: int, index: Any, clip: bool, keep_x0: bool) -> None:
         (self._place,) = x.devices()
         self._rows, self._seed, self._index, self._clip = rows, seed, index, clip
         self._table = table(rows, depth(rows)).astype(x.dtype)
@@ -245,12 +245,12 @@ class _Stepper:
     def x0(self) -> Any:
         return self._history[0]
 
-    def move(self, k: int, value: Any, std: Any = None, z: Any = None) -> bool | None:
+    def step(self, k: int, value: Any, std: Any = None, z: Any = None) -> bool | None:
         row, on_host = self._rows[k], self._place.platform == "cpu"
         if z is None and row.std != 0.0:
             place = self._seed, self._index, row.t, tuple(self.state.shape[1:]), 0
             dtype = str(self.state.dtype)
-            z = host.normal(*place, dtype) if on_host else _draw(*place, self._place, dtype)
+            z = _host_noise.normal(*place, dtype) if on_host else _draw(*place, self._place, dtype)
         arrays = self.state, self._base, self._history, value, self._table[k], std, z
         self.state, self._base, self._history, finite = _move()(*arrays, clip=self._clip)
         return bool(finite) if on_host else None

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyddpm.backends import Backend, BackendUnavailable
 
-from . import host, host_array, known
+from . import _host_noise, _host_steps, host_array, known
 
 __all__ = ["BACKEND"]
 
@@ -56,13 +56,13 @@ def _normal(
 ) -> np.ndarray[Any, Any]:
     _check(device)
     known("dtype", dtype, _DTYPES)
-    return host.normal(seed, index, step, shape, stream, "float64" if dtype == "float64" else "float32").astype(
+    return _host_noise.normal(seed, index, step, shape, stream, "float64" if dtype == "float64" else "float32").astype(
         dtype, copy=False
     )
 
 
 def _stepper(rows: Any, x: np.ndarray[Any, Any], **options: Any) -> Any:
-    return host.Stepper(rows, x, **options) if x.dtype in (np.float32, np.float64) else NotImplemented
+    return _host_steps.Stepper(rows, x, **options) if x.dtype in (np.float32, np.float64) else NotImplemented
 
 
 BACKEND = Backend(

@@ -165,28 +165,28 @@ def _int64(word: int) -> int:
     return (word + 2**63) % 2**64 - 2**63
 
 
-def _stepper(rows: Any, x: Any, *, seed: int, index: Any, clip: bool, shown: bool) -> Any:
+def _stepper(rows: Any, x: Any, *, seed: int, index: Any, clip: bool, keep_x0: bool) -> Any:
     torch = _torch()
     if x.dtype not in (torch.float32, torch.float64):
         return NotImplemented
-    from . import torch_moves
+    from . import _torch_steps
 
     if x.device.type == "cpu":
-        return torch_moves.HostStepper(rows, x, seed=seed, index=index, clip=clip, shown=shown)
+        return _torch_steps.HostStepper(rows, x, seed=seed, index=index, clip=clip, keep_x0=keep_x0)
     shape, dtype = tuple(x.shape[1:]), str(x.dtype).rpartition(".")[2]
     first = _first_counters(index, shape, x.device)
 
     def draw(step: Any) -> Any:
         return _normals(seed, first, step, shape, 0, dtype)
 
-    return torch_moves.DeviceStepper(rows, x, draw, clip=clip)
+    return _torch_steps.DeviceStepper(rows, x, draw, clip=clip)
 
 
-def _prepared(net: Any, **options: Any) -> Any:
+def _optimize_net(net: Any, **options: Any) -> Any:
     _torch()
-    from . import torch_moves
+    from . import _torch_steps
 
-    return torch_moves.prepared(net, **options)
+    return _torch_steps.optimize_net(net, **options)
 
 
 BACKEND = Backend(
@@ -200,6 +200,6 @@ BACKEND = Backend(
     version=lambda: str(_torch().__version__),
     normal=_normal,
     stepper=_stepper,
-    prepared=_prepared,
+    optimize_net=_optimize_net,
     no_grad=lambda: _torch().no_grad(),
 )

@@ -24,7 +24,7 @@ from tinyddpm._commands import train as command
 from tinyddpm.nn import UNet, weights
 from tinyddpm.training import TrainConfig, load
 from tinyddpm.training.checkpoint import read_state
-from tinyddpm.training.pictures import careful, decode, look
+from tinyddpm.training.data.pictures import careful, decode, look
 
 __all__ = ["TARGETS", "Target", "inputs"]
 

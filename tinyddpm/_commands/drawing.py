@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyddpm import backends
-from tinyddpm._array import as_int
+from tinyddpm._arrays.check import as_int
 from tinyddpm._commands.runs import batches, device_of
-from tinyddpm._files import replacing
+from tinyddpm._io.files import replacing
 from tinyddpm.samplers import Step
 from tinyddpm.training import Run, save_png, to_uint8
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinyddpm import Denoiser, Diffusion, plots
-from tinyddpm._array import lookup, one_of
+from tinyddpm._arrays.check import lookup, one_of
 from tinyddpm._commands import takes_device, takes_output
 from tinyddpm.analytic import MixtureData
 

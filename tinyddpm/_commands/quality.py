@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from tinyddpm import backends, samplers
-from tinyddpm._array import as_int
+from tinyddpm._arrays.check import as_int
 from tinyddpm._commands.runs import batches, device_of, held_out, spacing_for
-from tinyddpm.training import Images, Run, fid, to_levels
-from tinyddpm.training.classifier import Classifier, train_classifier
-from tinyddpm.training.distances import GROUPS, Estimate, compare
+from tinyddpm.training import Images, Run, to_levels
+from tinyddpm.training.evaluation import fid
+from tinyddpm.training.evaluation.classifier import Classifier, train_classifier
+from tinyddpm.training.evaluation.distances import GROUPS, Estimate, compare
 
 __all__ = ["Quality", "arguments", "draw", "lines"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from tinyddpm import backends
-from tinyddpm._array import positive_int
-from tinyddpm._progress import progress as shown
+from tinyddpm._arrays.check import as_positive_int
+from tinyddpm._io.progress import progress_bar
 from tinyddpm.likelihood import VLB, vlb
 from tinyddpm.samplers import Step
 from tinyddpm.training import Images, Run, load_run
@@ -42,7 +42,7 @@ def held_out(run: Run, data: str, limit: int | None = None) -> Images:
         images = images.split(run.config.held_out)[1]
     if not len(images):
         raise ValueError(f"data: the run held out no image of {data}")
-    return images if limit is None else images.rows(slice(positive_int("limit", limit)))
+    return images if limit is None else images.rows(slice(as_positive_int("limit", limit)))
 
 
 def spacing_for(sampler: str) -> str:
@@ -90,11 +90,11 @@ def read_log(model: str) -> list[dict[str, Any]]:
 
 def batches(index: range, size: int, progress: bool) -> Iterator[tuple[range, bool]]:
     """The index cut at multiples of `size`, and whether to show progress within a part: where it is the only one."""
-    size = positive_int("batch_size", size)
+    size = as_positive_int("batch_size", size)
     first, end = index.start, index.stop
     parts = [range(max(first, k), min(end, k + size)) for k in range(first - first % size, end, size)]
     inside = progress and len(parts) == 1
-    for part in shown(parts, len(parts), enabled=progress and not inside, label="batches"):
+    for part in progress_bar(parts, len(parts), enabled=progress and not inside, label="batches"):
         yield part, inside
 
 

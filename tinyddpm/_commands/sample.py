@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyddpm import Diffusion, plans, samplers, schedules
-from tinyddpm._array import as_int, positive_int, real
+from tinyddpm._arrays.check import as_int, as_positive_int, as_real
 from tinyddpm._commands import takes_model
 from tinyddpm._commands.drawing import Drawing, processes, save_array, save_folder
 from tinyddpm._commands.runs import open_run, spacing_for
-from tinyddpm._files import replacing
+from tinyddpm._io.files import replacing
 from tinyddpm.training import image_grid, save_png
 from tinyddpm.training.checkpoint import naming
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         "sampler": args.sampler, "steps": model.diffusion.T if args.steps is None else args.steps,
         "spacing": args.spacing or spacing_for(args.sampler), "eta": args.eta, "seed": args.seed,
     }  # fmt: skip
-    batch, show = positive_int("batch_size", args.batch_size), not args.quiet and rank == 0
+    batch, show = as_positive_int("batch_size", args.batch_size), not args.quiet and rank == 0
     index = _index(args.n, args.index)
     drawing = Drawing(model, index, batch, options, args.label, _guidance(args), show, rank, size)
     drawing.trajectory(range(len(args.label)))  # every option is checked before anything is written
@@ -122,7 +122,7 @@ def _labels(text: str) -> tuple[int, ...]:
 
 
 def _guidance(args: argparse.Namespace) -> float:
-    scale = real("guidance", args.guidance)
+    scale = as_real("guidance", args.guidance)
     if scale != 1.0 and not args.label:
         raise ValueError(f"guidance: {scale} leans towards a class; --label names it")
     return scale
@@ -138,7 +138,7 @@ def _range(text: str) -> range:
 
 def _index(n: int | None, index: range | None) -> range:
     """The samples to draw: `index`, of which there may be at most n, or 0..n-1."""
-    n = n if n is None else positive_int("n", n)
+    n = n if n is None else as_positive_int("n", n)
     if index is None:
         return range(n or 64)
     if n is not None and len(index) > n:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyddpm import schedules
-from tinyddpm._array import one_of
+from tinyddpm._arrays.check import one_of
 from tinyddpm._commands import command_line, takes_output
 from tinyddpm.conversions import KINDS
 from tinyddpm.training import TrainConfig, train

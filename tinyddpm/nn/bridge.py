@@ -13,7 +13,7 @@ import torch.utils.dlpack
 from torch import Tensor, nn
 
 from tinyddpm import backends
-from tinyddpm._array import Array
+from tinyddpm._arrays.namespace import Array
 
 __all__ = ["to_backend"]
 

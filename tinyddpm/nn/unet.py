@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyddpm._array import as_int, real
+from tinyddpm._arrays.check import as_int, as_real
 from tinyddpm.nn import weights
 from tinyddpm.nn.layers import (
     Attention,
@@ -296,9 +296,9 @@ def _checked(**config: Any) -> dict[str, Any]:
         for m in mults:
             if config[name] is not None and channels * m % config[name]:
                 raise ValueError(f"{name}: {config[name]} does not divide a level's {channels * m} channels")
-    config["dropout"] = real("dropout", config["dropout"], 0, 0.999)
-    config["norm_eps"] = real("norm_eps", config["norm_eps"], 0, 1)
-    config["freq_shift"] = real("freq_shift", config["freq_shift"], -1, 1)
+    config["dropout"] = as_real("dropout", config["dropout"], 0, 0.999)
+    config["norm_eps"] = as_real("norm_eps", config["norm_eps"], 0, 1)
+    config["freq_shift"] = as_real("freq_shift", config["freq_shift"], -1, 1)
     for name in ("cos_first", "scale_shift"):
         if not isinstance(config[name], bool):
             raise TypeError(f"{name}: a bool is needed, not {type(config[name]).__name__}")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tinyddpm import losses, noise
 from tinyddpm.training.config import TrainConfig
-from tinyddpm.training.data import Images
+from tinyddpm.training.data.images import Images
 from tinyddpm.training.world import World
 
 __all__ = ["Batch", "Batches", "Order", "kept"]

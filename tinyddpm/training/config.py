@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tinyddpm import schedules
-from tinyddpm._array import as_int, instance, lookup, one_of, real, sequence
+from tinyddpm._arrays.check import as_instance, as_int, as_list, as_real, lookup, one_of
 from tinyddpm.conversions import KINDS
 from tinyddpm.denoiser import Denoiser
 from tinyddpm.diffusion import Diffusion
 
 if TYPE_CHECKING:
     from tinyddpm.nn import UNet
-    from tinyddpm.training.data import Images
+    from tinyddpm.training.data.images import Images
 
 __all__ = ["DEMO", "FREE", "HO2020", "OBJECTIVES", "TrainConfig"]
 
@@ -134,8 +134,8 @@ class TrainConfig:
             ("held_out", 0.0, 0.999), ("lr", 0.0, 10.0), ("weight_decay", 0.0, 10.0), ("ema", 0.0, 1.0),
             ("label_dropout", 0.0, 1.0), ("dropout", 0.0, 0.999),
         ):  # fmt: skip
-            real(name, getattr(self, name), low, high)
-        real("grad_clip", self.grad_clip, 0, open_ends=True)
+            as_real(name, getattr(self, name), low, high)
+        as_real("grad_clip", self.grad_clip, 0, open_ends=True)
         one_of("optimizer", self.optimizer, ("adam", "adamw"))
         one_of("bad_files", self.bad_files, ("stop", "skip"))
         one_of("precision", self.precision, ("float32", "bf16"))
@@ -147,7 +147,7 @@ class TrainConfig:
         lookup("schedule", self.schedule, schedules.NAMES)
         for name in ("mults", "attention"):
             if (value := getattr(self, name)) is not None:
-                sizes = [as_int(name, k, 1, 2**16) for k in sequence(name, value, empty=name == "attention")]
+                sizes = [as_int(name, k, 1, 2**16) for k in as_list(name, value, empty=name == "attention")]
                 object.__setattr__(self, name, tuple(sizes))
         if self.device is not None and not isinstance(self.device, str):
             raise TypeError(f"device: a name is needed, not {type(self.device).__name__}")
@@ -162,7 +162,7 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """The config with these fields; an unknown one is a `LookupError`."""
         known = tuple(field.name for field in dataclasses.fields(cls))
-        for name in instance("config", values, dict):
+        for name in as_instance("config", values, dict):
             one_of("config", name, known)
         return cls(**values)
 
@@ -187,7 +187,7 @@ class TrainConfig:
 
     def images(self) -> Images:
         """The run's data, those that it holds out included."""
-        from tinyddpm.training.data import load
+        from tinyddpm.training.data.images import load
 
         size = self.image_size
         side = size if size is None or isinstance(size, int) else (size[0], size[1])

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tinyddpm._files import replacing
+from tinyddpm._io.files import replacing
 from tinyddpm.training.checkpoint import naming
 
 __all__ = ["Log"]

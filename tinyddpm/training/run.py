@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tinyddpm import guidance
-from tinyddpm._array import as_int, real
+from tinyddpm._arrays.check import as_int, as_real
 from tinyddpm.denoiser import Denoiser
 from tinyddpm.diffusion import Diffusion
 from tinyddpm.nn import UNet
@@ -51,7 +51,7 @@ class Run:
         `label` is a class for every sample, or one for each row of a batch; None is the denoiser without a label. Raises
         `ValueError` or `TypeError` naming `label` or `scale`.
         """
-        scale = real("scale", scale)
+        scale = as_real("scale", scale)
         if label is None:
             if scale != 1.0:
                 raise ValueError(f"scale: {scale} guides towards a label, and there is none")

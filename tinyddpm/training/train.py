@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from tinyddpm import verify
-from tinyddpm._files import replacing
-from tinyddpm._progress import progress as shown
-from tinyddpm.training import checkpoint, images
+from tinyddpm._io.files import replacing
+from tinyddpm._io.progress import progress_bar
+from tinyddpm.training import checkpoint
 from tinyddpm.training.checkpoint import naming
 from tinyddpm.training.config import TrainConfig
+from tinyddpm.training.data import pixels
 from tinyddpm.training.log import Log
 from tinyddpm.training.trainer import RECORD, Trainer
 from tinyddpm.training.world import join
@@ -100,7 +101,7 @@ def _loop(trainer: Trainer, log: Log | None, progress: bool) -> None:
     every = 1 if world.device.type == "cpu" else 25  # reading the loss makes a GPU wait
     steps, waiting, since = range(trainer.start + 1, config.steps + 1), [], time.perf_counter()
     with _signals() as received:
-        for step in shown(steps, len(steps), enabled=progress, label="train"):
+        for step in progress_bar(steps, len(steps), enabled=progress, label="train"):
             waiting.append(trainer.step(step))
             due = step == config.steps or step % config.checkpoint_every == 0
             grid = config.sample_every and step % config.sample_every == 0
@@ -124,7 +125,7 @@ def _draw(trainer: Trainer, log: Log, step: int) -> None:
     file = Path(trainer.config.out) / "samples" / f"step-{step:08d}.png"
     picture = trainer.samples()
     with naming(f"samples {file.parent}"):
-        images.save_png(picture, file)
+        pixels.save_png(picture, file)
     log.show(picture, step)
 
 

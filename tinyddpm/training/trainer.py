@@ -16,10 +16,11 @@ from torch import Tensor
 
 from tinyddpm import losses
 from tinyddpm.nn import UNet
-from tinyddpm.training import checkpoint, images
+from tinyddpm.training import checkpoint
 from tinyddpm.training.batches import Batch, Batches
 from tinyddpm.training.config import FREE, TrainConfig
-from tinyddpm.training.data import Images
+from tinyddpm.training.data import pixels
+from tinyddpm.training.data.images import Images
 from tinyddpm.training.world import World
 
 __all__ = ["RECORD", "Trainer"]
@@ -170,5 +171,5 @@ class Trainer:
             backend="torch",
             device=str(self.world.device),
         )
-        shown = images.to_uint8(x.cpu().numpy())
-        return images.image_grid(shown if channels in (1, 3) else shown[:, :1], scale=max(1, 64 // max(height, width)))
+        shown = pixels.to_uint8(x.cpu().numpy())
+        return pixels.image_grid(shown if channels in (1, 3) else shown[:, :1], scale=max(1, 64 // max(height, width)))

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyddpm import _array, backends
+from tinyddpm import backends
+from tinyddpm._arrays.check import one_of
 from tinyddpm.verify import _bound, _gaussians, _process, _sampling, _tables
 from tinyddpm.verify._core import Identity, Place
 from tinyddpm.verify._truth import exactly
@@ -57,7 +58,7 @@ def identities(backend: str = "numpy", device: Any = None, dtype: str = "float64
     dtype : str
         "float64" or "float32". JAX has float64 in its x64 mode only: `ValueError` outside it.
     """
-    _array.one_of("dtype", dtype, ("float64", "float32"))
+    one_of("dtype", dtype, ("float64", "float32"))
     place = Place(backends.get(backend), device, dtype)
     place.backend.version()
     place.array(np.zeros(1))

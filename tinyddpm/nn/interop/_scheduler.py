@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyddpm import schedules
-from tinyddpm._array import as_int
+from tinyddpm._arrays.check import as_int
 from tinyddpm.denoiser import Denoiser
 from tinyddpm.diffusion import Diffusion
 from tinyddpm.nn.interop._config import about, filled, naming

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyddpm.training.pictures import Header, careful, decode, fit, look
+from tinyddpm.training.data.pictures import Header, careful, decode, fit, look
 
 __all__ = ["IN_MEMORY", "Files", "Pictures", "Rows", "Source", "each", "open_pictures", "open_regular"]
 

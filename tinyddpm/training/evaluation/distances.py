@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tinyddpm._array import as_int
+from tinyddpm._arrays.check import as_int
 
 __all__ = [
     "GROUPS",

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from typing import TypeVar
 
-__all__ = ["progress"]
+__all__ = ["progress_bar"]
 
 Item = TypeVar("Item")
 
 
-def progress(items: Iterable[Item], total: int, *, enabled: bool, label: str) -> Iterator[Item]:
+def progress_bar(items: Iterable[Item], total: int, *, enabled: bool, label: str) -> Iterator[Item]:
     """`items`, counted on standard error as they are taken."""
     if not isinstance(enabled, bool):
         raise TypeError(f"progress: a bool is needed, not {type(enabled).__name__}")

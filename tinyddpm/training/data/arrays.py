@@ -21,7 +21,7 @@ from typing import IO, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyddpm.training.sources import IN_MEMORY, Rows, open_regular
+from tinyddpm.training.data.sources import IN_MEMORY, Rows, open_regular
 
 __all__ = ["Block", "Stored", "archive", "array", "idx"]
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tinyddpm._array import as_int, positive_int
-from tinyddpm._progress import progress as shown
+from tinyddpm._arrays.check import as_int, as_positive_int
+from tinyddpm._io.progress import progress_bar
 from tinyddpm.nn import weights
-from tinyddpm.training.data import Images
-from tinyddpm.training.distances import Estimate
+from tinyddpm.training.data.images import Images
+from tinyddpm.training.evaluation.distances import Estimate
 
 __all__ = ["Classifier", "train_classifier"]
 
@@ -115,9 +115,9 @@ def train_classifier(
         torch.manual_seed(seed)
         net = Classifier(images.shape, int(labels.max()) + 1).to(device or "cpu")
     optimizer = torch.optim.Adam(net.parameters(), lr=_LR)
-    order = np.concatenate([rng.permutation(len(images)) for _ in range(positive_int("epochs", epochs))])
+    order = np.concatenate([rng.permutation(len(images)) for _ in range(as_positive_int("epochs", epochs))])
     starts = range(0, len(order), _BATCH)
-    for start in shown(starts, len(starts), enabled=progress, label="classifier"):
+    for start in progress_bar(starts, len(starts), enabled=progress, label="classifier"):
         rows = order[start : start + _BATCH]
         x, y = (torch.from_numpy(a).to(net.mean.device) for a in (images.scaled(rows), labels[rows]))
         optimizer.param_groups[0]["lr"] = _LR * (1 - start / len(order))

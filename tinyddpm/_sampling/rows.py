@@ -30,10 +30,10 @@ Sampler = Callable[[Any, tuple[int, ...], float], "list[Row]"]
 class Row:
     """One network call at time t and what follows from it.
 
-    `read` weighs (the network's output, the state) for the prediction of x_0, which is then clipped where that is wanted.
+    `x0_from` weighs (the network's output, the state) for the prediction of x_0, which is then clipped where that is wanted.
     `state` and `base` weigh (base, newest x_0, the one before, ...): the network is called at the state, while the base is
     the last point known to the method's full order. The noise has standard deviation `std` (None: the network's own).
-    `denoised` fills in what is not the sampler's: an ancestral move's `std`, `read` and what follows it.
+    `denoised` fills in what is not the sampler's: an ancestral move's `std`, `x0_from` and what follows it.
     """
 
     t: int
@@ -42,10 +42,10 @@ class Row:
     base: tuple[float, ...] | None = None
     """None: the new state."""
     std: float | None = 0.0
-    whole: bool = True
+    ends_step: bool = True
     """Whether the move to s is complete (the first half of Heun's is not)."""
-    read: tuple[float, float] = (1.0, 0.0)
-    told: int = 0
+    x0_from: tuple[float, float] = (1.0, 0.0)
+    net_t: int = 0
     """The number by which the network knows t."""
     factor: float = 1.0
     """What a stepper may multiply the prediction by where it reads it: its weight, which then need not be multiplied by. `state`
@@ -99,7 +99,7 @@ def heun(d: Diffusion, timesteps: tuple[int, ...], eta: float) -> list[Row]:
         # With rho = exp(-h), the mean of the two slopes gives x_0's weight 1 - rho as these two parts.
         rho, gain = math.exp(-move.h), -math.expm1(-move.h)
         newest = move.a_s * gain / (2 * rho)
-        rows.append(Row(move.t, move.s, (move.keep, move.take), base=(1.0,), whole=False))
+        rows.append(Row(move.t, move.s, (move.keep, move.take), base=(1.0,), ends_step=False))
         rows.append(Row(move.s, move.s, (move.keep, newest, newest * (2 * rho - 1))))
     return rows
 
@@ -143,8 +143,8 @@ def denoised(
             replace(
                 row,
                 std=sigma,
-                read=(float(values[row.t]), 0.0 if states is None else float(states[row.t])),
-                told=row.t - 1 + denoiser.first_t,
+                x0_from=(float(values[row.t]), 0.0 if states is None else float(states[row.t])),
+                net_t=row.t - 1 + denoiser.first_t,
                 factor=factor,
                 over_kept=_over(row.state, factors),
                 base_over_kept=_over(row.base or (), factors),
@@ -164,7 +164,7 @@ def _fixed_std(d: Diffusion, denoiser: Denoiser, rows: Sequence[Row]) -> list[fl
     x = np.zeros((len(rows), 1))
     t, s = (np.array([getattr(row, name) for row in rows]) for name in "ts")
     single = None if not isinstance(denoiser.variance, str) and np.all(t - s == 1) else s
-    log_var = np.broadcast_to(denoiser.read_log_var(d, None, x, t, single), x.shape)[:, 0]
+    log_var = np.broadcast_to(denoiser.log_var_from(d, None, x, t, single), x.shape)[:, 0]
     return [math.exp(v / 2) if row.std is None else row.std for row, v in zip(rows, log_var.tolist(), strict=True)]
 
 

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyddpm import _array, _double
-from tinyddpm._array import Array, Steps
-from tinyddpm._double import Double
+from tinyddpm._arrays.namespace import Array, array_like
+from tinyddpm._arrays.steps import Steps, gather
+from tinyddpm._numerics import double
+from tinyddpm._numerics.double import Double
 
-__all__ = ["Move", "Weights", "half", "minus", "on_device", "one_minus_exp", "weights"]
+__all__ = ["LogVarWeights", "Weights", "half", "minus", "one_minus_exp", "pair_weights", "pair_weights_on_device"]
 
 
 class Weights(NamedTuple):
@@ -29,7 +30,7 @@ class Weights(NamedTuple):
     beta: Any
 
 
-class Move(NamedTuple):
+class LogVarWeights(NamedTuple):
     """The same with the logarithms of the variances, as `Gaussian` takes them."""
 
     w_x0: Any
@@ -39,7 +40,7 @@ class Move(NamedTuple):
     log_beta: Any
 
     @classmethod
-    def of(cls, w: Weights) -> Move:
+    def of(cls, w: Weights) -> LogVarWeights:
         """From weights on the host; the logarithm of 0 is -inf."""
         with np.errstate(divide="ignore"):
             return cls(w.w_x0, w.w_xt, np.log(w.beta_tilde), w.w_xs, np.log(w.beta))
@@ -53,35 +54,35 @@ def half(a: Double) -> Double:
 def minus(a: Double, b: Double) -> Double:
     """a - b for a finite b and an a that may be -inf."""
     with np.errstate(invalid="ignore"):
-        difference = _double.sub(a, b)
-    return _double.where(np.isneginf(a.hi), Double(-np.inf, 0.0), difference)
+        difference = double.sub(a, b)
+    return double.where(np.isneginf(a.hi), Double(-np.inf, 0.0), difference)
 
 
 def one_minus_exp(a: Double) -> Double:
     """1 - exp(a)."""
-    return _double.neg(_double.expm1(a))
+    return double.neg(double.expm1(a))
 
 
-def weights(log_t: Double, log_s: Double, beta: Double | None = None) -> Weights:
+def pair_weights(log_t: Double, log_s: Double, beta: Double | None = None) -> Weights:
     """The weights in float64 from log alpha_bar at t and at s, arrays of one shape, and from beta_{t|s} where it is known."""
     log_ts = minus(log_t, log_s)
     left_t, left_s = one_minus_exp(log_t), one_minus_exp(log_s)
     beta = one_minus_exp(log_ts) if beta is None else beta
-    w_xs = _double.exp(half(log_ts))
-    kept = _double.div(left_s, left_t)
-    w_x0 = _double.div(_double.mul(_double.exp(half(log_s)), beta), left_t)
-    return Weights(w_x0.hi, _double.mul(w_xs, kept).hi, _double.mul(beta, kept).hi, w_xs.hi, beta.hi)
+    w_xs = double.exp(half(log_ts))
+    kept = double.div(left_s, left_t)
+    w_x0 = double.div(double.mul(double.exp(half(log_s)), beta), left_t)
+    return Weights(w_x0.hi, double.mul(w_xs, kept).hi, double.mul(beta, kept).hi, w_xs.hi, beta.hi)
 
 
-def on_device(log: Double, t: Steps, s: Steps, x: Array, xp: Any) -> Move:
+def pair_weights_on_device(log: Double, t: Steps, s: Steps, x: Array, xp: Any) -> LogVarWeights:
     """The move where t or s is on a device: gathered there in x's precision, NaN unless 0 <= s < t <= T."""
-    t_pieces, s_pieces = ([_array.gather(p, u, x, xp) for p in _pieces(log, x, xp)] for u in (t, s))
+    t_pieces, s_pieces = ([gather(p, u, x, xp) for p in _pieces(log, x, xp)] for u in (t, s))
     log_t, log_s = sum(t_pieces), sum(s_pieces)
     log_ts = sum(a - b for a, b in zip(t_pieces, s_pieces, strict=True))  # each difference is exact to its own size
     steps = np.arange(len(log.hi), dtype=np.float64)
-    valid = _array.gather(steps, t, x, xp) > _array.gather(steps, s, x, xp)
+    valid = gather(steps, t, x, xp) > gather(steps, s, x, xp)
     log_t, log_s, log_ts = (xp.where(valid, a, xp.full_like(a, math.nan)) for a in xp.broadcast_arrays(
-        *(a if hasattr(a, "shape") else _array.like(a, x, xp) for a in (log_t, log_s, log_ts))))  # fmt: skip
+        *(a if hasattr(a, "shape") else array_like(a, x, xp) for a in (log_t, log_s, log_ts))))  # fmt: skip
     left_t, left_s, beta = -xp.expm1(log_t), -xp.expm1(log_s), -xp.expm1(log_ts)
     w_xs, kept = xp.exp(log_ts / 2), left_s / left_t
 
@@ -91,7 +92,7 @@ def on_device(log: Double, t: Steps, s: Steps, x: Array, xp: Any) -> Move:
             positive, xp.log(xp.where(positive, var, xp.ones_like(var))), xp.where(var == 0, -math.inf, var)
         )
 
-    return Move(xp.exp(log_s / 2) * beta / left_t, w_xs * kept, log_of(beta * kept), w_xs, log_of(beta))
+    return LogVarWeights(xp.exp(log_s / 2) * beta / left_t, w_xs * kept, log_of(beta * kept), w_xs, log_of(beta))
 
 
 def _pieces(log: Double, x: Array, xp: Any) -> list[NDArray[np.float64]]:
@@ -102,5 +103,5 @@ def _pieces(log: Double, x: Array, xp: Any) -> list[NDArray[np.float64]]:
         mantissa, exponent = np.frexp(np.where(np.isfinite(rest.hi), rest.hi, 0.0))
         head = np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
         pieces.append(np.where(np.isfinite(rest.hi), head, rest.hi))
-        rest = _double.where(np.isfinite(rest.hi), _double.sub(rest, _double.double(head)), _double.double(0.0))
+        rest = double.where(np.isfinite(rest.hi), double.sub(rest, double.double(head)), double.double(0.0))
     return pieces

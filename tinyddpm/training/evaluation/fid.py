@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tinyddpm.training.images import to_uint8
+from tinyddpm.training.data.pixels import to_uint8
 
 if TYPE_CHECKING:
-    from tinyddpm.training.data import Images
+    from tinyddpm.training.data.images import Images
 
 __all__ = ["fid", "measure"]
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import depth, host, table
+from . import _host_noise, _host_steps, depth, table
 
-__all__ = ["DeviceStepper", "HostStepper", "prepared"]
+__all__ = ["DeviceStepper", "HostStepper", "optimize_net"]
 
 Draw = Callable[[Any], Tensor]
 
@@ -23,32 +23,32 @@ _BLOCK = 2**18  # elements, for each thread
 class HostStepper:
     """The moves on a CPU, in place; the noise is NumPy's, in memory that both see."""
 
-    def __init__(self, rows: Sequence[Any], x: Tensor, *, seed: int, index: Any, clip: bool, shown: bool) -> None:
+    def __init__(self, rows: Sequence[Any], x: Tensor, *, seed: int, index: Any, clip: bool, keep_x0: bool) -> None:
         self._rows = rows
         state = np.array(x.numpy(force=True), order="C")  # NumPy asks for large pages, Torch does not
         apart = any(row.base is not None for row in rows)
         base = state.copy() if apart else state
-        predictions = [np.empty_like(state) for _ in range(depth(rows) + shown)]
+        predictions = [np.empty_like(state) for _ in range(depth(rows) + keep_x0)]
         arrays = [torch.from_numpy(array) for array in (state, base, *predictions)]
         self.state, self._shown = arrays[0], arrays[-1]
         self._count = max(1, _BLOCK * torch.get_num_threads() // max(1, math.prod(x.shape[1:])))  # samples in a part
         parts: Any = [arrays]
         if self._count < x.shape[0]:
             parts = zip(*(torch.split(array, self._count) for array in arrays), strict=True)
-        self._parts = [_Part(*views, clip=clip, shown=shown, apart=apart) for views in parts]
-        self._noise, self._silent = host.MoveNoise(rows, state, seed, index, _unbound), host.silence()
+        self._parts = [_Part(*views, clip=clip, keep_x0=keep_x0, apart=apart) for views in parts]
+        self._noise, self._silent = _host_noise.StepNoise(rows, state, seed, index, _unbound), _host_steps.silence()
         # After a network has taken the caches, a Python number costs 20 microseconds where Torch makes an array of it.
-        self._a_state = torch.tensor([row.factor * row.read[1] for row in rows], dtype=x.dtype).unbind()
+        self._a_state = torch.tensor([row.factor * row.x0_from[1] for row in rows], dtype=x.dtype).unbind()
 
     @property
     def x0(self) -> Tensor:
         """The newest prediction, where it is shown."""
         return self._shown
 
-    def move(self, k: int, value: Tensor, std: Tensor | None = None, z: Tensor | None = None) -> bool:
+    def step(self, k: int, value: Tensor, std: Tensor | None = None, z: Tensor | None = None) -> bool:
         """Row k's move; whether the network's output was finite, without which it is not completed."""
         row, a_state, (part, *others) = self._rows[k], self._a_state[k], self._parts
-        finite = part.move(row, a_state, value) if not others else self._move_parts(row, a_state, value)
+        finite = part.step(row, a_state, value) if not others else self._step_parts(row, a_state, value)
         if z is not None:
             self.state.add_(z, alpha=row.std) if std is None else self.state.addcmul_(z, std)
         elif std is None and row.std != 0.0 and (drawn := self._noise.drawn(k)) is not None:
@@ -57,11 +57,11 @@ class HostStepper:
             self._silent.run(self._noise.add, k, None if std is None else std.numpy())
         return finite
 
-    def _move_parts(self, row: Any, a_state: Tensor, value: Tensor) -> bool:
+    def _step_parts(self, row: Any, a_state: Tensor, value: Tensor) -> bool:
         if value.untyped_storage().data_ptr() == self.state.untyped_storage().data_ptr():
             value = value.clone()  # which may lie where another part's state is written
         values = torch.split(value, self._count)
-        return all(part.move(row, a_state, v) for part, v in zip(self._parts, values, strict=True))
+        return all(part.step(row, a_state, v) for part, v in zip(self._parts, values, strict=True))
 
 
 def _unbound(z: Any) -> Sequence[Tensor]:
@@ -74,19 +74,21 @@ class _Part:
     Torch fuses a product into a sum, which NumPy can't, and rounds it alike wherever it stands.
     """
 
-    def __init__(self, state: Tensor, base: Tensor, *predictions: Tensor, clip: bool, shown: bool, apart: bool) -> None:
+    def __init__(
+        self, state: Tensor, base: Tensor, *predictions: Tensor, clip: bool, keep_x0: bool, apart: bool
+    ) -> None:
         self._state, self._base, self._clip, self._apart = state, base, clip, apart
-        self._history = list(predictions[:-1] if shown else predictions)
-        self._shown = predictions[-1] if shown else None
+        self._history = list(predictions[:-1] if keep_x0 else predictions)
+        self._shown = predictions[-1] if keep_x0 else None
 
-    def move(self, row: Any, a_state: Tensor, value: Tensor) -> bool:
+    def step(self, row: Any, a_state: Tensor, value: Tensor) -> bool:
         """A row's move but for its noise; whether the network's output was finite. `a_state` is that of the row times its
         factor."""
         finite = math.isfinite(value.sum().item()) or bool(value.isfinite().all())  # the sum may overflow
         if len(self._history) > 1:
             self._history = self._history[-1:] + self._history[:-1]
         if self._shown is not None:
-            self._read(row, row.read[1], value, 1.0, self._shown)
+            self._read(row, row.x0_from[1], value, 1.0, self._shown)
         self._read(row, a_state, value, row.factor, self._history[0])
         self._weigh(row.over_kept, self._state)
         if row.base is not None:
@@ -97,8 +99,8 @@ class _Part:
 
     def _read(self, row: Any, a_state: Tensor | float, value: Tensor, factor: float, out: Tensor) -> None:
         """factor * x_0."""
-        a_value = factor * row.read[0]
-        if row.read[1]:
+        a_value = factor * row.x0_from[0]
+        if row.x0_from[1]:
             torch.mul(self._state, a_state, out=out).add_(value, alpha=a_value)
         else:
             torch.mul(value, a_value, out=out)
@@ -140,7 +142,7 @@ class DeviceStepper:
     def x0(self) -> Tensor:
         return self._history[0]
 
-    def move(self, k: int, value: Tensor, std: Tensor | None = None, z: Tensor | None = None) -> None:
+    def step(self, k: int, value: Tensor, std: Tensor | None = None, z: Tensor | None = None) -> None:
         if self.moved > k:  # with the network, in one graph
             return
         noise = None
@@ -208,7 +210,7 @@ class Graph:
         return graph
 
 
-def prepared(
+def optimize_net(
     net: Callable[..., Any], *, compile: bool, autocast: str | None, stepper: Any = None
 ) -> Callable[..., Any]:
     """The network compiled, in channels_last, with autocast; on CUDA in one graph with `stepper`'s moves where one is given."""

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyddpm._array import as_int, one_of, real
-from tinyddpm.training import arrays
-from tinyddpm.training.pictures import SUFFIXES, fit
-from tinyddpm.training.shards import Folder, Shards, expand
-from tinyddpm.training.sources import Rows, Source, open_pictures
+from tinyddpm._arrays.check import as_int, as_real, one_of
+from tinyddpm.training.data import arrays
+from tinyddpm.training.data.pictures import SUFFIXES, fit
+from tinyddpm.training.data.shards import Folder, Shards, expand
+from tinyddpm.training.data.sources import Rows, Source, open_pictures
 
 __all__ = ["BAD_FILES", "Images", "load"]
 
@@ -81,7 +81,7 @@ class Images:
         Image i is held out where the fractional part of i times the golden ratio is at least ``1 - held_out``: evenly
         spread, the same everywhere and always, and unchanged for the first images when others follow.
         """
-        share = real("held_out", held_out, 0, 1)
+        share = as_real("held_out", held_out, 0, 1)
         out = np.arange(len(self)) * _GOLDEN % 1 >= 1 - share
         return self.rows(~out), self.rows(out)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyddpm._array import Array
+from tinyddpm._arrays.namespace import Array
 
 __all__ = ["METHODS", "Bin", "bin_of"]
 

@@ -16,8 +16,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyddpm.training.pictures import SUFFIXES
-from tinyddpm.training.sources import open_regular
+from tinyddpm.training.data.pictures import SUFFIXES
+from tinyddpm.training.data.sources import open_regular
 
 __all__ = ["Folder", "Shards", "expand"]
 

@@ -6,22 +6,21 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from tinyddpm import _array
-from tinyddpm._array import Array
-from tinyddpm._rows import Row
+from tinyddpm._arrays.namespace import Array, clip_array, namespace_of, on_host
+from tinyddpm._sampling.rows import Row
 from tinyddpm.noise import like
 
-__all__ = ["Portable"]
+__all__ = ["ArrayApiStepper"]
 
 
-class Portable:
+class ArrayApiStepper:
     """A `backends.Stepper` for any library; each state is a new array."""
 
     def __init__(
-        self, rows: Sequence[Row], x: Array, *, seed: int, index: Sequence[int], clip: bool, shown: bool
+        self, rows: Sequence[Row], x: Array, *, seed: int, index: Sequence[int], clip: bool, keep_x0: bool
     ) -> None:
         self._rows, self._seed, self._index, self._clip = rows, seed, index, clip
-        self._xp, self._on_host = _array.data(x_T=x), _array.on_host(x)
+        self._xp, self._on_host = namespace_of(x_T=x), on_host(x)
         self.state = self._base = x
         self._history: list[Array] = []
 
@@ -30,17 +29,17 @@ class Portable:
         """The newest prediction."""
         return self._history[0]
 
-    def move(self, k: int, value: Array, std: Array | None = None, z: Array | None = None) -> bool:
+    def step(self, k: int, value: Array, std: Array | None = None, z: Array | None = None) -> bool:
         """Row k's move; False where the host sees that the network's output is not finite."""
         row, x, xp = self._rows[k], self.state, self._xp
         if self._on_host and not bool(xp.all(xp.isfinite(value))):
             return False
-        a_value, a_state = row.read
+        a_value, a_state = row.x0_from
         x0 = a_value * value
         if a_state:
             x0 = x0 + a_state * x
         if self._clip:
-            x0 = _array.clip(x0, xp)
+            x0 = clip_array(x0, xp)
         self._history = [x0, *self._history[:2]]
         self.state = _weighed(row.state, self._base, self._history)
         if row.std != 0.0:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Value"]
+__all__ = ["FrozenValue"]
 
 
-class Value:
+class FrozenValue:
     """Makes a dataclass (frozen, ``eq=False``) read-only, equal and hashable by content, and picklable as such."""
 
     def __post_init__(self) -> None:
@@ -19,7 +19,7 @@ class Value:
                 value.flags.writeable = False
 
     def __eq__(self, other: object) -> bool:
-        return self._content == other._content if isinstance(other, Value) else NotImplemented
+        return self._content == other._content if isinstance(other, FrozenValue) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self._content)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyddpm._array import as_int
-from tinyddpm._files import replacing
+from tinyddpm._arrays.check import as_int
+from tinyddpm._io.files import replacing
 
 __all__ = ["image_grid", "save_png", "to_levels", "to_uint8"]
 

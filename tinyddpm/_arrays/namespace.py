@@ -1,0 +1,132 @@
+"""Array libraries: the namespace of an array, and the few operations that the array-API standard lacks or makes slow."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "Array",
+    "array_like",
+    "cast_like",
+    "check_same_shape",
+    "clip_array",
+    "copy_array",
+    "dtype_name",
+    "flatten",
+    "host_values",
+    "integer_namespace",
+    "is_array_of",
+    "library_name",
+    "namespace_of",
+    "on_host",
+]
+
+Array = Any
+
+
+def namespace_of(*, scalars: bool = False, **arrays: Array) -> Any:
+    """The namespace that all arrays share, given by argument name: floating point, of shape (B, ...), or () with `scalars`.
+
+    Raises `TypeError` for what is no array, for integer arrays and for mixed libraries, `ValueError` for a scalar.
+    """
+    from array_api_compat import array_namespace
+
+    first, xp = "", None
+    for name, x in arrays.items():
+        try:
+            own = array_namespace(x)
+        except TypeError:
+            raise TypeError(f"{name}: an array is needed, not {type(x).__name__}") from None
+        if xp is None:
+            first, xp = name, own
+        elif own is not xp:
+            raise TypeError(
+                f"{name}: is of {library_name(x)}, but {first} of {library_name(arrays[first])}; libraries don't mix"
+            )
+        if not own.isdtype(x.dtype, "real floating"):
+            raise TypeError(f"{name}: a floating-point array is needed, not {x.dtype}")
+        if x.ndim == 0 and not scalars:
+            raise ValueError(f"{name}: an array of shape (B, ...) is needed, not a scalar")
+    return xp
+
+
+def is_array_of(xp: Any, x: Any) -> bool:
+    """Whether x is an array of the namespace xp."""
+    from array_api_compat import array_namespace, is_array_api_obj
+
+    return bool(is_array_api_obj(x) and array_namespace(x) is xp)
+
+
+def check_same_shape(name: str, x: Array, other: str, y: Array) -> None:
+    """Refuse x where its shape differs from y's."""
+    if tuple(x.shape) != tuple(y.shape):
+        raise ValueError(f"{name}: shape {tuple(x.shape)} differs from {other}'s {tuple(y.shape)}")
+
+
+def cast_like(x: Array, to: Array, xp: Any) -> Array:
+    """x in the dtype of `to`."""
+    return x if x.dtype == to.dtype else xp.astype(x, to.dtype)
+
+
+def clip_array(x: Array, xp: Any) -> Array:
+    """x clipped to [-1, 1]: by its own method where it has one, which is several times faster than the portable way."""
+    return x.clip(-1.0, 1.0) if hasattr(x, "clip") else xp.clip(x, -1.0, 1.0)
+
+
+def dtype_name(x: Array) -> str:
+    """x's dtype by name, e.g. "float32"."""
+    return str(x.dtype).rpartition(".")[2]
+
+
+def copy_array(x: Array) -> Array:
+    """x in memory of its own."""
+    return namespace_of(x=x).asarray(x, copy=True)
+
+
+def array_like(values: Any, x: Array, xp: Any, *, dtype: Any = None) -> Array:
+    """Host values (a NumPy array or a number) as an array of x's library, dtype and device."""
+    from array_api_compat import device
+
+    if isinstance(values, np.ndarray) and not values.flags.writeable:
+        values = values.copy()  # Torch warns of sharing memory that it may not write
+    return xp.asarray(values, dtype=x.dtype if dtype is None else dtype, device=device(x))
+
+
+def flatten(x: Array, xp: Any) -> Array:
+    """x, of shape (B, ...), as (B, dimensions)."""
+    return xp.reshape(x, (x.shape[0], math.prod(x.shape[1:])))
+
+
+def on_host(x: Array) -> bool:
+    """Whether the host can read x without waiting for a device."""
+    from array_api_compat import device
+
+    place = device(x)
+    kind = getattr(place, "type", None) or getattr(place, "platform", None) or str(place)
+    return "cpu" in str(kind).lower()
+
+
+def host_values(t: Array) -> Any:
+    """t as a NumPy array where the host holds it, else None: a device is never synchronised for a check."""
+    if not on_host(t):
+        return None
+    try:
+        return np.asarray(t)
+    except (TypeError, RuntimeError):  # traced by a compiler: there is no value to read yet
+        return None
+
+
+def integer_namespace(name: str, t: Array) -> Any:
+    from array_api_compat import array_namespace
+
+    try:
+        return array_namespace(t)
+    except TypeError:
+        raise TypeError(f"{name}: an int or an integer array is needed, not {type(t).__name__}") from None
+
+
+def library_name(x: Array) -> str:
+    return type(x).__module__.partition(".")[0]

@@ -1,0 +1,113 @@
+"""Step arguments (`t`, `s`) and what is looked up with them.
+
+A step argument comes in three forms, and `check_steps` returns it as one of them:
+
+- an ``int``: one step for the whole batch; coefficients are then Python floats and cost no device work;
+- a NumPy integer array: per-sample steps that the host can read; coefficients are gathered on the host in float64;
+- an array of x's library on a device: never synchronised; coefficients are gathered there, NaN where undefined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from tinyddpm._arrays.check import as_int
+from tinyddpm._arrays.namespace import Array, array_like, host_values, integer_namespace, library_name
+
+__all__ = [
+    "Steps",
+    "check_host_steps",
+    "check_steps",
+    "gather",
+    "time_array",
+    "time_arrays",
+]
+
+Steps = Any  # int | NumPy integer array | device array
+
+
+def check_steps(name: str, t: Any, x: Array, xp: Any, low: int, high: int) -> Steps:
+    """Check a step argument against [low, high] and x's batch; returns one of the three forms above.
+
+    A device array's values are not read, so not checked: `gather` gives NaN where one is out of range.
+    """
+    if not hasattr(t, "shape") or isinstance(t, np.generic):
+        return as_int(name, t, low, high)
+    if tuple(t.shape) != (x.shape[0],):
+        raise ValueError(f"{name}: an int or an array of shape ({x.shape[0]},) is needed, not shape {tuple(t.shape)}")
+    if not isinstance(t, np.ndarray):
+        own = integer_namespace(name, t)
+        if own is not xp:
+            raise TypeError(
+                f"{name}: is of {library_name(t)}, but the data of {library_name(x)}; use its own library or NumPy"
+            )
+        if not own.isdtype(t.dtype, "integral"):
+            raise TypeError(f"{name}: an integer array is needed, not {t.dtype}")
+        host = host_values(t)
+        if host is None:
+            return t
+        t = host
+    return check_host_steps(name, t, low, high)
+
+
+def check_host_steps(name: str, t: Any, low: int, high: int) -> Any:
+    """Check an int or a NumPy integer array against [low, high]; returns an int or an int64 array."""
+    if not hasattr(t, "shape") or isinstance(t, np.generic):
+        return as_int(name, t, low, high)
+    t = np.asarray(t)
+    if t.dtype.kind not in "iu":
+        raise TypeError(f"{name}: an integer array is needed, not {t.dtype}")
+    if t.size and not (low <= t.min() and t.max() <= high):
+        wrong = t[(t < low) | (t > high)].flat[0]
+        raise ValueError(f"{name}: {wrong} is outside {low}..{high}")
+    return t.astype(np.int64)
+
+
+def gather(table: Any, t: Steps, x: Array, xp: Any) -> Any:
+    """The float64 `table`'s entry at t: a float where t is an int, else an array that broadcasts against x.
+
+    Computed on the host in float64 and cast once to x's dtype; NaN where a device's t is outside the table.
+    """
+    if isinstance(t, int):
+        return float(table[t])
+    shape = (-1,) + (1,) * (x.ndim - 1)
+    if isinstance(t, np.ndarray):
+        return array_like(table[t].reshape(shape), x, xp)
+    size = table.shape[0]
+    inside = (t >= 0) & (t < size)
+    padded = array_like(np.append(table, np.nan), x, xp)
+    return xp.reshape(xp.take(padded, xp.where(inside, t, size), axis=0), shape)
+
+
+def time_array(t: Steps, shift: int, x: Array, xp: Any) -> Array:
+    """t + shift as an integer array (B,) on x's device: what a network gets."""
+    dtype = _default_int(xp)
+    if isinstance(t, int):
+        from array_api_compat import device
+
+        return xp.full((x.shape[0],), t + shift, dtype=dtype, device=device(x))
+    if isinstance(t, np.ndarray):
+        return array_like(t + shift, x, xp, dtype=dtype)
+    return xp.astype(t, dtype) + shift
+
+
+def time_arrays(numbers: Sequence[int], x: Array, xp: Any) -> Iterator[Array]:
+    """Each number as an integer array (B,) on x's device: what a network gets in a long loop. They are made many at a time."""
+    batch = x.shape[0]
+    many = max(1, 2**16 // max(1, batch))
+    for first in range(0, len(numbers), many):
+        column = np.array(numbers[first : first + many])[:, None]
+        table = time_array(np.repeat(column, batch, axis=1), 0, x, xp)
+        if hasattr(table, "unbind"):  # Torch's, far faster than one by one
+            yield from table.unbind()
+        else:  # not by `unstack`: JAX compiles an output for each row of it
+            yield from (table[k, ...] for k in range(len(column)))
+
+
+@lru_cache(maxsize=16)
+def _default_int(xp: Any) -> Any:
+    return xp.__array_namespace_info__().default_dtypes()["integral"]

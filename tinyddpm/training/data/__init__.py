@@ -1,0 +1,1 @@
+"""Reading images: folders, archives, arrays; decoding and resizing them."""

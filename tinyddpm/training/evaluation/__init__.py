@@ -1,0 +1,1 @@
+"""Scoring samples: a classifier's accuracy, Frechet and kernel distances, FID."""
