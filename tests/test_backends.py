@@ -57,7 +57,7 @@ def test_the_built_in_ones_are_found_under_their_names() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(LookupError, match=r"backend: 'tensorflow' is unknown; known are numpy, torch, cupy, jax"):
+    with pytest.raises(LookupError, match=r"backend must be one of numpy, torch, cupy, jax, got 'tensorflow'"):
         backends.get("tensorflow")
     with pytest.raises(TypeError, match="backend"):
         backends.get(np)  # type: ignore[arg-type]
@@ -114,7 +114,7 @@ def test_a_broken_plug_in_harms_its_own_name_only(registry: Any, monkeypatch: py
 
     _announce(monkeypatch, raises=raises, wrong=lambda: 3, fine=replace(backends.get("numpy"), name="fine"))
     for name, reason in (("raises", "third party's mistake"), ("wrong", "int"), ("missing", "no_such_module_anywhere")):
-        with pytest.raises(BackendUnavailable, match=f"{name}: .*{reason}"):
+        with pytest.raises(BackendUnavailable, match=rf"^{name}\b"):
             registry.get(name)
         assert not registry.available()[name]
         assert reason in str(registry.available()[name])
@@ -241,13 +241,13 @@ def test_no_move_shares_memory_with_the_caller(native: Any) -> None:
 
 @pytest.mark.parametrize("dtype", ["float8", "complex64", "f4", ""])
 def test_an_unknown_dtype_is_named(native: Any, dtype: str) -> None:
-    with pytest.raises(LookupError, match=f"dtype: '{dtype}' is unknown here; known are .*float32"):
+    with pytest.raises(LookupError, match=f"dtype must be one of .*float32.*, got '{dtype}'"):
         native.backend.from_numpy(np.ones(2), dtype=dtype)
 
 
 @pytest.mark.parametrize("junk", [np.array(["a"]), np.array([None]), np.array([1j])])
 def test_what_has_no_numbers_is_refused(native: Any, junk: Any) -> None:
-    with pytest.raises(TypeError, match="array: "):
+    with pytest.raises(TypeError, match=r"^array\b"):
         native.backend.from_numpy(junk)
 
 

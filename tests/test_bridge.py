@@ -208,7 +208,7 @@ def test_what_it_cannot_bridge_is_named() -> None:
     with pytest.raises(TypeError, match=r"^backend:"):
         to_backend(small(), np)  # type: ignore[arg-type]
     for wrong in (torch.from_numpy(x), x.tolist(), None):
-        with pytest.raises(TypeError, match=r"^x: an array of numpy is needed"):
+        with pytest.raises(TypeError, match=r"^x must be an array of numpy"):
             to_backend(small(), "numpy")(wrong, t)
     with pytest.raises(ValueError, match=r"^net: returned tuple"):
         to_backend(Pair(), "numpy")(x, t)

@@ -315,7 +315,7 @@ def test_no_gradients_are_recorded() -> None:
     [
         ("inpaint", {"known": [[1.0]]}, TypeError, "known"),
         ("inpaint", {"known": np.array([[0.0, np.nan]])}, ValueError, "known: holds NaN"),
-        ("inpaint", {"mask": np.array([1.0, 0.0])}, TypeError, "mask: booleans"),
+        ("inpaint", {"mask": np.array([1.0, 0.0])}, TypeError, r"^mask\b"),
         ("inpaint", {"mask": [True, False]}, TypeError, "mask"),
         ("inpaint", {"mask": np.array([True, False, True])}, ValueError, "mask: shape"),
         ("inpaint", {"jump_length": 0}, ValueError, "jump_length"),
@@ -326,7 +326,7 @@ def test_no_gradients_are_recorded() -> None:
         ("inpaint", {"index": [1, 2]}, ValueError, "index"),
         ("inpaint", {"seed": -1}, ValueError, "seed"),
         ("interpolate", {"b": np.zeros((1, 3))}, ValueError, "b: shape"),
-        ("interpolate", {"weights": [1.5]}, ValueError, "weights: 1.5"),
+        ("interpolate", {"weights": [1.5]}, ValueError, r"^weights\b"),
         ("interpolate", {"weights": 0.5}, TypeError, "weights"),
         ("interpolate", {"weights": []}, ValueError, "weights"),
         ("interpolate", {"encode": "vae"}, LookupError, "encode"),
@@ -337,9 +337,19 @@ def test_no_gradients_are_recorded() -> None:
         ("invert", {"x0": np.array([[1]])}, TypeError, "x0"),
         ("invert", {"iterations": 0}, ValueError, "iterations"),
         ("invert", {"timesteps": (3, 3, 0)}, ValueError, "timesteps"),
-        ("invert", {"denoiser": Denoiser(lambda x, t: x * math.nan)}, ValueError, "net: NaN or infinity at t = 1"),
-        ("inpaint", {"denoiser": Denoiser(lambda x, t: x * math.nan)}, ValueError, "net: NaN or infinity at t = 10"),
-        ("inpaint", {"denoiser": Denoiser(lambda x, t: x[:, :1])}, ValueError, "net: returned shape"),
+        (
+            "invert",
+            {"denoiser": Denoiser(lambda x, t: x * math.nan)},
+            ValueError,
+            "net returned NaN or infinity at t = 1",
+        ),
+        (
+            "inpaint",
+            {"denoiser": Denoiser(lambda x, t: x * math.nan)},
+            ValueError,
+            "net returned NaN or infinity at t = 10",
+        ),
+        ("inpaint", {"denoiser": Denoiser(lambda x, t: x[:, :1])}, ValueError, r"^net\b"),
     ],
 )
 def test_bad_arguments_are_named(edit_of: str, options: dict[str, Any], error: type[Exception], message: str) -> None:

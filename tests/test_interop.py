@@ -403,7 +403,7 @@ def test_what_diffusers_cannot_say_is_refused(
 def test_a_path_that_is_none_is_named(tmp_path: Path) -> None:
     net = small()
     for call in (load_diffusers, lambda dir: save_diffusers(dir, net, Diffusion(), Denoiser(net, first_t=0))):
-        with pytest.raises(TypeError, match=r"^dir: a path is needed, not int"):
+        with pytest.raises(TypeError, match=r"^dir must be a path, got int"):
             call(5)  # type: ignore[arg-type]
 
 
@@ -411,5 +411,5 @@ def test_a_path_that_is_none_is_named(tmp_path: Path) -> None:
 def test_saving_names_the_wrong_argument(tmp_path: Path, name: str) -> None:
     net = small()
     given: dict[str, Any] = {"net": net, "diffusion": Diffusion(), "denoiser": Denoiser(net, first_t=0)}
-    with pytest.raises(TypeError, match=rf"^{name}: "):
+    with pytest.raises(TypeError, match=rf"^{name}\b"):
         save_diffusers(tmp_path / "a", **given | {name: object()})

@@ -213,7 +213,7 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path: Path, options: dict[str
     ("extra", "named"),
     [
         ("label_emb.weight", "class-conditional"), ("input_blocks.3.0.in_layers.0.weight", "resblock_updown"),
-        ("more", "'more' is unknown"),
+        ("more", "got 'more'"),
     ],
 )  # fmt: skip
 def test_variants_without_an_equal_are_named(tmp_path: Path, extra: str, named: str) -> None:

@@ -452,15 +452,15 @@ def test_the_optimal_variance_where_the_snr_underflows() -> None:
     [
         ({"x0": X0 * 127.5}, ValueError, "^x0: .* is far outside"),
         ({"x0": np.full_like(X0, np.nan)}, ValueError, "^x0: nan"),
-        ({"x0": X0.astype(int)}, TypeError, "^x0: "),
-        ({"x0": X0[:0]}, ValueError, "^x0: "),
-        ({"x0": "data"}, TypeError, "^x0: "),
-        ({"levels": 1}, ValueError, "^levels: "),
-        ({"levels": 65537}, ValueError, "^levels: "),
-        ({"levels": 256.0}, TypeError, "^levels: "),
-        ({"decoder": "tanh"}, LookupError, "^decoder: 'tanh' is unknown; known are exact, ho2020"),
-        ({"index": [1, 2]}, ValueError, "^index: "),
-        ({"seed": -1}, ValueError, "^seed: "),
+        ({"x0": X0.astype(int)}, TypeError, r"^x0\b"),
+        ({"x0": X0[:0]}, ValueError, r"^x0\b"),
+        ({"x0": "data"}, TypeError, r"^x0\b"),
+        ({"levels": 1}, ValueError, r"^levels\b"),
+        ({"levels": 65537}, ValueError, r"^levels\b"),
+        ({"levels": 256.0}, TypeError, r"^levels\b"),
+        ({"decoder": "tanh"}, LookupError, "^decoder must be one of exact, ho2020, got 'tanh'"),
+        ({"index": [1, 2]}, ValueError, r"^index\b"),
+        ({"seed": -1}, ValueError, r"^seed\b"),
     ],
 )
 def test_bad_input_is_refused_by_name(options: dict[str, Any], error: type[Exception], words: str) -> None:
@@ -487,7 +487,7 @@ def test_a_variance_that_fails_is_named_with_the_step() -> None:
 
 
 def test_draws_must_be_positive() -> None:
-    with pytest.raises(ValueError, match=r"^draws: "):
+    with pytest.raises(ValueError, match=r"^draws\b"):
         likelihood.optimal_variance(CHAIN, Denoiser(EXACT), X0, draws=0)
 
 

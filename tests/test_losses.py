@@ -291,9 +291,9 @@ def test_bad_input_is_refused_by_name(loss: Callable[..., Any]) -> None:
         ((X0, 1, EPS.astype(int)), TypeError, "eps"),
         ((X0.astype(int), 1, EPS), TypeError, "x0"),
     ]:
-        with pytest.raises(error, match=rf"^{name}: "):
+        with pytest.raises(error, match=rf"^{name}\b"):
             loss(CHAIN, denoiser, *arguments)
-    with pytest.raises(ValueError, match=r"^net: "):
+    with pytest.raises(ValueError, match=r"^net\b"):
         loss(CHAIN, Denoiser(lambda x, t: x[:, :1]), X0, 1, EPS)
 
 
@@ -310,11 +310,11 @@ def test_data_a_little_outside_count_as_the_last_level(end: float) -> None:
 
 def test_bad_options_are_refused_by_name() -> None:
     run = CHAIN, Denoiser(EXACT), X0, 3, EPS
-    with pytest.raises(LookupError, match=r"^weighting: 'best' is unknown; known are uniform, snr, min_snr, p2"):
+    with pytest.raises(LookupError, match=r"^weighting must be one of uniform, snr, min_snr, p2, got 'best'"):
         losses.weighted(*run, weighting="best")
-    with pytest.raises(ValueError, match=r"^gamma: "):
+    with pytest.raises(ValueError, match=r"^gamma\b"):
         losses.weighted(*run, weighting="snr", gamma=5.0)
-    with pytest.raises(ValueError, match=r"^gamma: "):
+    with pytest.raises(ValueError, match=r"^gamma\b"):
         losses.weighted(*run, weighting="p2", gamma=-1.0)
     with pytest.raises(ValueError, match=r"^weight: "):
         losses.hybrid(*run, weight=np.inf)
@@ -396,9 +396,9 @@ def test_samplers_refuse_bad_input_by_name(make: Callable[..., losses.UniformT |
         (np.array([1]), np.array([np.nan]), ValueError, "loss"),
     ]
     for t, loss, error, name in wrong:
-        with pytest.raises(error, match=rf"^{name}: "):
+        with pytest.raises(error, match=rf"^{name}\b"):
             sampler.update(t, loss)
-    with pytest.raises(TypeError, match=r"^rng: a numpy.random.Generator is needed, not RandomState"):
+    with pytest.raises(TypeError, match=r"^rng must be a numpy.random.Generator, got RandomState"):
         sampler.sample(3, np.random.RandomState(0))  # type: ignore[arg-type]
     for n in (-1, 2**61, 2**80):
         with pytest.raises(ValueError, match=rf"^n: {n} is "):
@@ -408,15 +408,15 @@ def test_samplers_refuse_bad_input_by_name(make: Callable[..., losses.UniformT |
         sampler.load_state_dict({"other": 1})
     with pytest.raises(TypeError, match=r"^state: "):
         sampler.load_state_dict(3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"^loss: numbers are needed, not str"):
+    with pytest.raises(TypeError, match=r"^loss must be numbers, got str"):
         sampler.update(1, "x")
     for T, error in ((0, ValueError), (True, TypeError), (2.0, TypeError)):
-        with pytest.raises(error, match=r"^T: "):
+        with pytest.raises(error, match=r"^T\b"):
             make(T)
 
 
 def test_a_state_of_another_T_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^state: history has shape \(5, 10\), \(6, 10\) is needed"):
+    with pytest.raises(ValueError, match=r"^state: history must have shape \(6, 10\), got \(5, 10\)"):
         losses.LossAwareT(6).load_state_dict(losses.LossAwareT(5).state_dict())
     damaged = filled().state_dict() | {"history": np.full((6, 10), np.nan)}
     with pytest.raises(ValueError, match=r"^state: history must hold finite numbers"):
@@ -424,7 +424,7 @@ def test_a_state_of_another_T_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^state: a count is negative$"):
         losses.LossAwareT(6).load_state_dict(filled().state_dict() | {"count": np.full(6, -1)})
     losses.LossAwareT(6).load_state_dict(losses.LossAwareT(6).state_dict())  # counts of 0 are fine
-    with pytest.raises(ValueError, match=r"^T: 1000000000000000 is more than can be allocated"):
+    with pytest.raises(ValueError, match=r"^T\b"):
         losses.LossAwareT(10**15)
 
 

@@ -250,7 +250,7 @@ def test_what_is_not_finite_is_named_with_its_step(native: Any, sampler: str, ba
         return x * 0 + (bad if int(t[0]) <= 12 else 0.1)
 
     t = next(t for t in CHAIN.timesteps(5) if t <= 12)
-    with pytest.raises(ValueError, match=f"net: NaN or infinity at t = {t}"):
+    with pytest.raises(ValueError, match=f"net returned NaN or infinity at t = {t}"):
         CHAIN.sample(Denoiser(net), (2, 3), sampler=sampler, steps=5, backend=native.name)
 
 
@@ -435,7 +435,7 @@ def test_weights_cast_once_a_run_are_autocasts_and_followed() -> None:
         (
             {"autocast": "float8", "backend": "torch"},
             LookupError,
-            "autocast: 'float8' is unknown here; known are bfloat16",
+            "autocast must be one of bfloat16, float16, got 'float8'",
         ),
     ],
 )

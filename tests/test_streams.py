@@ -289,7 +289,7 @@ def test_arguments_are_named(tmp_path: Path) -> None:
         *(("image_size", 2.5, TypeError), ("image_size", True, TypeError), ("workers", "2", TypeError)),
     ]
     for name, value, error in wrong:
-        with pytest.raises(error, match=f"^{name}: "):
+        with pytest.raises(error, match=rf"^{name}\b"):
             load("digits", **{name: value})
     with pytest.raises(LookupError, match="bad_files"):
         load("digits", bad_files="ignore")

@@ -269,9 +269,9 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--backend", "nope"], "backend: 'nope' is unknown"),
+        (["--backend", "nope"], "backend must be one of"),
         (["--device", "cuda:9"], "device: 'cuda:9' is not here"),
-        (["--dtype", "float8"], "dtype: 'float8' is unknown"),
+        (["--dtype", "float8"], "dtype must be one of"),
         (["--backend", "cupy"], "cupy"),
     ],
 )

@@ -140,9 +140,11 @@ class MixtureData(_Data):
     def __post_init__(self) -> None:
         weights, means = _table("weights", self.weights), _table("means", self.means)
         if weights.ndim != 1 or not np.all(weights > 0) or abs(weights.sum() - 1) > 1e-9:
-            raise ValueError(f"weights: positive numbers (K,) that sum to 1 are needed, not {weights}")
+            raise ValueError(f"weights must be positive numbers (K,) that sum to 1, got {weights}")
         if means.shape[:1] != weights.shape:
-            raise ValueError(f"means: shape ({len(weights)}, ...) is needed, one mean a weight, not {means.shape}")
+            raise ValueError(
+                f"means must have shape ({len(weights)}, ...), one mean for each weight, got {means.shape}"
+            )
         var: Any = np.asarray(self.vars)
         if var.shape == weights.shape:
             var = var.reshape(-1, *(1,) * (means.ndim - 1))
@@ -184,7 +186,7 @@ def _table(name: str, values: ArrayLike, shape: tuple[int, ...] | None = None) -
         table = table if shape is None else np.array(np.broadcast_to(table, shape))
     except (TypeError, ValueError) as error:
         rule = "" if shape is None else f" that broadcast to {shape}"
-        raise ValueError(f"{name}: numbers{rule} are needed") from error
+        raise ValueError(f"{name} must be numbers{rule}") from error
     if not np.all(np.isfinite(table)):
         raise ValueError(f"{name}: every number must be finite")
     table.flags.writeable = False

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from tinyddpm._arrays.check import nearest
+
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
@@ -124,7 +126,7 @@ def register(backend: Backend) -> None:
     Raises `TypeError` if it is no `Backend` and `ValueError` if the name is taken.
     """
     if not isinstance(backend, Backend):
-        raise TypeError(f"backend: a tinyddpm.backends.Backend is needed, not {type(backend).__name__}")
+        raise TypeError(f"backend must be a tinyddpm.backends.Backend, got {type(backend).__name__}")
     if backend.name in names():
         raise ValueError(
             f"backend: the name {backend.name!r} is taken; dataclasses.replace(backend, name=...) renames it"
@@ -144,14 +146,14 @@ def get(name: str) -> Backend:
     an unknown name and `BackendUnavailable` where a plug-in does not load.
     """
     if not isinstance(name, str):
-        raise TypeError(f"backend: a name is needed, not {type(name).__name__}")
+        raise TypeError(f"backend must be a name, got {type(name).__name__}")
     if name not in _registered:
         if name in _BUILT_IN:
             _registered[name] = importlib.import_module(f"tinyddpm_backends.{name}_backend").BACKEND
         elif entry := _entries().get(name):
             _registered[name] = _load(entry)
         else:
-            raise LookupError(f"backend: {name!r} is unknown; known are {', '.join(names())}")
+            raise LookupError(f"backend must be one of {', '.join(names())}, got {name!r}{nearest(name, names())}")
     return _registered[name]
 
 

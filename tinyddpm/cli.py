@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from tinyddpm import __version__, backends
+from tinyddpm._arrays.check import nearest
 
 __all__ = ["COMMANDS", "main", "parser"]
 
@@ -88,7 +89,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _no_command(words: list[str]) -> int:
     if words and not words[0].startswith("-"):
-        raise LookupError(f"command: {words[0]!r} is unknown; known are {', '.join(COMMANDS)}")
+        raise LookupError(
+            f"command must be one of {', '.join(COMMANDS)}, got {words[0]!r}{nearest(words[0], COMMANDS)}"
+        )
     top = _Parser("tinyddpm", "diffusion mathematics you can trust", ("demo", "train --help"))
     top.usage = "tinyddpm COMMAND ..."
     top.add_argument("--version", action="version", version=f"tinyddpm {__version__}")
@@ -97,7 +100,7 @@ def _no_command(words: list[str]) -> int:
         commands.add_argument(name, nargs="?", help=about)
     top.parse_args(words)
     top.print_usage(sys.stderr)
-    _complain(None, f"command: one of {', '.join(COMMANDS)} is needed")
+    _complain(None, f"command must be one of {', '.join(COMMANDS)}")
     return 2
 
 

@@ -59,14 +59,14 @@ class Denoiser(FrozenValue):
 
     def __post_init__(self) -> None:
         if not callable(self.net):
-            raise TypeError(f"net: a callable net(x_t, t) is needed, not {type(self.net).__name__}")
+            raise TypeError(f"net must be a callable net(x_t, t), got {type(self.net).__name__}")
         one_of("predicts", self.predicts, conversions.KINDS)
         if isinstance(self.variance, str):
             one_of("variance", self.variance, _FIXED + _LEARNED)
         else:
             object.__setattr__(self, "variance", _checked_table(self.variance))
         if not isinstance(self.clip_x0, bool):
-            raise TypeError(f"clip_x0: a bool is needed, not {type(self.clip_x0).__name__}")
+            raise TypeError(f"clip_x0 must be a bool, got {type(self.clip_x0).__name__}")
         as_int("first_t", self.first_t, -(2**31), 2**31)
 
     @property
@@ -164,7 +164,7 @@ class Denoiser(FrozenValue):
 
     def _given_log_var(self, d: Diffusion, t: Steps, s: Steps | None, x: Array, xp: Any) -> Any:
         if len(self.variance) != d.T + 1:
-            raise ValueError(f"variance: a table of length T + 1 = {d.T + 1} is needed, not {len(self.variance)}")
+            raise ValueError(f"variance must be a table of length T + 1 = {d.T + 1}, got {len(self.variance)}")
         log_var = gather(self._log_table, t, x, xp)
         if s is None:
             return log_var
@@ -189,15 +189,15 @@ class Denoiser(FrozenValue):
                 raise ValueError("x_t: a learned variance needs channels on axis 1")
             shape[1] *= 2
         if type(out) is not type(x_t) and not is_array_of(xp, out):
-            raise ValueError(f"net: returned {type(out).__name__} at {_where(t)}, {type(x_t).__name__} is needed")
+            raise ValueError(f"net must return {type(x_t).__name__}, got {type(out).__name__} at {_where(t)}")
         if tuple(out.shape) != tuple(shape):
-            raise ValueError(f"net: returned shape {tuple(out.shape)} at {_where(t)}, {tuple(shape)} is needed")
+            raise ValueError(f"net must return shape {tuple(shape)}, got {tuple(out.shape)} at {_where(t)}")
         if out.dtype != x_t.dtype:
-            raise ValueError(f"net: returned {out.dtype} at {_where(t)}, {x_t.dtype} is needed")
+            raise ValueError(f"net must return {x_t.dtype}, got {out.dtype} at {_where(t)}")
         # No device is known where a compiler traces, and JAX spreads arrays as it likes.
         here, there = (getattr(x, "device", None) for x in (x_t, out))
         if there != here and None not in (here, there) and not hasattr(out, "sharding"):
-            raise ValueError(f"net: returned an array on {there} at {_where(t)}, {here} is needed")
+            raise ValueError(f"net must return an array on {here}, got {there} at {_where(t)}")
 
 
 def check_model(d: Diffusion, denoiser: Denoiser) -> None:
@@ -210,7 +210,7 @@ def refuse_nonfinite(xp: Any, t: int, *outputs: Array | None) -> None:
     """Blame the network at t for an array of the namespace xp that is not finite."""
     for out in outputs:
         if out is not None and not bool(xp.all(xp.isfinite(out))):
-            raise ValueError(f"net: NaN or infinity at t = {t}")
+            raise ValueError(f"net returned NaN or infinity at t = {t}")
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ def _at_first_step(t: Steps, first: float, log_var: Any, x: Array, xp: Any) -> A
 def _checked_table(variance: Any) -> Any:
     table: Any = np.array(variance)
     if table.dtype.kind != "f" or table.ndim != 1 or len(table) < 2:
-        raise TypeError("variance: a name or a float array of length T + 1 is needed")
+        raise TypeError("variance must be a name or a float array of length T + 1")
     table = table.astype(np.float64)
     if not np.all(table[1:] >= 0) or not np.all(np.isfinite(table[1:])):
         raise ValueError("variance: the table's entries 1..T must be finite and not negative")

@@ -277,20 +277,20 @@ def _spherical(a: Array, b: Array, weight: float, xp: Any) -> Array:
 
 def _shares(weights: Iterable[float]) -> list[float]:
     if not isinstance(weights, Iterable) or isinstance(weights, str):
-        raise TypeError(f"weights: a sequence of numbers is needed, not {type(weights).__name__}")
+        raise TypeError(f"weights must be a sequence of numbers, got {type(weights).__name__}")
     shares = [as_real("weights", w, 0.0, 1.0) for w in weights]
     if not shares:
-        raise ValueError("weights: at least one is needed")
+        raise ValueError("weights must not be empty")
     return shares
 
 
 def _mask(mask: Array, known: Array, xp: Any) -> Array:
     """The mask as booleans of `known`'s library, device and shape."""
     if not isinstance(mask, np.ndarray) and not is_array_of(xp, mask):
-        raise TypeError(f"mask: a boolean array of known's library or NumPy is needed, not {type(mask).__name__}")
+        raise TypeError(f"mask must be a boolean array of known's library or NumPy, got {type(mask).__name__}")
     kind = np.dtype(bool) if isinstance(mask, np.ndarray) else xp.bool
     if mask.dtype != kind:
-        raise TypeError(f"mask: booleans are needed (True is kept), not {mask.dtype}")
+        raise TypeError(f"mask must be booleans (True is kept), got {mask.dtype}")
     if isinstance(mask, np.ndarray):
         mask = array_like(mask, known, xp, dtype=xp.bool)
     try:

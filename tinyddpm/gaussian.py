@@ -246,12 +246,12 @@ def _check_range(x: Array, bound: float) -> None:
     host = host_values(x)
     if host is not None and host.size and not (np.abs(host) <= bound).all():
         wrong = host[~(np.abs(host) <= bound)].flat[0]
-        raise ValueError(f"x: {wrong} is outside [-1, 1]; data has to be scaled to it")
+        raise ValueError(f"x must be in [-1, 1], got {wrong}; data has to be scaled to it")
 
 
 def _cholesky(name: str, cov: Array, d: int, xp: Any) -> Array:
     if tuple(cov.shape[-2:]) != (d, d):
-        raise ValueError(f"{name}: shape (..., {d}, {d}) is needed, not {tuple(cov.shape)}")
+        raise ValueError(f"{name} must have shape (..., {d}, {d}), got {tuple(cov.shape)}")
     host = host_values(cov)
     if host is not None:
         skew = np.abs(host - np.swapaxes(host, -1, -2))

@@ -29,7 +29,7 @@ def classifier_free(net: Callable[..., Array], y: Any, scale: float, null: Any) 
     the batch; `null` is its value for "no condition", and a number is spread over an array y's shape.
     """
     if not callable(net):
-        raise TypeError(f"net: a callable net(x_t, t, y) is needed, not {type(net).__name__}")
+        raise TypeError(f"net must be a callable net(x_t, t, y), got {type(net).__name__}")
     return _ClassifierFree(net, y, as_real("scale", scale), null)
 
 
@@ -47,7 +47,7 @@ def classifier(
     """
     for name, function in (("net", net), ("log_prob_grad", log_prob_grad)):
         if not callable(function):
-            raise TypeError(f"{name}: a callable {name}(x_t, t) is needed, not {type(function).__name__}")
+            raise TypeError(f"{name} must be a callable {name}(x_t, t), got {type(function).__name__}")
     return _Classifier(net, log_prob_grad, as_real("scale", scale))
 
 

@@ -214,7 +214,7 @@ def _opened(d: Diffusion, denoiser: Denoiser, x0: Array) -> tuple[Array, Any]:
     check_model(d, denoiser)
     xp = namespace_of(x0=x0)
     if math.prod(x0.shape) == 0:
-        raise ValueError(f"x0: at least one sample of at least one dimension is needed, not shape {tuple(x0.shape)}")
+        raise ValueError(f"x0 must have at least one sample of at least one dimension, got shape {tuple(x0.shape)}")
     check_range("x0", backends.of(x0).to_numpy(x0))
     if isinstance(x0, np.ndarray) or not on_host(x0) or x0.dtype not in (xp.float32, xp.float64):
         return x0, xp

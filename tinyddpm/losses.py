@@ -210,10 +210,10 @@ class UniformT:
         """Restore a `state_dict`; `ValueError` where it is not one of this sampler with this T."""
         own = self.state_dict()
         if set(as_instance("state", state, dict)) != set(own):
-            raise ValueError(f"state: the keys {sorted(own)} are needed, not {sorted(map(str, state))}")
+            raise ValueError(f"state must have the keys {sorted(own)}, got {sorted(map(str, state))}")
         for key, value in own.items():
             if np.shape(state[key]) != value.shape:
-                raise ValueError(f"state: {key} has shape {np.shape(state[key])}, {value.shape} is needed")
+                raise ValueError(f"state: {key} must have shape {value.shape}, got {np.shape(state[key])}")
             if np.asarray(state[key]).dtype.kind not in "iuf" or not np.all(np.isfinite(state[key])):
                 raise ValueError(f"state: {key} must hold finite numbers")
 
@@ -222,9 +222,9 @@ class UniformT:
         try:
             losses = np.atleast_1d(np.asarray(loss, dtype=np.float64))
         except (TypeError, ValueError):
-            raise TypeError(f"loss: numbers are needed, not {type(loss).__name__}") from None
+            raise TypeError(f"loss must be numbers, got {type(loss).__name__}") from None
         if steps.shape != losses.shape or steps.ndim != 1:
-            raise ValueError(f"loss: one number for each t is needed, not shape {losses.shape} for {steps.shape}")
+            raise ValueError(f"loss must be one number for each t, got shape {losses.shape} for {steps.shape}")
         if not np.all(np.isfinite(losses)):
             raise ValueError(f"loss: {losses[~np.isfinite(losses)][0]} is not finite")
         return steps, losses
@@ -285,5 +285,5 @@ _UNIFORM = 0.001
 
 def _generator(rng: np.random.Generator) -> np.random.Generator:
     if not isinstance(rng, np.random.Generator):
-        raise TypeError(f"rng: a numpy.random.Generator is needed, not {type(rng).__name__}")
+        raise TypeError(f"rng must be a numpy.random.Generator, got {type(rng).__name__}")
     return rng

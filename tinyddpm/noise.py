@@ -76,9 +76,9 @@ def numbers(index: Sequence[int] | None, n: int) -> Sequence[int]:
     """`index`, where it holds n sample numbers; by default 0..n-1."""
     index = range(n) if index is None else index
     if not hasattr(index, "__len__"):
-        raise TypeError(f"index: a sequence of ints is needed, not {type(index).__name__}")
+        raise TypeError(f"index must be a sequence of ints, got {type(index).__name__}")
     if len(index) != n:
-        raise ValueError(f"index: {n} sample numbers are needed, not {len(index)}")
+        raise ValueError(f"index must have {n} sample numbers, got {len(index)}")
     return index
 
 
@@ -97,7 +97,7 @@ def _drawing(
     sizes, rows = _sizes(shape), as_words(index)
     one_of("dtype", dtype, ("float16", "bfloat16", "float32", "float64"))
     if not isinstance(exact, bool | np.bool_):
-        raise TypeError(f"exact: a bool is needed, not {type(exact).__name__}")
+        raise TypeError(f"exact must be a bool, got {type(exact).__name__}")
     there, host = backends.get(backend), backends.get("numpy")
     kind = "float64" if dtype == "float64" else "float32"
 
@@ -115,7 +115,7 @@ def _drawing(
 
 def _sizes(shape: Any) -> tuple[int, ...]:
     if isinstance(shape, str) or not isinstance(shape, Iterable):
-        raise TypeError(f"shape: a sequence of ints is needed, not {type(shape).__name__}")
+        raise TypeError(f"shape must be a sequence of ints, got {type(shape).__name__}")
     return tuple(as_int("shape", size, 0, 2**62) for size in shape)
 
 
@@ -129,17 +129,17 @@ def as_words(index: Any) -> np.ndarray[Any, Any]:
         except (MemoryError, OverflowError, ValueError):
             raise ValueError(f"index: {index} is too long to allocate") from None
     if isinstance(index, str) or not isinstance(index, Iterable):
-        raise TypeError(f"index: a sequence of ints is needed, not {type(index).__name__}")
+        raise TypeError(f"index must be a sequence of ints, got {type(index).__name__}")
     if hasattr(index, "shape"):
         try:
             array = np.asarray(index)
         except (TypeError, ValueError, RuntimeError):  # on a device, say
-            raise TypeError(f"index: a range, a list or a NumPy array is needed, not {type(index).__name__}") from None
+            raise TypeError(f"index must be a range, a list or a NumPy array, got {type(index).__name__}") from None
         if array.dtype.kind not in "iu":
-            raise TypeError(f"index: an integer array is needed, not {array.dtype}")
+            raise TypeError(f"index must be an integer array, got {array.dtype}")
         if array.ndim != 1:
-            raise ValueError(f"index: a 1-d array is needed, not shape {array.shape}")
+            raise ValueError(f"index must be a 1-d array, got shape {array.shape}")
         if array.size and array.min() < 0:
-            raise ValueError(f"index: {array.min()} is outside 0..{_WORD - 1}")
+            raise ValueError(f"index must be in 0..{_WORD - 1}, got {array.min()}")
         return array.astype(np.uint64)
     return np.array([as_int("index", i, 0, _WORD - 1) for i in index], dtype=np.uint64)

@@ -52,7 +52,7 @@ def checked(timesteps: Iterable[int], T: int) -> tuple[int, ...]:
     try:
         given = list(timesteps)
     except TypeError:
-        raise TypeError(f"timesteps: a sequence of ints is needed, not {type(timesteps).__name__}") from None
+        raise TypeError(f"timesteps must be a sequence of ints, got {type(timesteps).__name__}") from None
     plan = tuple(as_int("timesteps", t, 0, T) for t in given)
     if len(plan) < 2 or plan[-1] != 0:
         raise ValueError(f"timesteps: a plan has at least one move and ends at 0, not {_short(plan)}")

@@ -162,9 +162,9 @@ def rate_distortion(vlb: VLB) -> Figure:
 def sampler_error(errors: Mapping[str, Mapping[int, float]]) -> Figure:
     """Samplers' errors against network calls, ``errors[sampler][calls]``: straight lines whose slopes are the orders."""
     if not isinstance(errors, Mapping) or not all(isinstance(of, Mapping) for of in errors.values()):
-        raise TypeError("errors: a mapping of mappings, errors[sampler][calls], is needed")
+        raise TypeError("errors must be a mapping of mappings, errors[sampler][calls]")
     if not errors or not all(errors.values()):
-        raise ValueError("errors: at least one sampler with one number of calls is needed")
+        raise ValueError("errors must hold at least one sampler with one number of calls")
     figure, axes = _figure(1, 1, (6, 3.8))
     ax = axes[0, 0]
     for k, (name, of) in enumerate(errors.items()):
@@ -183,9 +183,9 @@ def save(figure: Figure, file: str | os.PathLike[str]) -> None:
     from tinyddpm._io.files import replacing
 
     if not hasattr(figure, "savefig"):
-        raise TypeError(f"figure: a Matplotlib figure is needed, not {type(figure).__name__}")
+        raise TypeError(f"figure must be a Matplotlib figure, got {type(figure).__name__}")
     if not isinstance(file, str | os.PathLike):
-        raise TypeError(f"file: a path is needed, not {type(file).__name__}")
+        raise TypeError(f"file must be a path, got {type(file).__name__}")
     kind = one_of("file", Path(file).suffix.lower(), FORMATS)
     with replacing(file) as stream:
         figure.savefig(stream, format=kind[1:], dpi=160, bbox_inches="tight")
@@ -212,7 +212,7 @@ def _style(k: int) -> dict[str, Any]:
 def _images(name: str, x: ArrayLike) -> NDArray[Any]:
     x = np.asarray(x)
     if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.size:
-        raise ValueError(f"{name}: images of shape (N, C, H, W) with C = 1 or 3 are needed, not {x.shape}")
+        raise ValueError(f"{name} must be images of shape (N, C, H, W) with C = 1 or 3, got {x.shape}")
     return x
 
 

@@ -149,7 +149,7 @@ def _run(
     check_model(d, denoiser)
     for name, function in (("noise", noise), ("callback", callback)):
         if function is not None and not callable(function):
-            raise TypeError(f"{name}: a callable is needed, not {type(function).__name__}")
+            raise TypeError(f"{name} must be a callable, got {type(function).__name__}")
     fold = lookup("sampler", sampler, NAMES)
     eta = as_real("eta", eta, 0.0, 1.0)
     if eta and sampler != "ddim":
@@ -222,7 +222,7 @@ def _moves(
             z = None if given is None or row.std == 0.0 else given(row.t)
             finite = stepper.step(k, value, std, z)
         if finite is False:
-            raise ValueError(f"net: NaN or infinity at t = {row.t}")
+            raise ValueError(f"net returned NaN or infinity at t = {row.t}")
         if row.s == 0 and not host:
             refuse_nonfinite(xp, row.t, stepper.state)
         if row.ends_step:
@@ -256,7 +256,7 @@ def _given(noise: Noise, index: Sequence[int], x: Array, t: int) -> Array:
     if isinstance(z, np.ndarray):
         z = array_like(z, x, xp)
     if namespace_of(noise=z) is not xp:
-        raise TypeError(f"noise: returned {type(z).__name__} at t = {t}, {type(x).__name__} is needed")
+        raise TypeError(f"noise must return {type(x).__name__}, got {type(z).__name__} at t = {t}")
     check_same_shape("noise", z, "the state", x)
     return cast_like(z, x, xp)
 
@@ -270,7 +270,7 @@ def _start(
             return normal(seed, index, 0, shape[1:], backend=backend, device=device, dtype=dtype)
     xp = namespace_of(x_T=x_T)
     if tuple(x_T.shape) != shape:
-        raise ValueError(f"x_T: shape {shape} is needed, not {tuple(x_T.shape)}")
+        raise ValueError(f"x_T must have shape {shape}, got {tuple(x_T.shape)}")
     if not bool(xp.all(xp.isfinite(x_T))):
         raise ValueError("x_T: holds NaN or infinity")
     if isinstance(x_T, np.ndarray):
@@ -293,5 +293,5 @@ def _unasked(x_t: Array, t: Array) -> Array:
 
 def _shape(shape: Sequence[int]) -> tuple[int, ...]:
     if isinstance(shape, int) or not isinstance(shape, Sequence) or not shape:
-        raise TypeError(f"shape: a sequence (n, ...) of ints is needed, not {shape!r}")
+        raise TypeError(f"shape must be a sequence (n, ...) of ints, got {shape!r}")
     return tuple(as_int("shape", k, 0, 2**62) for k in shape)

@@ -139,7 +139,7 @@ def from_alpha_bar(f: Callable[[float], float] | ArrayLike, T: int | None = None
     """
     if callable(f):
         if T is None:
-            raise ValueError("T: the number of steps is needed where f is a callable")
+            raise ValueError("T must be the number of steps if f is a callable, got None")
         alpha_bar = np.array([_value(f, u) for u in (np.append(0.0, _t(T)) / T).tolist()])
     else:
         alpha_bar = np.append(1.0, _floats("f", f))
@@ -191,7 +191,7 @@ def _valid(beta: Beta, name: str = "beta") -> Beta:
     inside[-1] |= beta[-1] == 1
     if not inside.all():
         i = int(np.argmin(inside))
-        raise ValueError(f"{name}: beta_{i + 1} = {beta[i]} is outside (0, 1); only beta_{len(beta)} may be 1")
+        raise ValueError(f"{name} must be in (0, 1), got beta_{i + 1} = {beta[i]}; only beta_{len(beta)} may be 1")
     return beta
 
 
@@ -202,9 +202,9 @@ def _floats(name: str, values: Any) -> Beta:
     except (TypeError, ValueError):  # ragged, or on a device
         array = np.asarray(None)
     if array.dtype.kind not in "fiu":
-        raise TypeError(f"{name}: a sequence of numbers is needed, not {type(values).__name__}")
+        raise TypeError(f"{name} must be a sequence of numbers, got {type(values).__name__}")
     if array.ndim != 1 or not array.size:
-        raise ValueError(f"{name}: a non-empty sequence of shape (T,) is needed, not shape {array.shape}")
+        raise ValueError(f"{name} must be a non-empty sequence of shape (T,), got shape {array.shape}")
     return array.astype(np.float64)
 
 

@@ -24,9 +24,9 @@ def load(module: str, remedy: str) -> Any:
 def known(argument: str, name: object, names: Iterable[str]) -> str:
     """`name`, or a `LookupError` that lists the known ones."""
     if not isinstance(name, str):
-        raise TypeError(f"{argument}: a name is needed, not {type(name).__name__}")
+        raise TypeError(f"{argument} must be a name, got {type(name).__name__}")
     if name not in (names := tuple(names)):
-        raise LookupError(f"{argument}: {name!r} is unknown here; known are {', '.join(names)}")
+        raise LookupError(f"{argument} must be one of {', '.join(names)}, got {name!r}")
     return name
 
 
@@ -34,7 +34,7 @@ def host_array(array: object) -> np.ndarray[Any, Any]:
     """A fresh C-ordered copy in native byte order: nothing that the caller may change later, or forbid us to."""
     own = np.asarray(array)
     if own.dtype.kind not in "biuf":
-        raise TypeError(f"array: a NumPy array of numbers is needed, not {type(array).__name__} of {own.dtype}")
+        raise TypeError(f"array must be a NumPy array of numbers, got {type(array).__name__} of {own.dtype}")
     return np.array(own, dtype=own.dtype.newbyteorder("="), order="C", copy=True)
 
 

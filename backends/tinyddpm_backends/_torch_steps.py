@@ -220,7 +220,7 @@ def optimize_net(
         )
     dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     if autocast is not None and autocast not in dtypes:
-        raise LookupError(f"autocast: {autocast!r} is unknown here; known are {', '.join(dtypes)}")
+        raise LookupError(f"autocast must be one of {', '.join(dtypes)}, got {autocast!r}")
     if autocast is not None and hasattr(type(net), "cast_for_autocast"):  # the library's own networks
         net = net.cast_for_autocast(dtypes[autocast])  # type: ignore[attr-defined]  # for this run: the next may find others
     options: Any = {"size_asserts": False}  # the guards compare the sizes already

@@ -18,6 +18,7 @@ __all__ = [
     "as_positive_int",
     "as_real",
     "lookup",
+    "nearest",
     "one_of",
 ]
 
@@ -25,10 +26,10 @@ __all__ = [
 def as_int(name: str, value: Any, low: int, high: int) -> int:
     """A Python int or NumPy integer within [low, high]; `bool` is no int."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}: an int is needed, not {type(value).__name__}")
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     number: int = operator.index(value)
     if not low <= number <= high:
-        raise ValueError(f"{name}: {number} is outside {low}..{high}")
+        raise ValueError(f"{name} must be in {low}..{high}, got {number}")
     return number
 
 
@@ -40,38 +41,47 @@ def as_positive_int(name: str, value: Any) -> int:
 def as_real(name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_ends: bool = False) -> float:
     """A finite real number within [low, high], or within (low, high) with `open_ends`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{name}: a number is needed, not {type(value).__name__}")
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     number: float = float(value)
     inside = low < number < high if open_ends else low <= number <= high
     if not math.isfinite(number) or not inside:
         ends = ("(", ")") if open_ends else ("[", "]")
-        raise ValueError(f"{name}: {number} is outside {ends[0]}{low}, {high}{ends[1]}")
+        raise ValueError(f"{name} must be in {ends[0]}{low}, {high}{ends[1]}, got {number}")
     return number
 
 
 def as_list(name: str, values: Any, *, empty: bool = False) -> list[Any]:
     """The values as a list; text is no sequence of them."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise TypeError(f"{name}: a sequence is needed, not {type(values).__name__}")
+        raise TypeError(f"{name} must be a sequence, got {type(values).__name__}")
     if not (found := list(values)) and not empty:
-        raise ValueError(f"{name}: at least one is needed")
+        raise ValueError(f"{name} must not be empty")
     return found
 
 
 def as_instance(name: str, value: Any, kind: type) -> Any:
     """`value`, where it is of this type."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name}: a {kind.__name__} is needed, not {type(value).__name__}")
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise TypeError(f"{name} must be {article} {kind.__name__}, got {type(value).__name__}")
     return value
 
 
 def lookup(name: str, key: Any, known: Any) -> Any:
     """The entry of the dict `known` under `key`, or a `LookupError` that lists the known ones."""
     if not isinstance(key, str):
-        raise TypeError(f"{name}: a name is needed, not {type(key).__name__}")
+        raise TypeError(f"{name} must be a name, got {type(key).__name__}")
     if key not in known:
-        raise LookupError(f"{name}: {key!r} is unknown; known are {', '.join(known)}")
+        raise LookupError(f"{name} must be one of {', '.join(known)}, got {key!r}{nearest(key, known)}")
     return known[key]
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """Return "; did you mean ...?" if a known name is close to `key`, else an empty string."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(key, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def one_of(name: str, key: Any, known: tuple[str, ...]) -> str:
@@ -85,8 +95,8 @@ def allocating(name: str, value: Any) -> Iterator[None]:
     try:
         yield
     except (MemoryError, OverflowError) as error:
-        raise ValueError(f"{name}: {value} is more than can be allocated") from error
+        raise ValueError(f"{name} is more than can be allocated: {value}") from error
     except ValueError as error:
         if any(what in str(error) for what in ("maximum", "too large", "too big", "too long")):
-            raise ValueError(f"{name}: {value} is more than can be allocated") from error
+            raise ValueError(f"{name} is more than can be allocated: {value}") from error
         raise

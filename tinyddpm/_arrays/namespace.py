@@ -39,7 +39,7 @@ def namespace_of(*, scalars: bool = False, **arrays: Array) -> Any:
         try:
             own = array_namespace(x)
         except TypeError:
-            raise TypeError(f"{name}: an array is needed, not {type(x).__name__}") from None
+            raise TypeError(f"{name} must be an array, got {type(x).__name__}") from None
         if xp is None:
             first, xp = name, own
         elif own is not xp:
@@ -47,9 +47,9 @@ def namespace_of(*, scalars: bool = False, **arrays: Array) -> Any:
                 f"{name}: is of {library_name(x)}, but {first} of {library_name(arrays[first])}; libraries don't mix"
             )
         if not own.isdtype(x.dtype, "real floating"):
-            raise TypeError(f"{name}: a floating-point array is needed, not {x.dtype}")
+            raise TypeError(f"{name} must be a floating-point array, got {x.dtype}")
         if x.ndim == 0 and not scalars:
-            raise ValueError(f"{name}: an array of shape (B, ...) is needed, not a scalar")
+            raise ValueError(f"{name} must be an array of shape (B, ...), got a scalar")
     return xp
 
 
@@ -125,7 +125,7 @@ def integer_namespace(name: str, t: Array) -> Any:
     try:
         return array_namespace(t)
     except TypeError:
-        raise TypeError(f"{name}: an int or an integer array is needed, not {type(t).__name__}") from None
+        raise TypeError(f"{name} must be an int or an integer array, got {type(t).__name__}") from None
 
 
 def library_name(x: Array) -> str:

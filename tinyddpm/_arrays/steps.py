@@ -38,7 +38,7 @@ def check_steps(name: str, t: Any, x: Array, xp: Any, low: int, high: int) -> St
     if not hasattr(t, "shape") or isinstance(t, np.generic):
         return as_int(name, t, low, high)
     if tuple(t.shape) != (x.shape[0],):
-        raise ValueError(f"{name}: an int or an array of shape ({x.shape[0]},) is needed, not shape {tuple(t.shape)}")
+        raise ValueError(f"{name} must be an int or an array of shape ({x.shape[0]},), got shape {tuple(t.shape)}")
     if not isinstance(t, np.ndarray):
         own = integer_namespace(name, t)
         if own is not xp:
@@ -46,7 +46,7 @@ def check_steps(name: str, t: Any, x: Array, xp: Any, low: int, high: int) -> St
                 f"{name}: is of {library_name(t)}, but the data of {library_name(x)}; use its own library or NumPy"
             )
         if not own.isdtype(t.dtype, "integral"):
-            raise TypeError(f"{name}: an integer array is needed, not {t.dtype}")
+            raise TypeError(f"{name} must be an integer array, got {t.dtype}")
         host = host_values(t)
         if host is None:
             return t
@@ -60,10 +60,10 @@ def check_host_steps(name: str, t: Any, low: int, high: int) -> Any:
         return as_int(name, t, low, high)
     t = np.asarray(t)
     if t.dtype.kind not in "iu":
-        raise TypeError(f"{name}: an integer array is needed, not {t.dtype}")
+        raise TypeError(f"{name} must be an integer array, got {t.dtype}")
     if t.size and not (low <= t.min() and t.max() <= high):
         wrong = t[(t < low) | (t > high)].flat[0]
-        raise ValueError(f"{name}: {wrong} is outside {low}..{high}")
+        raise ValueError(f"{name} must be in {low}..{high}, got {wrong}")
     return t.astype(np.int64)
 
 

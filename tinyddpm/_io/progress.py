@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 def progress_bar(items: Iterable[Item], total: int, *, enabled: bool, label: str) -> Iterator[Item]:
     """`items`, counted on standard error as they are taken."""
     if not isinstance(enabled, bool):
-        raise TypeError(f"progress: a bool is needed, not {type(enabled).__name__}")
+        raise TypeError(f"progress must be a bool, got {type(enabled).__name__}")
     if not enabled:
         yield from items
         return

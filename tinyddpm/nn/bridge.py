@@ -26,7 +26,7 @@ def to_backend(net: nn.Module, backend: str) -> Callable[..., Array]:
     read-only ones. Elsewhere arrays are moved there and back. The network is used as it is: call ``net.eval()`` first.
     """
     if not isinstance(net, nn.Module):
-        raise TypeError(f"net: a torch.nn.Module is needed, not {type(net).__name__}")
+        raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
     return _Bridged(net, backends.get(backend).name)
 
 
@@ -38,16 +38,16 @@ class _Bridged:
     def __call__(self, x: Array, t: Array, *y: Array) -> Array:
         known = backends.get(self.backend)
         if not _owns(known, x):
-            raise TypeError(f"x: an array of {self.backend} is needed, not {type(x).__name__}")
+            raise TypeError(f"x must be an array of {self.backend}, got {type(x).__name__}")
         for name, value in (("t", t), *(("y", value) for value in y)):
             if not hasattr(value, "shape"):
-                raise TypeError(f"{name}: an array is needed, not {type(value).__name__}")
+                raise TypeError(f"{name} must be an array, got {type(value).__name__}")
         place, dtype = _of(self.net)
         own, *rest = (_to_torch(array, known) for array in (x, t, *y))
         with torch.no_grad():
             out = self.net(own.to(place, dtype), *(array.to(place) for array in rest))
             if not isinstance(out, Tensor):
-                raise ValueError(f"net: returned {type(out).__name__}, a torch.Tensor is needed")
+                raise ValueError(f"net must return a torch.Tensor, got {type(out).__name__}")
             return _from_torch(out.detach().to(own.device, own.dtype), x, known)
 
 

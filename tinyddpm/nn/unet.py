@@ -224,20 +224,20 @@ class UNet(nn.Module):
     def _check(self, x: Tensor, t: Tensor, y: Tensor | None) -> None:
         for name, value in (("x", x), ("t", t), ("y", y)):
             if not isinstance(value, Tensor) and not (name == "y" and value is None):
-                raise TypeError(f"{name}: a tensor is needed, not {type(value).__name__}")
+                raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         if not x.is_floating_point():
-            raise TypeError(f"x: a floating-point tensor is needed, not {x.dtype}")
+            raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
         channels, scale = self.conv_in.in_channels, 2 ** (len(self.config["mults"]) - 1)
         if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % scale or x.shape[3] % scale:
             raise ValueError(f"x: (B, {channels}, height, width), both divisible by {scale}, not {tuple(x.shape)}")
         if t.shape != x.shape[:1]:
-            raise ValueError(f"t: shape ({x.shape[0]},) is needed, not {tuple(t.shape)}")
+            raise ValueError(f"t must have shape ({x.shape[0]},), got {tuple(t.shape)}")
         if y is None:
             return
         if self.label is None:
             raise ValueError("y: this network has no classes")
         if y.shape != x.shape[:1] or y.is_floating_point():
-            raise ValueError(f"y: integers of shape ({x.shape[0]},) are needed, not {y.dtype} of {tuple(y.shape)}")
+            raise ValueError(f"y must be integers of shape ({x.shape[0]},), got {y.dtype} of {tuple(y.shape)}")
         top = self.label.num_embeddings - 1
         if y.device.type == "cpu" and y.numel() and not 0 <= int(y.min()) <= int(y.max()) <= top:
             raise ValueError(f"y: classes are 0..{top - 1}, or {top} for none, not {y.tolist()}")
@@ -271,14 +271,14 @@ def _checked(**config: Any) -> dict[str, Any]:
     mults = config["mults"] = _ints("mults", config["mults"], 64)
     config["attention"] = _ints("attention", config["attention"], 2**16)
     if not 1 <= len(mults) <= 12:
-        raise ValueError(f"mults: one to twelve levels are needed, not {len(mults)}")
+        raise ValueError(f"mults must be one to twelve levels, got {len(mults)}")
     if config["res_blocks"] * len(mults) > 128:
         raise ValueError(f"res_blocks: {config['res_blocks']} on each of {len(mults)} levels is more than 128 in all")
     size = config["image_size"]
     if hasattr(size, "__len__"):
         sides = size = _ints("image_size", size, 2**16)
         if len(sides) != 2:
-            raise ValueError(f"image_size: an int or (height, width) is needed, not {sides}")
+            raise ValueError(f"image_size must be an int or (height, width), got {sides}")
     else:
         sides = [size := as_int("image_size", size, 1, 2**16)]
     config["image_size"] = size
@@ -287,7 +287,7 @@ def _checked(**config: Any) -> dict[str, Any]:
             raise ValueError(f"image_size: {side} cannot be halved {len(mults) - 1} times, as mults={mults} needs")
     channels = config["channels"]
     if channels % 2 or channels < 4:
-        raise ValueError(f"channels: an even number from 4 on is needed, not {channels}")
+        raise ValueError(f"channels must be an even number from 4 on, got {channels}")
     if config["norm_groups"] is not None and channels % config["norm_groups"]:
         raise ValueError(f"norm_groups: {config['norm_groups']} does not divide channels={channels}")
     if config["heads"] is not None and config["head_dim"] is not None:
@@ -301,12 +301,12 @@ def _checked(**config: Any) -> dict[str, Any]:
     config["freq_shift"] = as_real("freq_shift", config["freq_shift"], -1, 1)
     for name in ("cos_first", "scale_shift"):
         if not isinstance(config[name], bool):
-            raise TypeError(f"{name}: a bool is needed, not {type(config[name]).__name__}")
+            raise TypeError(f"{name} must be a bool, got {type(config[name]).__name__}")
     config["downsample_padding"] = as_int("downsample_padding", config["downsample_padding"], 0, 1)
     return config
 
 
 def _ints(name: str, values: Any, top: int) -> list[int]:
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-        raise TypeError(f"{name}: a sequence of ints is needed, not {type(values).__name__}")
+        raise TypeError(f"{name} must be a sequence of ints, got {type(values).__name__}")
     return [as_int(name, v, 1, top) for v in values]

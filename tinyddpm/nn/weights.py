@@ -44,7 +44,7 @@ def as_path(name: str, value: Any) -> Path:
     try:
         return Path(value)
     except TypeError:
-        raise TypeError(f"{name}: a path is needed, not {type(value).__name__}") from None
+        raise TypeError(f"{name} must be a path, got {type(value).__name__}") from None
 
 
 def read_file(file: Path, limit: int, *, links: bool = False) -> bytearray:

@@ -118,7 +118,7 @@ class TrainConfig:
             if isinstance(value, os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))
             elif not isinstance(value, str) or not value:
-                raise TypeError(f"{name}: a path is needed, not {value!r}")
+                raise TypeError(f"{name} must be a path, got {value!r}")
         if self.image_size is not None:
             object.__setattr__(self, "image_size", _sides(self.image_size))
         if self.workers is not None:
@@ -150,10 +150,10 @@ class TrainConfig:
                 sizes = [as_int(name, k, 1, 2**16) for k in as_list(name, value, empty=name == "attention")]
                 object.__setattr__(self, name, tuple(sizes))
         if self.device is not None and not isinstance(self.device, str):
-            raise TypeError(f"device: a name is needed, not {type(self.device).__name__}")
+            raise TypeError(f"device must be a name, got {type(self.device).__name__}")
         for name in ("flip", "classes", "compile", "verify_first", "resume"):
             if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name}: a bool is needed, not {getattr(self, name)!r}")
+                raise TypeError(f"{name} must be a bool, got {getattr(self, name)!r}")
         if self.learned and self.objective == "simple":
             raise ValueError(f"objective: 'simple' does not train a variance={self.variance!r}; 'hybrid' does")
         self.diffusion()
@@ -226,7 +226,7 @@ def _sides(size: Any) -> tuple[int, int]:
     """(height, width) of a side, or of both."""
     sides = tuple(size) if isinstance(size, tuple | list) else (size,)
     if len(sides) not in (1, 2):
-        raise ValueError(f"image_size: a side or height and width are needed, not {size!r}")
+        raise ValueError(f"image_size must be a side or height and width, got {size!r}")
     height, width = (as_int("image_size", side, 1, 2**14) for side in (sides * 2)[:2])
     return height, width
 

@@ -45,7 +45,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     Under torchrun each process takes its rows of every batch, and the first one writes.
     """
     if not isinstance(config, TrainConfig):
-        raise TypeError(f"config: a TrainConfig is needed, not {type(config).__name__}")
+        raise TypeError(f"config must be a TrainConfig, got {type(config).__name__}")
     out = Path(config.out)
     with join(config) as world:
         if world.rank == 0 and (out / checkpoint.LOCK).exists():  # told before the data are read

@@ -59,7 +59,7 @@ def save_diffusers(dir: str | os.PathLike[str], net: UNet, diffusion: Diffusion,
         ("denoiser", denoiser, Denoiser),
     ):
         if not isinstance(value, kind):
-            raise TypeError(f"{name}: a {kind.__name__} is needed, not {type(value).__name__}")
+            raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
     scheduler, config = _scheduler.config_of(diffusion, denoiser, net), _unet.config_of(net)
     names, tensors = _names(net), dict[str, Tensor]()
     for name, tensor in net.state_dict().items():

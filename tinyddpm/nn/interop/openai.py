@@ -49,7 +49,7 @@ def load_openai(
     "learned_range")``; steps count from 0, and where T is not 1000 the flag `rescale_timesteps` means ``net(x, t * 1000 / T)``.
     """
     if not isinstance(new_attention_order, bool):
-        raise TypeError(f"new_attention_order: a bool is needed, not {type(new_attention_order).__name__}")
+        raise TypeError(f"new_attention_order must be a bool, got {type(new_attention_order).__name__}")
     file = _file(weights.as_path("path", path))
     with torch.device("meta"):  # names and shapes, without the memory
         net = UNet(image_size, scale_shift=scale_shift, **{**_DEFAULTS, **options})

@@ -110,7 +110,7 @@ def load(
     Raises `FileNotFoundError` where nothing is there and `ValueError` for what can't be read, naming the file.
     """
     if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"data: a name or a path is needed, not {type(source).__name__}")
+        raise TypeError(f"data must be a name or a path, got {type(source).__name__}")
     size, skip = _size(image_size), one_of("bad_files", bad_files, BAD_FILES) == "skip"
     threads = min(os.cpu_count() or 1, 8) if workers is None else as_int("workers", workers, 0, 256)
     if source == "digits":
@@ -165,7 +165,7 @@ def _size(value: Any) -> tuple[int, int] | None:
         return None
     sides = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(sides) != 2:
-        raise ValueError(f"image_size: a side or (height, width) is needed, not {value!r}")
+        raise ValueError(f"image_size must be a side or (height, width), got {value!r}")
     height, width = (as_int("image_size", side, 1, _MAX_SIDE) for side in sides)
     return height, width
 

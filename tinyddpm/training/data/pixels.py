@@ -35,7 +35,7 @@ def image_grid(
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != np.uint8 or not len(images):
         raise ValueError(
-            f"images: uint8 of shape (N, C, H, W) with C = 1 or 3 is needed, not {images.dtype} of {images.shape}"
+            f"images must be uint8 of shape (N, C, H, W) with C = 1 or 3, got {images.dtype} of {images.shape}"
         )
     columns, scale = as_int("columns", columns, 1, 10_000), as_int("scale", scale, 1, 1_000)
     gap, fill = as_int("gap", gap, 0, 10_000), as_int("fill", fill, 0, 255)

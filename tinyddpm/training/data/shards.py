@@ -177,7 +177,7 @@ def _key(name: str) -> str:
 
 def _number(text: bytes, name: str) -> int:
     if not re.fullmatch(rb"\s*\d{1,9}\s*", text):
-        raise ValueError(f"{name}: a class number is needed, not {text!r}")
+        raise ValueError(f"{name} must be a class number, got {text!r}")
     return int(text)
 
 

@@ -124,7 +124,7 @@ def _pair(x: ArrayLike, y: ArrayLike) -> tuple[Table, Table]:
     sets = {"x": np.asarray(x, np.float64), "y": np.asarray(y, np.float64)}
     for name, a in sets.items():
         if a.ndim != 2 or len(a) < 2 or not a.shape[1]:
-            raise ValueError(f"{name}: features (N, D) of at least two images are needed, not shape {a.shape}")
+            raise ValueError(f"{name} must be features (N, D) of at least two images, got shape {a.shape}")
         if not np.isfinite(a).all():
             raise ValueError(f"{name}: a feature is not finite")
     if sets["x"].shape[1] != sets["y"].shape[1]:
@@ -142,7 +142,7 @@ def _root(name: str, cov: ArrayLike, dims: int) -> Table:
     """The symmetric square root of a covariance matrix."""
     cov = np.atleast_2d(np.asarray(cov, np.float64))
     if cov.shape != (dims, dims) or not np.allclose(cov, cov.T, rtol=1e-6, atol=1e-9 * np.abs(cov).max(initial=0)):
-        raise ValueError(f"{name}: a symmetric matrix of shape ({dims}, {dims}) is needed, not {cov.shape}")
+        raise ValueError(f"{name} must be a symmetric matrix of shape ({dims}, {dims}), got {cov.shape}")
     values, vectors = np.linalg.eigh((cov + cov.T) / 2)
     if values[0] < -1e-6 * max(values[-1], 0):
         raise ValueError(f"{name}: is no covariance matrix: it has the eigenvalue {values[0]:.3g}")

@@ -43,7 +43,7 @@ class _Pictures(Dataset[Tensor]):
 
     def __init__(self, images: Images) -> None:
         if images.shape[0] not in (1, 3):
-            raise ValueError(f"fid: images of 1 or 3 channels are needed, not {images.shape[0]}")
+            raise ValueError(f"fid must be images of 1 or 3 channels, got {images.shape[0]}")
         self.images = images
 
     def __len__(self) -> int:
