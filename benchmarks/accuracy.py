@@ -99,11 +99,7 @@ def from_product(beta: Any, alpha_bar: Any, lib: Any) -> Tables:
     return Tables(*(np.asarray(table, dtype=np.float64) for table in own))
 
 
-LIBRARIES: dict[str, Callable[[str, int], Tables]] = {
-    "tinyddpm": ours,
-    "float64 recipe": recipe,
-    "diffusers": diffusers,
-}
+LIBRARIES: dict[str, Callable[[str, int], Tables]] = {"tinyddpm": ours, "float64 recipe": recipe, "diffusers": diffusers}
 
 
 # The truth.

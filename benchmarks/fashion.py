@@ -39,9 +39,7 @@ def prepare(out: Path, side: int = 14, source: Path | None = None) -> dict[str, 
     files = {part: out / f"{part}.npz" for part in _PARTS}
     for part, file in files.items():
         if not file.exists():
-            images, labels = (
-                _idx(source / f"{_PARTS[part]}-{name}-ubyte.gz") for name in ("images-idx3", "labels-idx1")
-            )
+            images, labels = (_idx(source / f"{_PARTS[part]}-{name}-ubyte.gz") for name in ("images-idx3", "labels-idx1"))
             with replacing(file) as stream:
                 np.savez_compressed(stream, images=halved(images) if side == 14 else images, labels=labels)
     return files

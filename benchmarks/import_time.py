@@ -20,11 +20,7 @@ import _report
 
 from tinyddpm._arrays.check import as_positive_int
 
-IMPORTS = {
-    "numpy": "import numpy",
-    "tinyddpm": "import tinyddpm",
-    "diffusers": "from diffusers import DDPMScheduler",
-}
+IMPORTS = {"numpy": "import numpy", "tinyddpm": "import tinyddpm", "diffusers": "from diffusers import DDPMScheduler"}
 
 
 def seconds(statement: str) -> float:

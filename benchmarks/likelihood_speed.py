@@ -99,10 +99,9 @@ def measure(backend: str, batch: int, steps: int, rounds: int) -> dict[str, Any]
     data = (np.random.default_rng(0).integers(0, 256, (batch, *SHAPE)) / 127.5 - 1).astype(np.float32)
     x0, net, published = own.from_numpy(data), lambda x_t, t: xp.zeros_like(x_t), Published(d, xp)
     random = np.random.Generator(np.random.Philox(0))
-    drawn = {
-        "numpy": lambda t: random.standard_normal(data.shape, dtype=np.float32),
-        "torch": lambda t: xp.randn_like(x0),
-    }[backend]
+    drawn = {"numpy": lambda t: random.standard_normal(data.shape, dtype=np.float32), "torch": lambda t: xp.randn_like(x0)}[
+        backend
+    ]
     found: dict[str, Any] = {}
     tasks = {
         "ours": lambda: found.update(ours=likelihood.vlb(d, Denoiser(net), x0)),
@@ -161,9 +160,7 @@ def main(argv: Sequence[str]) -> None:
     environment = _report.environment("torch")
     print(table(rows))
     _report.write_json(options.json, {"rows": rows, **environment})
-    _report.write_text(
-        options.markdown, f"# {_report.about(__doc__)}\n\n{table(rows)}\n\n{_report.described(environment)}\n"
-    )
+    _report.write_text(options.markdown, f"# {_report.about(__doc__)}\n\n{table(rows)}\n\n{_report.described(environment)}\n")
 
 
 if __name__ == "__main__":

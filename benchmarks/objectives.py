@@ -81,13 +81,7 @@ CLAIMS = (
 """What follows from the sources: of this measure, the first row has less than the second. L_simple with eps has the best
 distance; L has better codelengths than L_simple, and than L_hybrid, which has better ones than L_simple."""
 
-LABELS = {
-    "bits": "bits/dim",
-    "frechet": "Frechet",
-    "kernel": "kernel",
-    "precision": "precision",
-    "recall": "recall",
-}
+LABELS = {"bits": "bits/dim", "frechet": "Frechet", "kernel": "kernel", "precision": "precision", "recall": "recall"}
 _DIVERGED = ("loss:", "gradient:", "net:")  # the errors that name what is not finite
 _UNET = {"mults": (1, 2), "res_blocks": 1, "attention": (7,)}
 
@@ -255,9 +249,7 @@ def picture(rows: Sequence[Row]) -> Any:
         ax.set_axis_off()
         ax.text(-0.01, 0.5, row.name, ha="right", va="center", fontsize=8, transform=ax.transAxes)
         if len(row.pixels):
-            strip = np.concatenate(
-                list(np.pad(row.pixels[:, 0], ((0, 0), (0, 0), (0, 1)), constant_values=255)), axis=1
-            )
+            strip = np.concatenate(list(np.pad(row.pixels[:, 0], ((0, 0), (0, 0), (0, 1)), constant_values=255)), axis=1)
             ax.imshow(strip, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     return drawn
 
@@ -284,9 +276,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--device", metavar="D", help="by default the first CUDA device, else the CPU")
     parser.add_argument("--data", type=Path, metavar="DIR", help="train.npz and test.npz, made where they are missing")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="run folders; what is finished there is kept")
-    parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help=f"some of the rows: {'; '.join(o.name for o in OBJECTIVES)}"
-    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of the rows: {'; '.join(o.name for o in OBJECTIVES)}")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of Torch on a CPU (default 1)")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     for name in ("json", "markdown", "plot"):
@@ -317,12 +307,9 @@ def write(args: Any, size: Size, rows: Sequence[Row], claims: Sequence[Mapping[s
     print(text)
     _report.write_text(args.markdown, f"# {_report.about(__doc__)}\n\n{text}")
     entries = [
-        {"name": row.name, "failed": row.failed or None, **{k: e._asdict() for k, e in row.measures.items()}}
-        for row in rows
+        {"name": row.name, "failed": row.failed or None, **{k: e._asdict() for k, e in row.measures.items()}} for row in rows
     ]
-    _report.write_json(
-        args.json, {**about, "size": asdict(size), "classifier": judge, "rows": entries, "claims": claims}
-    )
+    _report.write_json(args.json, {**about, "size": asdict(size), "classifier": judge, "rows": entries, "claims": claims})
     if args.plot:
         plots.save(picture(rows), args.plot)
 

@@ -117,9 +117,7 @@ def trained(folder: str, n: int, runs: int) -> Study:
     from tinyddpm.training import load_run
 
     model = load_run(folder)
-    study = Study(
-        model.diffusion, model.denoiser, model.shape, lambda run: np.zeros(0), sliced_distance, n, runs, "torch"
-    )
+    study = Study(model.diffusion, model.denoiser, model.shape, lambda run: np.zeros(0), sliced_distance, n, runs, "torch")
     chains: dict[int, Array] = {}
 
     def full(run: int) -> Array:
@@ -140,9 +138,7 @@ def scatter(study: Study, rows: Sequence[Row], lengths: Sequence[int]) -> Any:
     axes = drawn.subplots(1, len(shown) + 2, gridspec_kw={"width_ratios": [1] * (len(shown) + 1) + [1.6]})
     clouds = {"data": study.truth(0)} | {_moves(m): study.sample("ddpm", m, 0) for m in shown}
     for ax, (name, x) in zip(axes, clouds.items(), strict=False):
-        ax.scatter(
-            *x[:1000].T, s=1.5, alpha=0.5, color="#000000" if name == "data" else _report.COLOURS[0], linewidths=0
-        )
+        ax.scatter(*x[:1000].T, s=1.5, alpha=0.5, color="#000000" if name == "data" else _report.COLOURS[0], linewidths=0)
         ax.set_title(name, fontsize=10)
         ax.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), xticks=[], yticks=[], aspect="equal")
     curves(axes[-1], rows, "energy distance to the data")
@@ -217,8 +213,7 @@ def main(argv: Sequence[str]) -> None:
     print(text)
     _report.write_text(options.markdown, f"# {_report.about(__doc__)}\n\n{text}")
     _report.write_json(
-        options.json,
-        {**about, "what": study.what, "samples": options.n, "runs": options.runs, "rows": [vars(r) for r in rows]},
+        options.json, {**about, "what": study.what, "samples": options.n, "runs": options.runs, "rows": [vars(r) for r in rows]}
     )
     if options.plot:
         plots.save((grids if options.model else scatter)(study, rows, lengths), options.plot)

@@ -214,21 +214,14 @@ def _nets(net: Any, backend: backends.Backend, options: argparse.Namespace) -> d
 
 
 def _figures(whole: float, outside: float, timed: Timed) -> dict[str, float]:
-    return {
-        "seconds": whole,
-        "outside_share": outside / (outside + timed.seconds),
-        "outside_s": outside,
-        "calls": timed.calls,
-    }
+    return {"seconds": whole, "outside_share": outside / (outside + timed.seconds), "outside_s": outside, "calls": timed.calls}
 
 
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each sampler, ours and the peer's."""
     backend = backends.get(options.backend)
     options.device = options.device or backend.devices()[0]
-    backend.from_numpy(
-        np.zeros(1, np.float32), device=options.device
-    )  # a device that is not here is refused before any work
+    backend.from_numpy(np.zeros(1, np.float32), device=options.device)  # a device that is not here is refused before any work
     if options.backend == "torch" or options.model != "analytic":
         import torch
 
@@ -257,9 +250,7 @@ def _model(options: argparse.Namespace, backend: backends.Backend) -> Model:
     if options.model in MODELS:
         return MODELS[options.model](*place)
     if not Path(options.model).is_dir():
-        raise LookupError(
-            f"--model: {options.model!r} is unknown; known are {', '.join(MODELS)}, and a trained run's folder"
-        )
+        raise LookupError(f"--model: {options.model!r} is unknown; known are {', '.join(MODELS)}, and a trained run's folder")
     return trained(options.model, *place)
 
 
@@ -281,9 +272,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = _report.Parser(description=_report.about(__doc__).splitlines()[0])
     parser.add_argument("--backend", default="numpy", help="numpy (default), torch, cupy, jax, or a plug-in's name")
     parser.add_argument("--device", help="its device (default: its first)")
-    parser.add_argument(
-        "--model", default="analytic", metavar="NAME", help=f"{', '.join(MODELS)} or a trained run's folder"
-    )
+    parser.add_argument("--model", default="analytic", metavar="NAME", help=f"{', '.join(MODELS)} or a trained run's folder")
     parser.add_argument("--sampler", nargs="+", default=["ddpm", "ddim"], metavar="S", help="default: ddpm ddim")
     parser.add_argument("--steps", type=int, metavar="N", help="moves (default: 50)")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="images at a time (default: 16)")

@@ -48,10 +48,7 @@ CHOSEN = "quadratic"
 _MULTISTEP: dict[str, Any] = {"solver_order": 2, "final_sigmas_type": "zero"}
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}),
-    "dpm++2m": (
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", **_MULTISTEP},
-    ),
+    "dpm++2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", **_MULTISTEP}),
     "unipc": ("UniPCMultistepScheduler", {"solver_type": "bh2", "predict_x0": True, **_MULTISTEP}),
     "heun": ("HeunDiscreteScheduler", {}),
 }
@@ -166,9 +163,7 @@ def errors(x_T: Array, counts: Sequence[int], peer: bool) -> Iterator[Row]:
             made = 2 * steps - 1 if sampler == "heun" else steps
             yield Row(sampler, "tinyddpm", "trailing", made, rms(ours(sampler, trailing(steps), x_T), truth))
             for spacing in OURS:
-                yield Row(
-                    sampler, "tinyddpm", spacing, made, rms(ours(sampler, D.timesteps(steps, spacing), x_T), truth)
-                )
+                yield Row(sampler, "tinyddpm", spacing, made, rms(ours(sampler, D.timesteps(steps, spacing), x_T), truth))
             for spacing, options in SPACINGS[sampler].items() if peer else ():
                 plan, x = theirs(sampler, steps, x_T, **options)
                 yield Row(sampler, "diffusers", spacing, len(plan), rms(x, truth))
@@ -237,15 +232,8 @@ def figure(entries: Sequence[dict[str, Any]], floor: float) -> Any:
 
     kinds = list(dict.fromkeys(e["comparison"] for e in entries))
     styles = {s: {"color": c, "marker": m} for s, c, m in zip(PEERS, _report.COLOURS, "os^D", strict=False)}
-    libraries: dict[str, dict[str, Any]] = {
-        "tinyddpm": {"linestyle": "-"},
-        "diffusers": {"linestyle": "--", "mfc": "white"},
-    }
-    titles = {
-        "same grid": "one grid for both",
-        "default": f"{CHOSEN}; diffusers' default",
-        "best": f"{CHOSEN}; diffusers' best",
-    }
+    libraries: dict[str, dict[str, Any]] = {"tinyddpm": {"linestyle": "-"}, "diffusers": {"linestyle": "--", "mfc": "white"}}
+    titles = {"same grid": "one grid for both", "default": f"{CHOSEN}; diffusers' default", "best": f"{CHOSEN}; diffusers' best"}
     drawn = Figure(figsize=(4 * len(kinds), 3.9), layout="constrained")
     axes = drawn.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     for ax, kind in zip(axes, kinds, strict=True):
@@ -265,9 +253,7 @@ def figure(entries: Sequence[dict[str, Any]], floor: float) -> Any:
     axes[0].set_ylabel("RMS error of $x_0$")
     axes[0].text(axes[0].get_xlim()[0] * 1.1, floor * 1.08, "the last move's own error", color="#555555", fontsize=8)
     keys = [Line2D([], [], label=sampler, linestyle="", **style) for sampler, style in styles.items()]
-    keys += [
-        Line2D([], [], label=name, color="black", marker="o", markersize=5, **dash) for name, dash in libraries.items()
-    ]
+    keys += [Line2D([], [], label=name, color="black", marker="o", markersize=5, **dash) for name, dash in libraries.items()]
     axes[0].legend(handles=keys, frameon=False, fontsize=8, loc="upper right")
     return drawn
 
@@ -275,9 +261,7 @@ def figure(entries: Sequence[dict[str, Any]], floor: float) -> Any:
 def main(argv: Sequence[str]) -> None:
     """Measure, print, write."""
     parser = _report.Parser(description=_report.about(__doc__).splitlines()[0])
-    parser.add_argument(
-        "--calls", type=int, nargs="+", default=CALLS, metavar="N", help="network calls (default: 5..200)"
-    )
+    parser.add_argument("--calls", type=int, nargs="+", default=CALLS, metavar="N", help="network calls (default: 5..200)")
     parser.add_argument("--samples", type=int, default=256, metavar="N", help="starts (default: 256)")
     parser.add_argument("--no-peer", action="store_true", help="leave out diffusers")
     for name in ("json", "markdown", "plot"):

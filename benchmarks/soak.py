@@ -49,9 +49,7 @@ def soak(minutes: float, folder: Path) -> Iterator[Reading]:
     torch.set_num_threads(1)
     d, shape = Diffusion(schedules.linear(50, 1e-3, 0.4)), (1, 8, 8)
     data = GaussianData(np.zeros(shape), np.full(shape, 0.1))
-    exact, learned = (
-        Denoiser(net) for net in (data.net(d), UNet(8, 1, channels=32, mults=(1, 2), attention=()).eval())
-    )
+    exact, learned = (Denoiser(net) for net in (data.net(d), UNet(8, 1, channels=32, mults=(1, 2), attention=()).eval()))
     run = TrainConfig(out=str(folder / "run"), batch_size=16, mults=(1, 2), res_blocks=1, T=50, checkpoint_every=2)
     start, rounds = time.monotonic(), 0
     while time.monotonic() - start < 60 * minutes:

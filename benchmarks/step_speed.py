@@ -65,9 +65,7 @@ def diffusers(sampler: str, steps: int, x: Array, value: Array) -> Callable[[], 
     import torch
 
     clipped = {"clip_sample": True} if sampler in CLIPPED else {}
-    scheduler = getattr(diffusers, SCHEDULERS[sampler])(
-        trained_betas=D.beta[1:], timestep_spacing="trailing", **clipped
-    )
+    scheduler = getattr(diffusers, SCHEDULERS[sampler])(trained_betas=D.beta[1:], timestep_spacing="trailing", **clipped)
 
     def run() -> None:
         with torch.no_grad():
@@ -88,13 +86,7 @@ def formula(sampler: str, steps: int, x: Array, value: Array) -> Callable[[], ob
     t, s = plan[:-1], plan[1:]
     w_x0, w_xt, var = D.posterior_weights(t, s)
     with np.errstate(divide="ignore"):
-        columns = (
-            1 / D.sqrt_alpha_bar[t],
-            D.sqrt_one_minus_alpha_bar[t] / D.sqrt_alpha_bar[t],
-            w_x0,
-            w_xt,
-            np.log(var),
-        )
+        columns = (1 / D.sqrt_alpha_bar[t], D.sqrt_one_minus_alpha_bar[t] / D.sqrt_alpha_bar[t], w_x0, w_xt, np.log(var))
     tables = [torch.from_numpy(column).to(x.device, x.dtype) for column in columns]
     a_s, sigma_s = D.sqrt_alpha_bar[s].tolist(), D.sqrt_one_minus_alpha_bar[s].tolist()
 
@@ -126,9 +118,7 @@ def waited(backend: backends.Backend, x: Array) -> None:
     backend.to_numpy(x[(slice(0, 1),) * x.ndim])
 
 
-def tasks(
-    options: argparse.Namespace, sampler: str, shape: tuple[int, ...], steps: int
-) -> dict[str, Callable[[], object]]:
+def tasks(options: argparse.Namespace, sampler: str, shape: tuple[int, ...], steps: int) -> dict[str, Callable[[], object]]:
     """What is timed for one sampler and shape."""
     rng = np.random.default_rng(0)
     host = [scale * rng.standard_normal(shape).astype(np.float32) for scale in (1.0, 0.1)]

@@ -48,9 +48,7 @@ class Peer:
         self.trainer, config = trainer, trainer.config
         with tempfile.TemporaryDirectory() as folder:
             save_diffusers(folder, trainer.net, trainer.diffusion, config.denoiser(trainer.net))
-            model = UNet2DModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False).to(
-                trainer.world.device
-            )
+            model = UNet2DModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False).to(trainer.world.device)
             self.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
         self.model = model.train()
         self.network = torch.compile(model) if compiled else model
@@ -126,9 +124,7 @@ def prepared(name: str, device: str | None, batch: int | None, precision: str, c
     """A trainer for random images, with the network `name`."""
     size, usual, settings = lookup("network", name, NETWORKS)
     batch = usual if batch is None else as_positive_int("batch", batch)
-    config = TrainConfig(
-        batch_size=batch, steps=10**6, precision=precision, compile=compiled, device=device, **settings
-    )
+    config = TrainConfig(batch_size=batch, steps=10**6, precision=precision, compile=compiled, device=device, **settings)
     pixels = np.random.default_rng(0).integers(0, 256, (4 * batch, 3, size, size), np.uint8)
     trainer = Trainer(config, Images(pixels), World(0, 1, _device(device)))
     for parameter in trainer.parameters:  # past the zeros that both start from, so that the outputs can be compared
@@ -142,9 +138,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--network", default="small", help=f"{' or '.join(NETWORKS)} (default small)")
     parser.add_argument("--device", help="by default the CPU")
     parser.add_argument("--batch", type=int, metavar="B", help="by default 16 (small) or 128 (cifar10)")
-    parser.add_argument(
-        "--precision", default="float32", metavar="P", help="float32 (default) or bf16, of both networks"
-    )
+    parser.add_argument("--precision", default="float32", metavar="P", help="float32 (default) or bf16, of both networks")
     parser.add_argument("--compile", action="store_true", help="compile both networks")
     parser.add_argument("--rounds", type=int, default=15, metavar="N", help="(default 15)")
     parser.add_argument("--json", type=Path, metavar="F", help="write the rows there")

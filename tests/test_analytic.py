@@ -35,15 +35,11 @@ def gradient(library: Library, f: Callable[..., Any], x: Any) -> Any:
 
 @DATA
 @pytest.mark.parametrize("t", [1, 7, 50])
-def test_the_exact_net_is_the_score_of_the_marginal(
-    differentiable: Library, data: GaussianData | MixtureData, t: int
-) -> None:
+def test_the_exact_net_is_the_score_of_the_marginal(differentiable: Library, data: GaussianData | MixtureData, t: int) -> None:
     """eps = -sqrt(1 - alpha_bar) grad log q(x_t); 1e-11: rounding of about 20 operations, times 1 / var at t = 1."""
     x = batch(5, 2, 3)
     score = gradient(differentiable, data.marginal(CHAIN, t).log_prob, x)
-    np.testing.assert_allclose(
-        data.net(CHAIN)(x, t), -CHAIN.sqrt_one_minus_alpha_bar[t] * score, rtol=1e-11, atol=1e-11
-    )
+    np.testing.assert_allclose(data.net(CHAIN)(x, t), -CHAIN.sqrt_one_minus_alpha_bar[t] * score, rtol=1e-11, atol=1e-11)
 
 
 @DATA
@@ -51,9 +47,7 @@ def test_the_net_differentiates_and_agrees_in_every_library(library: Library, da
     x, t = batch(4, 2, 3), np.array([1, 3, 20, 50])
     expected = np.concatenate([data.net(CHAIN)(x[i : i + 1], int(t[i])) for i in range(4)])
     for steps in (t, library.array(t)):
-        np.testing.assert_allclose(
-            library.host(data.net(CHAIN)(library.array(x), steps)), expected, rtol=1e-12, atol=1e-14
-        )
+        np.testing.assert_allclose(library.host(data.net(CHAIN)(library.array(x), steps)), expected, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(library.host(data.log_prob(library.array(x))), data.log_prob(x), rtol=1e-12)
     single = data.net(CHAIN)(library.array(x, "float32"), 20)
     assert single.dtype == library.xp.float32
@@ -85,9 +79,7 @@ def test_a_marginal_of_a_shorter_chain_is_the_same_law(d: Diffusion, share: floa
 @pytest.mark.parametrize("t", [1, 10, 40])
 def test_prediction_is_the_mean_of_x0_given_x_t(data: GaussianData | MixtureData, t: int) -> None:
     """Bayes' rule by brute force: weighted samples of x_0 in one dimension. 0.02: a mean of 2e5 weighted samples."""
-    flat = (
-        GaussianData(0.2, 0.3) if isinstance(data, GaussianData) else MixtureData([0.4, 0.6], [-0.5, 0.6], [0.05, 0.02])
-    )
+    flat = GaussianData(0.2, 0.3) if isinstance(data, GaussianData) else MixtureData([0.4, 0.6], [-0.5, 0.6], [0.05, 0.02])
     x0 = flat.sample(200_000, seed=3)
     a, var = CHAIN.sqrt_alpha_bar[t], CHAIN.one_minus_alpha_bar[t]
     for x_t in (-0.4, 0.1, 0.9):
@@ -102,15 +94,10 @@ def test_log_prob_against_fifty_digits() -> None:
         for row, ours in zip(x, MIXTURE.log_prob(x), strict=True):
             joint = [
                 w
-                * mp.fprod(
-                    mp.npdf(mp.mpf(a), m, mp.sqrt(mp.mpf(v)))
-                    for a, m, v in zip(row.flat, ms.flat, vs.flat, strict=True)
-                )
+                * mp.fprod(mp.npdf(mp.mpf(a), m, mp.sqrt(mp.mpf(v))) for a, m, v in zip(row.flat, ms.flat, vs.flat, strict=True))
                 for w, ms, vs in zip(MIXTURE.weights, MIXTURE.means, MIXTURE.vars, strict=True)
             ]
-            assert ours == pytest.approx(
-                float(mp.log(mp.fsum(joint))), rel=1e-13
-            )  # a few roundings of a sum of 6 terms
+            assert ours == pytest.approx(float(mp.log(mp.fsum(joint))), rel=1e-13)  # a few roundings of a sum of 6 terms
 
 
 def test_samples_follow_the_law() -> None:
@@ -123,9 +110,7 @@ def test_samples_follow_the_law() -> None:
     cdf = 0.25 * norm.cdf(x, -0.5, 0.1) + 0.75 * norm.cdf(x, 0.4, 0.3)
     assert kstest(cdf, "uniform").statistic < 0.0145
     y = GAUSSIAN.sample(20_000, seed=5)
-    assert (
-        kstest(norm.cdf(((y - GAUSSIAN.mean) / np.sqrt(GAUSSIAN.var)).ravel()), "uniform").statistic < 0.006
-    )  # n = 120 000
+    assert kstest(norm.cdf(((y - GAUSSIAN.mean) / np.sqrt(GAUSSIAN.var)).ravel()), "uniform").statistic < 0.006  # n = 120 000
 
 
 @DATA

@@ -419,9 +419,7 @@ def test_gradients_are_off_while_samples_are_drawn() -> None:
     assert torch.is_grad_enabled()
 
 
-def test_gradients_are_off_for_an_arrays_library_where_it_has_any(
-    library: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_are_off_for_an_arrays_library_where_it_has_any(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     x = library.array(np.ones(2))
     with backends.no_grad(x):
         if library.name == "torch":

@@ -69,17 +69,7 @@ def test_sample_speed_times_the_network_apart(script: Callable[[str], Any]) -> N
 @pytest.mark.parametrize("model", ["unet", "analytic"])
 def test_sample_speed_beside_diffusers(script: Callable[[str], Any], model: str, tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
-    argv = [
-        "--backend",
-        "torch",
-        "--model",
-        model,
-        "--peer",
-        "diffusers",
-        *SMALL,
-        "--json",
-        str(tmp_path / "rows.json"),
-    ]
+    argv = ["--backend", "torch", "--model", model, "--peer", "diffusers", *SMALL, "--json", str(tmp_path / "rows.json")]
     script("sample_speed").main(argv)
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [(row["library"], row["sampler"]) for row in rows] == [
@@ -129,9 +119,7 @@ def test_as_a_command() -> None:
     assert ended.stderr.count("\n") == 1
 
 
-def test_sampler_error_compares_equals(
-    script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sampler_error_compares_equals(script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On one grid the two libraries are one method, to their float32 tables; everything that is promised is written."""
     pytest.importorskip("diffusers")
     pytest.importorskip("matplotlib")
@@ -171,9 +159,7 @@ def test_the_solution_is_the_flows_end(script: Callable[[str], Any]) -> None:
     """The reference against a thousand Heun moves: apart by no more than the last move's own error."""
     module = script("sampler_error")
     x_T = np.random.default_rng(1).standard_normal((16, 2))
-    assert module.rms(module.ours("heun", module.D.timesteps(1000), x_T), module.solution(x_T)) < 2 * module.last_move(
-        x_T
-    )
+    assert module.rms(module.ours("heun", module.D.timesteps(1000), x_T), module.solution(x_T)) < 2 * module.last_move(x_T)
 
 
 def test_one_jump(script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,9 +240,7 @@ def test_where_time_goes(
     script("where_time_goes").main(["--rounds", "2", "--json", str(files["w.json"]), "--markdown", str(files["w.md"])])
     found = json.loads(files["w.json"].read_text())
     assert all(row["ns"] > 0 for row in found["passes"])
-    assert [
-        sum(row["in_ddim"] for row in found["passes"] if row["library"] == name) for name in ("numpy", "torch")
-    ] == [7, 5]
+    assert [sum(row["in_ddim"] for row in found["passes"] if row["library"] == name) for name in ("numpy", "torch")] == [7, 5]
     of = {row["call"]: row for row in found["after_network"]}
     assert of["all"]["after_us"] > of["all"]["repeated_us"]
     kinds = {row["kind"]: row for row in found["network"]}

@@ -28,15 +28,7 @@ FILES = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "state
 
 
 def tiny(out: Path, **options: Any) -> TrainConfig:
-    settings = {
-        "steps": 3,
-        "batch_size": 4,
-        "channels": 4,
-        "mults": (1,),
-        "res_blocks": 1,
-        "T": 20,
-        "checkpoint_every": 2,
-    }
+    settings = {"steps": 3, "batch_size": 4, "channels": 4, "mults": (1,), "res_blocks": 1, "T": 20, "checkpoint_every": 2}
     return TrainConfig.from_dict({"out": str(out), "device": "cpu", **settings, **options})
 
 
@@ -168,9 +160,7 @@ def test_links_inside_a_checkpoint_are_refused(run: Path, tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("fails_at", range(8))
-def test_a_full_disk_leaves_the_last_checkpoint_whole(
-    run: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
-) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint_whole(run: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int) -> None:
     """The n-th fsync of the checkpoint of step 4 fails: five files, their folder, its parent, the link's folder."""
     calls, sync = [0], os.fsync
     counting = [False]

@@ -225,9 +225,7 @@ def test_json_is_all_that_is_printed(
     assert not ("--quiet" in words and shown.err)
 
 
-def test_train_tells_programs_what_it_tells_people(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_train_tells_programs_what_it_tells_people(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "run")
     assert main(["train", *TINY, "--out", out, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -252,14 +250,10 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == here
 
 
-def test_quiet_verification_tells_of_failures_only(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_quiet_verification_tells_of_failures_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from tinyddpm import verify
 
-    found = [
-        verify.Result(name, error, 1.0, "ulp", "why") for name, error in (("one", 0.5), ("two", 2.0), ("three", 1.0))
-    ]
+    found = [verify.Result(name, error, 1.0, "ulp", "why") for name, error in (("one", 0.5), ("two", 2.0), ("three", 1.0))]
     monkeypatch.setattr(verify, "identities", lambda *args: iter(found))
     assert main(["verify", "--quiet"]) == 1
     failure, count = capsys.readouterr().out.splitlines()
@@ -328,9 +322,7 @@ def test_interrupting_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
 # Evaluate.
 
 
-def test_evaluate_gives_the_bound_on_held_out_images(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_gives_the_bound_on_held_out_images(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "--model", model, "--data", "digits", "--json", "-q", "--batch-size", "100"]) == 0
     stated = json.loads(capsys.readouterr().out)
     run = training.load_run(model)
@@ -357,9 +349,7 @@ def test_evaluate_scores_all_of_other_images(model: str, tmp_path: Path, capsys:
     assert json.loads(capsys.readouterr().out)["images"] == 7
     assert main(["evaluate", "--model", model, "--data", str(tmp_path / "own.npy"), "--limit", "3", "-q"]) == 0
     assert "images: 3" in capsys.readouterr().out
-    assert (
-        main(["evaluate", "--model", model, "--data", str(tmp_path / "own.npy"), "--limit", "1", "--json", "-q"]) == 0
-    )
+    assert main(["evaluate", "--model", model, "--data", str(tmp_path / "own.npy"), "--limit", "1", "--json", "-q"]) == 0
     alone = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert alone["bits_per_dim"]["error"] is None
 
@@ -367,9 +357,7 @@ def test_evaluate_scores_all_of_other_images(model: str, tmp_path: Path, capsys:
 # Plot.
 
 
-@pytest.mark.parametrize(
-    "what", ["schedules", "forward", "denoising", "loss", "bound", "rate-distortion", "sampler-error"]
-)
+@pytest.mark.parametrize("what", ["schedules", "forward", "denoising", "loss", "bound", "rate-distortion", "sampler-error"])
 def test_every_figure_is_drawn(what: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / f"{what}.png"
     assert main(["plot", what, str(file), "--model", model, "--limit", "8", "-q"]) == 0

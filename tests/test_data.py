@@ -222,9 +222,7 @@ def test_cut_files_are_named(tmp_path: Path, name: str) -> None:
             load(file)
 
 
-@pytest.mark.parametrize(
-    ("labels", "name"), [(np.arange(4), "labels"), (np.arange(5) - 1, "labels"), (np.ones(5), "labels")]
-)
+@pytest.mark.parametrize(("labels", "name"), [(np.arange(4), "labels"), (np.arange(5) - 1, "labels"), (np.ones(5), "labels")])
 def test_wrong_labels_are_refused(tmp_path: Path, labels: Any, name: str) -> None:
     np.savez(tmp_path / "a.npz", images=noise(5, 4, 4), labels=labels)
     with pytest.raises(ValueError, match=name):

@@ -122,7 +122,7 @@ def test_defect_06_eps_at_zero_terminal_snr() -> None:
         assert not np.isfinite((X - math.sqrt(1 - d.alpha_bar[1000]) * X) / np.sqrt(d.alpha_bar[1000])).any()
     floored = math.sqrt(1 - 2**-24) / math.sqrt(2**-24) * 1e-3  # what an error of 1e-3 becomes
     assert floored > 4
-    with pytest.raises(ValueError, match="t: x0 does not follow from eps at t = 1000, where alpha_bar is 0"):
+    with pytest.raises(ValueError, match="t must be a step at which x0 follows from eps, got 1000, where alpha_bar is 0"):
         Denoiser(zero).x0(d, X, 1000)
     exact_v = Denoiser(lambda x_t, t: 1e-3 - X, predicts="v", clip_x0=False)
     np.testing.assert_allclose(exact_v.x0(d, X, 1000), X, rtol=0, atol=1.001e-3)

@@ -217,9 +217,7 @@ def classifier(digits: tuple[Images, Images]) -> Classifier:
     return train_classifier(digits[0], epochs=6)
 
 
-def test_the_classifier_learns_and_its_features_are_standard(
-    classifier: Classifier, digits: tuple[Images, Images]
-) -> None:
+def test_the_classifier_learns_and_its_features_are_standard(classifier: Classifier, digits: tuple[Images, Images]) -> None:
     accuracy = classifier.accuracy(digits[1])
     assert accuracy.value > 0.9  # 0.1 by chance
     assert accuracy.error == pytest.approx(math.sqrt(accuracy.value * (1 - accuracy.value) / len(digits[1])))
@@ -251,9 +249,7 @@ def test_worse_images_are_farther(classifier: Classifier, digits: tuple[Images, 
         assert worse["precision"].value < better["precision"].value
 
 
-def test_the_classifier_comes_back_as_it_was(
-    classifier: Classifier, digits: tuple[Images, Images], tmp_path: Path
-) -> None:
+def test_the_classifier_comes_back_as_it_was(classifier: Classifier, digits: tuple[Images, Images], tmp_path: Path) -> None:
     classifier.save(tmp_path / "c")
     again = Classifier.load(tmp_path / "c")
     np.testing.assert_array_equal(again.features(digits[1]), classifier.features(digits[1]))
@@ -322,9 +318,7 @@ def test_evaluate_measures_the_samples(
     assert "FID" not in shown
 
 
-def test_evaluate_trains_a_classifier_and_keeps_it(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_trains_a_classifier_and_keeps_it(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "kept"
     argv = ["evaluate", "--model", model, *EVALUATE, "--distances", "20", "--json"]
     assert main([*argv, "--classifier", str(folder)]) == 0
@@ -369,11 +363,7 @@ def test_wrong_words_are_one_line(model: str, words: list[str], named: str, caps
 
 
 def test_fid_is_torch_fidelitys(
-    model: str,
-    classifier: Classifier,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    model: str, classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It gets both sets as 8-bit RGB tensors, and what it says is printed."""
     given = {}

@@ -50,9 +50,7 @@ def test_the_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         pages.run(block, page, namespace)
 
 
-def test_the_readmes_code_runs_and_samples_have_the_datas_mean(
-    capsys: pytest.CaptureFixture[str], registry: None
-) -> None:
+def test_the_readmes_code_runs_and_samples_have_the_datas_mean(capsys: pytest.CaptureFixture[str], registry: None) -> None:
     namespace: dict[str, object] = {}
     code = list(pages.blocks(text(README), "python"))
     assert len([line for line in code[0].text.splitlines() if line]) <= 8

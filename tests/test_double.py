@@ -83,8 +83,7 @@ def test_expm1_and_exp(exponent: float, part: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("a", "exp", "expm1"),
-    [(0.0, 1, 0), (-1000.0, 0, -1), (-math.inf, 0, -1), (-745.0, 5e-324, -1), (-744.0, 1e-323, -1)],
+    ("a", "exp", "expm1"), [(0.0, 1, 0), (-1000.0, 0, -1), (-math.inf, 0, -1), (-745.0, 5e-324, -1), (-744.0, 1e-323, -1)]
 )
 def test_ends_of_the_range(a: float, exp: float, expm1: float) -> None:
     with np.errstate(all="raise", under="ignore"):

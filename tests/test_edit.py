@@ -18,9 +18,7 @@ from strategies import batch, plans
 from tinyddpm import Denoiser, Diffusion, backends, edit, noise, schedules
 from tinyddpm.analytic import GaussianData, MixtureData
 
-MIXTURE = MixtureData(
-    [0.5, 0.3, 0.2], [[-0.6, 0.2], [0.5, 0.5], [0.1, -0.7]], [[0.02, 0.05], [0.04, 0.02], [0.03, 0.03]]
-)
+MIXTURE = MixtureData([0.5, 0.3, 0.2], [[-0.6, 0.2], [0.5, 0.5], [0.1, -0.7]], [[0.02, 0.05], [0.04, 0.02], [0.03, 0.03]])
 BROAD = MixtureData([0.5, 0.5], [[-0.3, -0.4], [0.3, 0.4]], [[0.1, 0.05], [0.1, 0.05]])
 RIGHT = np.array([False, True])  # the second of two numbers is known
 
@@ -155,9 +153,7 @@ def test_an_edit_does_not_depend_on_its_batch() -> None:
     a, b, rows = batch(4, 3), batch(4, 3, seed=1), [5, 0, 2**64 - 1, 6]
     edits: dict[str, Callable[[slice, list[int]], Any]] = {
         "inpaint": lambda k, i: edit.inpaint(d, Denoiser(zero_net), a[k], np.eye(1, 3) > 0, index=i, jump_length=3),
-        "interpolate": lambda k, i: edit.interpolate(d, Denoiser(zero_net), a[k], b[k], [0.3], index=i, sampler="ddpm")[
-            0
-        ],
+        "interpolate": lambda k, i: edit.interpolate(d, Denoiser(zero_net), a[k], b[k], [0.3], index=i, sampler="ddpm")[0],
         "invert": lambda k, i: edit.invert(d, Denoiser(lambda x, t: 0.1 * x**2), a[k]),
     }
     for run in edits.values():
@@ -179,9 +175,7 @@ def test_the_callers_arrays_are_left_alone() -> None:
         np.testing.assert_array_equal(x, old)
 
 
-def round_trip(
-    d: Diffusion, denoiser: Denoiser, x0: NDArray[np.float64], plan: Sequence[int], iterations: int
-) -> float:
+def round_trip(d: Diffusion, denoiser: Denoiser, x0: NDArray[np.float64], plan: Sequence[int], iterations: int) -> float:
     x_t = edit.invert(d, denoiser, x0, timesteps=plan, iterations=iterations)
     back = d.sample(denoiser, x0.shape, sampler="ddim", timesteps=plan, x_T=x_t)
     return float(np.abs(back - x0).max())
@@ -294,9 +288,7 @@ def test_interpolate_on_every_library(library: Library) -> None:
     for options in given:
         truth = edit.interpolate(d, exact(d), a, b, [0.2, 0.8], timesteps=(9, 5, 2, 0), **options)
         assert truth.shape == (2, 3, 2)
-        ours = edit.interpolate(
-            d, exact(d), library.array(a), library.array(b), [0.2, 0.8], timesteps=(9, 5, 2, 0), **options
-        )
+        ours = edit.interpolate(d, exact(d), library.array(a), library.array(b), [0.2, 0.8], timesteps=(9, 5, 2, 0), **options)
         assert type(ours) is type(library.array(a))
         np.testing.assert_allclose(library.host(ours), truth, atol=2e-5)  # noise agrees within 2e-6
 
@@ -337,18 +329,8 @@ def test_no_gradients_are_recorded() -> None:
         ("invert", {"x0": np.array([[1]])}, TypeError, "x0"),
         ("invert", {"iterations": 0}, ValueError, "iterations"),
         ("invert", {"timesteps": (3, 3, 0)}, ValueError, "timesteps"),
-        (
-            "invert",
-            {"denoiser": Denoiser(lambda x, t: x * math.nan)},
-            ValueError,
-            "net returned NaN or infinity at t = 1",
-        ),
-        (
-            "inpaint",
-            {"denoiser": Denoiser(lambda x, t: x * math.nan)},
-            ValueError,
-            "net returned NaN or infinity at t = 10",
-        ),
+        ("invert", {"denoiser": Denoiser(lambda x, t: x * math.nan)}, ValueError, "net returned NaN or infinity at t = 1"),
+        ("inpaint", {"denoiser": Denoiser(lambda x, t: x * math.nan)}, ValueError, "net returned NaN or infinity at t = 10"),
         ("inpaint", {"denoiser": Denoiser(lambda x, t: x[:, :1])}, ValueError, r"^net\b"),
     ],
 )

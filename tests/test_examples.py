@@ -85,9 +85,7 @@ def test_diffusers_scheduler(capsys: pytest.CaptureFixture[str]) -> None:
     theirs = diffusers.DDPMScheduler(trained_betas=beta, variance_type="fixed_small", clip_sample=True)
     x, eps = torch.randn(2, 3, 3, 3, dtype=torch.float64), torch.randn(2, 3, 3, 3, dtype=torch.float64)
     for t in (999, 500, 10, 1, 0):
-        one, two = (
-            each.step(eps, t, x, generator=torch.Generator().manual_seed(0)).prev_sample for each in (ours, theirs)
-        )
+        one, two = (each.step(eps, t, x, generator=torch.Generator().manual_seed(0)).prev_sample for each in (ours, theirs))
         torch.testing.assert_close(one, two, rtol=0, atol=2e-3)  # float32's 1 - alpha_bar_1 is 1.7e-4 off
     t = torch.tensor([999, 3])
     torch.testing.assert_close(ours.add_noise(x, eps, t), theirs.add_noise(x, eps, t), rtol=0, atol=1e-4)

@@ -72,9 +72,7 @@ def test_atheris_finds_nothing(name: str, tmp_path: Path) -> None:
         pytest.skip("atheris is not installed; pip install atheris")
     command = [sys.executable, "-m", "fuzz.run", name, f"-runs={RUNS}", f"-max_total_time={TIME}", "-max_len=4096",
                "-timeout=10", "-rss_limit_mb=4096", f"-artifact_prefix={tmp_path}/"]  # fmt: skip
-    run = subprocess.run(
-        command, cwd=FOLDER, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    run = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, run.stderr[-3000:]
     done = re.search(r"Done (\d+) runs", run.stderr)
     assert done is not None, run.stderr[-3000:]

@@ -80,9 +80,7 @@ def test_kl_runs_on_every_library(library: Library) -> None:
     np.testing.assert_allclose(library.host(value), truth, rtol=1e-13)
     column = library.array(v2[:, :1])
     broadcast = gaussian.kl(library.array(m1), 0.3, library.array(m2), column)
-    np.testing.assert_allclose(
-        library.host(broadcast), gaussian.kl(m1, 0.3 + 0 * v1, m2, v2[:, :1] + 0 * v2), rtol=1e-13
-    )
+    np.testing.assert_allclose(library.host(broadcast), gaussian.kl(m1, 0.3 + 0 * v1, m2, v2[:, :1] + 0 * v2), rtol=1e-13)
 
 
 def test_kl_of_points(library: Library) -> None:
@@ -127,11 +125,7 @@ def test_kl_full_matches_its_formula(seed: int, d: int) -> None:
 @settings(max_examples=30)
 def test_kl_full_laws(seed: int, d: int) -> None:
     rng = np.random.default_rng(seed)
-    (m1, m2), (c1, c2), a = (
-        rng.normal(size=(2, 3, d)),
-        covariances(rng, 2, 3, d),
-        rng.normal(size=(d, d)) + 4 * np.eye(d),
-    )
+    (m1, m2), (c1, c2), a = (rng.normal(size=(2, 3, d)), covariances(rng, 2, 3, d), rng.normal(size=(d, d)) + 4 * np.eye(d))
     value = gaussian.kl_full(m1, c1, m2, c2)
     assert value.shape == (3,)
     assert (value >= 0).all()
@@ -269,9 +263,7 @@ def gradients(library: Library, f: Any, *arguments: np.ndarray) -> list[np.ndarr
         return [library.host(a.grad) for a in inputs]
     import jax
 
-    found = jax.jit(jax.grad(lambda *a: f(*a).sum(), argnums=tuple(range(len(arguments)))))(
-        *map(library.array, arguments)
-    )
+    found = jax.jit(jax.grad(lambda *a: f(*a).sum(), argnums=tuple(range(len(arguments)))))(*map(library.array, arguments))
     return [library.host(g) for g in found]
 
 
@@ -298,9 +290,7 @@ def test_decoder_gradients_are_finite_everywhere(differentiable: Library) -> Non
     mean, log_std = (a.ravel() for a in np.meshgrid(np.linspace(-3, 3, 61), np.linspace(-18.4, 18.4, 47)))
     for x in (-1.0, 0.0, 1.0):
         xs = differentiable.array(np.full_like(mean, x))
-        found = gradients(
-            differentiable, lambda m, s, x=xs: gaussian.discretized_log_likelihood(x, m, s, 255), mean, log_std
-        )
+        found = gradients(differentiable, lambda m, s, x=xs: gaussian.discretized_log_likelihood(x, m, s, 255), mean, log_std)
         assert all(np.isfinite(g).all() for g in found)
 
 
@@ -347,8 +337,7 @@ def test_a_value_counts_as_its_nearest_level() -> None:
     x = level / 8 - 1 + rng.uniform(-0.062, 0.062, size=200)
     mean = rng.normal(size=200)
     np.testing.assert_array_equal(
-        gaussian.discretized_log_likelihood(x, mean, -1.0, 17),
-        gaussian.discretized_log_likelihood(level / 8 - 1, mean, -1.0, 17),
+        gaussian.discretized_log_likelihood(x, mean, -1.0, 17), gaussian.discretized_log_likelihood(level / 8 - 1, mean, -1.0, 17)
     )
 
 
@@ -361,9 +350,7 @@ def test_decoder_of_a_point() -> None:
     x = levels_of(3)  # the bins meet at -0.5 and 0.5
     point = Gaussian(np.array([-0.7, 0.5, 0.6]), np.array([-math.inf, -math.inf, 0.0]))
     np.testing.assert_array_equal(point.discretized_log_prob(x, 3)[:2], [0, -math.log(2)])
-    np.testing.assert_array_equal(
-        Gaussian(np.full(3, 0.2), -math.inf).discretized_log_prob(x, 3), [-np.inf, 0, -np.inf]
-    )
+    np.testing.assert_array_equal(Gaussian(np.full(3, 0.2), -math.inf).discretized_log_prob(x, 3), [-np.inf, 0, -np.inf])
 
 
 def published(x: np.ndarray, mean: np.ndarray, log_std: float) -> np.ndarray:
@@ -439,9 +426,7 @@ def test_log_prob_is_a_density(library: Library) -> None:
     rng = np.random.default_rng(7)
     mean, x, log_var = rng.normal(size=(3, 4, 5))
     g = Gaussian(library.array(mean), library.array(log_var))
-    np.testing.assert_allclose(
-        library.host(g.log_prob(library.array(x))), norm.logpdf(x, mean, np.exp(log_var / 2)), rtol=1e-13
-    )
+    np.testing.assert_allclose(library.host(g.log_prob(library.array(x))), norm.logpdf(x, mean, np.exp(log_var / 2)), rtol=1e-13)
     point = Gaussian(library.array(np.zeros(2)), -math.inf)
     assert library.host(point.log_prob(library.array([0.0, 1.0]))).tolist() == [math.inf, -math.inf]
 
@@ -546,11 +531,7 @@ def test_frozen() -> None:
 def test_mixed_libraries_are_refused() -> None:
     torch = pytest.importorskip("torch")
     g = Gaussian(np.zeros(2), 0.0)
-    for wrong in (
-        lambda: g.sample(torch.zeros(2)),
-        lambda: g.log_prob(torch.zeros(2)),
-        lambda: Gaussian(g.mean, torch.zeros(2)),
-    ):
+    for wrong in (lambda: g.sample(torch.zeros(2)), lambda: g.log_prob(torch.zeros(2)), lambda: Gaussian(g.mean, torch.zeros(2))):
         with pytest.raises(TypeError, match="libraries don't mix"):
             wrong()
 

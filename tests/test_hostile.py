@@ -221,9 +221,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, net: Any) -> Path:
     net.save(made / "unet")
     pipeline_net = UNet(8, in_channels=1, channels=32, mults=(1,), res_blocks=1, attention=())
     save_diffusers(made / "pipeline", pipeline_net, Diffusion(schedules.linear(20)), Denoiser(pipeline_net, first_t=0))
-    config = TrainConfig(
-        out=str(made / "run"), device="cpu", steps=2, batch_size=4, channels=4, mults=(1,), res_blocks=1, T=20
-    )
+    config = TrainConfig(out=str(made / "run"), device="cpu", steps=2, batch_size=4, channels=4, mults=(1,), res_blocks=1, T=20)
     train(config, progress=False)
     return made
 
@@ -263,9 +261,7 @@ def test_networks(files: Path, case: str) -> None:
 @pytest.mark.parametrize("case", sorted(TENSORS.keys() - {"a link", "another network"}))
 def test_pipelines(files: Path, case: str) -> None:
     file = files / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
-    damage = (
-        header(lambda h: h.update({"../../etc/passwd": h.pop("conv_in.bias")})) if "path" in case else TENSORS[case]
-    )
+    damage = header(lambda h: h.update({"../../etc/passwd": h.pop("conv_in.bias")})) if "path" in case else TENSORS[case]
     damage(file)
     refuses(lambda: load_diffusers(files / "pipeline"), file.name)
 
@@ -350,9 +346,7 @@ def config(**changes: Any) -> Damage:
         state = json.loads(data)
         state["config"] = {**state["config"], **changes}
         del state["sha256"]
-        return json.dumps(
-            {**state, "sha256": hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()}
-        ).encode()
+        return json.dumps({**state, "sha256": hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()}).encode()
 
     return content(damage)
 
@@ -527,9 +521,7 @@ ARCHIVES: dict[str, bytes] = {
     "cut archive": zipped("a.npy", npy((1, 8, 8), body=bytes(64)))[:-30],
     "locked": locked(),
     "another packing": zipped("a.npy", npy((1, 8, 8), body=bytes(64)), zipfile.ZIP_BZIP2),
-    "flipped": zipped("a.npy", npy((1, 8, 8), body=bytes(64)), zipfile.ZIP_STORED).replace(
-        b"\0" * 8, b"\0" * 7 + b"\1", 1
-    ),
+    "flipped": zipped("a.npy", npy((1, 8, 8), body=bytes(64)), zipfile.ZIP_STORED).replace(b"\0" * 8, b"\0" * 7 + b"\1", 1),
     "a bomb": zipped("images.npy", npy((1, 8, 8), body=bytes(2**28))),
     "nothing": zipped("a.txt", b"")[-22:],
     "above": zipped("../../a.npy", _objects()),

@@ -137,9 +137,7 @@ def test_resizing_rounds_the_exact_filter_to_the_nearest(side: int, size: int, s
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.integers(0, 255))
-def test_any_size_fits_any_other_and_a_flat_picture_stays_flat(
-    h: int, w: int, to_h: int, to_w: int, value: int
-) -> None:
+def test_any_size_fits_any_other_and_a_flat_picture_stays_flat(h: int, w: int, to_h: int, to_w: int, value: int) -> None:
     seen = fit(np.full((h, w, 1), value, np.uint8), (to_h, to_w))
     assert seen.shape == (to_h, to_w, 1)
     assert (seen == value).all()
@@ -197,9 +195,7 @@ def test_more_than_eight_bits_are_refused_not_cut(tmp_path: Path, kind: str, con
 
 def test_six_bits_are_not_sixteen() -> None:
     head = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0) + struct.pack("<III", 0xF800, 0x07E0, 0x001F)
-    content = (
-        b"BM" + struct.pack("<IHHI", 14 + len(head) + 4, 0, 0, 14 + len(head)) + head + struct.pack("<HH", 0xF800, 0x1F)
-    )
+    content = b"BM" + struct.pack("<IHHI", 14 + len(head) + 4, 0, 0, 14 + len(head)) + head + struct.pack("<HH", 0xF800, 0x1F)
     assert read(content).tolist() == [[[255, 0, 0], [0, 0, 255]]]
 
 
@@ -247,17 +243,13 @@ def many(path: Path, count: int = 300, bad: tuple[int, ...] = (17, 170)) -> Path
     path.mkdir()
     picture = encoded(Image.fromarray(noise(EDGE, EDGE, 3)))
     for i in range(count):
-        (path / f"{i:04d}.png").write_bytes(
-            picture if i not in bad else picture[: (len(picture) // 2, 20)[i == bad[0]]]
-        )
+        (path / f"{i:04d}.png").write_bytes(picture if i not in bad else picture[: (len(picture) // 2, 20)[i == bad[0]]])
     return path
 
 
 @pytest.mark.parametrize("limit", [2**28, 0])
 @pytest.mark.parametrize("workers", [0, 4])
-def test_bad_files_are_skipped_by_a_flag(
-    tmp_path: Path, limit: int, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_files_are_skipped_by_a_flag(tmp_path: Path, limit: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "IN_MEMORY", limit)
     source = many(tmp_path / "many")
     with pytest.raises(ValueError, match=r"^data: .*0017\.png: "):

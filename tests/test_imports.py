@@ -70,9 +70,7 @@ def test_imports_point_down(path: Path) -> None:
             assert root != "tinyddpm_backends", "the core reaches plug-ins through backends.get only"
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT.parent / "backends/tinyddpm_backends").glob("*.py")), ids=lambda p: p.name
-)
+@pytest.mark.parametrize("path", sorted((ROOT.parent / "backends/tinyddpm_backends").glob("*.py")), ids=lambda p: p.name)
 def test_plug_ins_import_the_registry_and_their_own_library(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import | ast.ImportFrom) and not (isinstance(node, ast.ImportFrom) and node.level):

@@ -391,9 +391,7 @@ def test_a_missing_file_is_named(tmp_path: Path, file: str) -> None:
         ({"out_channels": 2}, {}), ({}, {"net": lambda x, t: x}),
     ],
 )  # fmt: skip
-def test_what_diffusers_cannot_say_is_refused(
-    tmp_path: Path, options: dict[str, Any], denoiser: dict[str, Any]
-) -> None:
+def test_what_diffusers_cannot_say_is_refused(tmp_path: Path, options: dict[str, Any], denoiser: dict[str, Any]) -> None:
     net = small(**options)
     with pytest.raises(ValueError, match=r"^(denoiser|net): "):
         save_diffusers(tmp_path / "a", net, Diffusion(), Denoiser(**{"net": net, "first_t": 0, **denoiser}))

@@ -103,9 +103,7 @@ def test_vlb_is_the_divergence_from_the_posterior(variance: str) -> None:
 
     loss = losses.vlb(CHAIN, denoiser, X0, STEPS, EPS)
     np.testing.assert_allclose(loss, per_row(definition, STEPS), rtol=1e-10)
-    np.testing.assert_allclose(
-        loss, per_row(lambda row, t: losses.vlb(CHAIN, denoiser, X0[row], t, EPS[row]), STEPS), rtol=1e-12
-    )
+    np.testing.assert_allclose(loss, per_row(lambda row, t: losses.vlb(CHAIN, denoiser, X0[row], t, EPS[row]), STEPS), rtol=1e-12)
 
 
 @KIND
@@ -150,9 +148,7 @@ def test_half_precision_is_finite_and_near(native: Library, loss: Callable[..., 
         pytest.skip("NumPy has no bfloat16")
     x0, eps = native.array(X0, dtype), native.array(EPS, dtype)
     net = Denoiser(lambda x_t, t: native.xp.concat([x_t / 2, 0 * x_t], axis=1), variance="learned_range")
-    exact = loss(
-        CHAIN, Denoiser(lambda x_t, t: np.concatenate([x_t / 2, 0 * x_t], 1), variance="learned_range"), X0, STEPS, EPS
-    )
+    exact = loss(CHAIN, Denoiser(lambda x_t, t: np.concatenate([x_t / 2, 0 * x_t], 1), variance="learned_range"), X0, STEPS, EPS)
     low = native.host(loss(CHAIN, net, x0, STEPS, eps)).astype(float)
     assert np.isfinite(low).all()
     unit = 2.0**-10 if dtype == "float16" else 2.0**-7
@@ -299,28 +295,14 @@ def test_bad_input_is_refused_by_name(loss: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("end", [-1.0, 1.0])
 def test_data_a_little_outside_count_as_the_last_level(end: float) -> None:
-    """In L_0, as in the bound; the network still sees them as they are."""
+    """By less than half a bin; in L_0, as in the bound; the network still sees them as they are."""
     level = np.full((1, 2, 3), end)
     denoiser = Denoiser(lambda x_t, t: 0.9 * end + 0 * x_t, predicts="x0")
     inside = losses.vlb(CHAIN, denoiser, level, 1, EPS[:1])
-    np.testing.assert_allclose(losses.vlb(CHAIN, denoiser, 1.3 * level, 1, EPS[:1]), inside, rtol=1e-12)
-    outside, inside = (likelihood.vlb(CHAIN, denoiser, x).decoder for x in (1.3 * level, level))
+    outside = 1.0039 * level
+    np.testing.assert_allclose(losses.vlb(CHAIN, denoiser, outside, 1, EPS[:1]), inside, rtol=1e-12)
+    outside, inside = (likelihood.vlb(CHAIN, denoiser, x).decoder for x in (outside, level))
     np.testing.assert_allclose(outside, inside, rtol=1e-12)
-
-
-def test_bad_options_are_refused_by_name() -> None:
-    run = CHAIN, Denoiser(EXACT), X0, 3, EPS
-    with pytest.raises(LookupError, match=r"^weighting must be one of uniform, snr, min_snr, p2, got 'best'"):
-        losses.weighted(*run, weighting="best")
-    with pytest.raises(ValueError, match=r"^gamma\b"):
-        losses.weighted(*run, weighting="snr", gamma=5.0)
-    with pytest.raises(ValueError, match=r"^gamma\b"):
-        losses.weighted(*run, weighting="p2", gamma=-1.0)
-    with pytest.raises(ValueError, match=r"^weight: "):
-        losses.hybrid(*run, weight=np.inf)
-    for loss in (losses.vlb, losses.hybrid):
-        with pytest.raises(ValueError, match=r"^x0: 25\."):
-            loss(CHAIN, Denoiser(EXACT), np.full_like(X0, 25.5), 3, EPS)
 
 
 # Samplers of t.
@@ -385,43 +367,13 @@ def test_a_restored_sampler_goes_on_as_the_first(make: Callable[..., losses.Unif
     assert all(np.array_equal(a, third.state_dict()[k]) for k, a in state.items())
 
 
-@pytest.mark.parametrize("make", [losses.UniformT, losses.LossAwareT])
-def test_samplers_refuse_bad_input_by_name(make: Callable[..., losses.UniformT | losses.LossAwareT]) -> None:
-    sampler = make(6)
-    wrong: list[tuple[Any, Any, type[Exception], str]] = [
-        (0, 1.0, ValueError, "t"),
-        (np.array([1, 7]), np.ones(2), ValueError, "t"),
-        (np.array([1.0]), np.ones(1), TypeError, "t"),
-        (np.array([1, 2]), np.ones(3), ValueError, "loss"),
-        (np.array([1]), np.array([np.nan]), ValueError, "loss"),
-    ]
-    for t, loss, error, name in wrong:
-        with pytest.raises(error, match=rf"^{name}\b"):
-            sampler.update(t, loss)
-    with pytest.raises(TypeError, match=r"^rng must be a numpy.random.Generator, got RandomState"):
-        sampler.sample(3, np.random.RandomState(0))  # type: ignore[arg-type]
-    for n in (-1, 2**61, 2**80):
-        with pytest.raises(ValueError, match=rf"^n: {n} is "):
-            sampler.sample(n, np.random.default_rng(0))
-    assert [a.shape for a in sampler.sample(0, np.random.default_rng(0))] == [(0,), (0,)]
-    with pytest.raises(ValueError, match=r"^state: "):
-        sampler.load_state_dict({"other": 1})
-    with pytest.raises(TypeError, match=r"^state: "):
-        sampler.load_state_dict(3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"^loss must be numbers, got str"):
-        sampler.update(1, "x")
-    for T, error in ((0, ValueError), (True, TypeError), (2.0, TypeError)):
-        with pytest.raises(error, match=r"^T\b"):
-            make(T)
-
-
 def test_a_state_of_another_T_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^state: history must have shape \(6, 10\), got \(5, 10\)"):
         losses.LossAwareT(6).load_state_dict(losses.LossAwareT(5).state_dict())
     damaged = filled().state_dict() | {"history": np.full((6, 10), np.nan)}
     with pytest.raises(ValueError, match=r"^state: history must hold finite numbers"):
         losses.LossAwareT(6).load_state_dict(damaged)
-    with pytest.raises(ValueError, match=r"^state: a count is negative$"):
+    with pytest.raises(ValueError, match=r"^state: count must not be negative$"):
         losses.LossAwareT(6).load_state_dict(filled().state_dict() | {"count": np.full(6, -1)})
     losses.LossAwareT(6).load_state_dict(losses.LossAwareT(6).state_dict())  # counts of 0 are fine
     with pytest.raises(ValueError, match=r"^T\b"):

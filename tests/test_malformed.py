@@ -42,6 +42,7 @@ X = np.random.default_rng(0).uniform(-1, 1, (2, 4, 3))
 NO_INT = (True, 1.5, "3", None, [1], np.bool_(True), np.float64(2))
 NO_NUMBER = (True, "0.1", None, [0.1], 1j)
 NO_NAME = (3, None, b"linear", ("linear",))
+NO_OPTIONAL_NAME = (3, b"linear", ("linear",))
 NO_BOOL = (1, 0.0, "yes", None)
 NO_ARRAY = (None, 1.0, "x", [[0.5]], object())
 NO_SEED = (-1, 2**64)
@@ -162,7 +163,8 @@ PROCESS = [
     call(D.between_weights, t=3, types={"t": (True, 1.5)}, values={"t": (0, T + 1), "s": (3, -1)}),
     call(D.conversion, source="eps", target="x0", types={"source": NO_NAME, "target": NO_NAME},
          names={"source": ("epsilon",), "target": ("sample", "")}),
-    call(conversions.tables, d=D, source="eps", target="x0", types={"source": (3,)}, names={"target": ("x",)}),
+    call(conversions.tables, coefficients=D._coefficients, source="eps", target="x0", types={"source": (3,)},
+         names={"target": ("x",)}),
     call(plans.checked, timesteps=(3, 0), T=5, types={"timesteps": (7, (1.5, 0))}, values={"timesteps": ((9, 0), (3, 3, 0))}),
 ]  # fmt: skip
 
@@ -174,10 +176,14 @@ DENOISERS = [
             "net": (None, 3, "net"),
             "predicts": NO_NAME,
             "variance": (3, None, [], [1], [[0.1, 0.2]], np.array([1, 2]), ["a", "b"]),
-            "clip_x0": NO_BOOL,
+            "clip_x0": (*NO_BOOL, (0.0,), (0, 1, 2), ("a", "b"), [True, False]),
             "first_t": NO_INT,
         },
-        values={"variance": ([0.0, -0.1], [NAN, NAN], [0.0, INF]), "first_t": (2**40, -(2**40))},
+        values={
+            "variance": ([0.0, -0.1], [NAN, NAN], [0.0, INF]),
+            "clip_x0": ((1.0, 0.0), (NAN, 1.0)),
+            "first_t": (2**40, -(2**40)),
+        },
         names={"predicts": ("epsilon", "x_0", ""), "variance": ("fixed", "")},
     ),
     call(
@@ -272,8 +278,8 @@ TIMES = [
             sampler.update,
             t=np.array([1, 2]),
             loss=np.array([0.1, 0.2]),
-            types={"t": ([1.5, 2.0], None, "ab"), "loss": ("ab", ["a", "b"], {})},
-            values={"t": ([0, 1], [1, 4]), "loss": (None, [0.1], [NAN, 0.1], [INF, 0.1], 0.1)},
+            types={"t": ([1.5, 2.0], None, "ab"), "loss": (None, "ab", ["a", "b"], {})},
+            values={"t": ([0, 1], [1, 4]), "loss": ([0.1], [NAN, 0.1], [INF, 0.1], 0.1)},
         )
         for sampler in (losses.UniformT(3), losses.LossAwareT(3))
     ),
@@ -349,25 +355,20 @@ def steps(L: Libraries, low: int = 0, name: str = "t") -> dict[str, Any]:
     return {
         "types": {name: (*NO_INT, L.array([1.0, 2.0]), np.array([1.0, 2.0]), "ab")},
         "values": {name: (low - 1, T + 1, 2**70, np.array([low, T + 1]), L.backend.from_numpy(np.array([-1, 2])),
-                          np.array([1]), np.array([[1, 2]]), np.array(3))},
+                          np.array([1]), np.array([[1, 2]]), np.array(T + 1))},
     }  # fmt: skip
 
 
 def merged(*bad: dict[str, Any], **more: Bad) -> dict[str, Any]:
     parts = [*bad, more]
-    return {
-        kind: {k: v for part in parts for k, v in part.get(kind, {}).items()} for kind in ("types", "values", "names")
-    }
+    return {kind: {k: v for part in parts for k, v in part.get(kind, {}).items()} for kind in ("types", "values", "names")}
 
 
 def maths(L: Libraries) -> list[Call]:
     x, short, wrong = L.x, L.array(X[:, :3]), (*L.not_data, L.other)
     scalar = L.array(np.float32(0.5))
     p = Gaussian(x, -1.0)
-    kinds: dict[str, Bad] = {
-        "types": {"source": NO_NAME, "target": NO_NAME},
-        "names": {"source": ("noise",), "target": ("x_0",)},
-    }
+    kinds: dict[str, Bad] = {"types": {"source": NO_NAME, "target": NO_NAME}, "names": {"source": ("noise",), "target": ("x_0",)}}
     return [
         call(D.q, x0=x, t=3, **merged(steps(L), types={"x0": L.not_data}, values={"x0": (scalar,)})),
         call(D.q_sample, x0=x, t=3, eps=x, **merged(steps(L), types={"x0": NO_ARRAY, "eps": wrong}, values={"eps": (short,)})),
@@ -409,7 +410,7 @@ def learning(L: Libraries) -> list[Call]:
     model = {"d": (None, 3, "d"), "denoiser": (None, 3, lambda x_t, t: x_t)}
     loss = merged(steps(L, 1), types={"x0": NO_ARRAY, "eps": wrong} | model, values={"eps": (short,)})
     good = {"d": D, "denoiser": denoiser, "x0": x, "t": 3, "eps": x}
-    far = (x * 10, x * NAN)
+    far = (x * 10, x * NAN, x * 0 + 1.005)
     evaluated = merged(
         types={"x0": L.not_data, "seed": NO_INT, "index": (3, "ab", [0.5, 1.5])} | model,
         values={"x0": (*far, x[:0, ...], L.array(np.float32(0.5))), "seed": NO_SEED, "index": ([0], [-1, 2], range(3))},
@@ -420,7 +421,8 @@ def learning(L: Libraries) -> list[Call]:
           for name in ("x0", "eps", "p")),
         call(denoiser.p, d=D, x_t=x, t=3, types={"s": (True, 1.5, "1")}, values={"s": (3, 4, -1)}),
         call(losses.simple, **good, **loss),
-        call(losses.vlb, **good, **merged(loss, types={"x0": L.not_data}, values={"x0": far})),
+        call(losses.vlb, **good, **merged(loss, types={"x0": L.not_data, "decoder": NO_NAME}, values={"x0": far},
+                                          names={"decoder": ("tanh",)})),
         call(losses.hybrid, **good, **merged(loss, types=loss["types"] | {"weight": NO_NUMBER}, values={"weight": (NAN, INF)})),
         call(losses.weighted, **good, **merged(loss, types=loss["types"] | {"weighting": NO_NAME}, names={"weighting": ("p3",)})),
         call(losses.weighted, label="weighted p2", weighting="p2", **good, types={"gamma": ("1", True)},
@@ -429,6 +431,7 @@ def learning(L: Libraries) -> list[Call]:
         call(likelihood.vlb, d=D, denoiser=denoiser, x0=x,
              **merged(evaluated, types=evaluated["types"] | {"levels": NO_INT, "decoder": NO_NAME},
                       values=evaluated["values"] | {"levels": (1, 65537)}, names={"decoder": ("tanh",)})),
+        call(likelihood.vlb, label="vlb terms", d=D, denoiser=denoiser, x0=x, types={"terms": NO_BOOL, "stepz": (3,)}),
         call(likelihood.optimal_variance, d=D, denoiser=denoiser, x0=x,
              **merged(evaluated, types=evaluated["types"] | {"draws": NO_INT}, values=evaluated["values"] | {"draws": (0, -1)})),
     ]  # fmt: skip
@@ -441,12 +444,7 @@ def sampling(L: Libraries) -> list[Call]:
     model: Bad = {"denoiser": (None, 3, lambda x_t, t: x_t)}
     plan: dict[str, Any] = {
         "types": {"steps": NO_INT[:3], "timesteps": (3, "50", (5, 1.5, 0)), "seed": NO_INT, "index": (3, [0.5, 1.5])},
-        "values": {
-            "steps": (0, T + 1),
-            "timesteps": ((), (5, 5, 0), (9, 0), (5, 1)),
-            "seed": NO_SEED,
-            "index": ([0], [-1, 0]),
-        },
+        "values": {"steps": (0, T + 1), "timesteps": ((), (5, 5, 0), (9, 0), (5, 1)), "seed": NO_SEED, "index": ([0], [-1, 0])},
     }
     edited = merged(plan, types=plan["types"] | model | {"d": (None, 3)})
     mask = np.ones((2, 4, 3), bool)
@@ -456,16 +454,18 @@ def sampling(L: Libraries) -> list[Call]:
     )
     return [
         call(D.sample, denoiser=denoiser, shape=(2, 4, 3), **here, **merged(plan, types=plan["types"] | model | {
-                 "shape": (None, 3, "24", (2, 1.5), (True,), ()), "sampler": NO_NAME, "eta": NO_NUMBER, "spacing": NO_NAME,
-                 "noise": (3, "z"), "callback": (3, "f"), "progress": ("yes", 3), "x_T": (1.0, "x", L.ints), "dtype": NO_NAME,
-                 "backend": NO_NAME},
+                 "shape": (None, 3, "24", (2, 1.5), (True,), ()), "sampler": NO_NAME, "eta": (True, "0.1", [0.1]), "stepz": (3,),
+                 "spacing": NO_OPTIONAL_NAME,
+                 "noise": (3, "z"), "callback": (3, "f"), "progress": ("yes", 3), "x_T": (1.0, "x", L.ints),
+                 "dtype": (3, None, ("float32",)),
+                 "backend": NO_OPTIONAL_NAME, "compile": (1, None)},
              values=plan["values"] | {"shape": ((-1, 3), (2, 2**62), (2, 2**40)), "eta": (0.5, -0.1, NAN),
                                       "x_T": (short, x * NAN, x * INF), "timesteps": (*plan["values"]["timesteps"], (3, 0))},
              names={"sampler": ("euler", ""), "spacing": ("odd",), "backend": ("tpu",), "dtype": ("int8", "float")})),
         call(lambda **o: list(D.trajectory(denoiser, (2, 4, 3), **here, **o)), label="trajectory",
              types={"every": NO_INT, "sampler": (3,)}, values={"every": (0, -1), "steps": (0,)}, names={"sampler": ("x",)}),
         call(D.sample, label="sample ddim", denoiser=denoiser, shape=(2, 4, 3), sampler="ddim", **here,
-             types={"eta": NO_NUMBER}, values={"eta": (-0.1, 1.1, NAN)}),
+             types={"eta": (True, "0.1", [0.1])}, values={"eta": (-0.1, 1.1, NAN)}),
         *(call(D.sample, label=f"sample, noise {k}", denoiser=denoiser, shape=(2, 4, 3), **here, **bad)
           for k, bad in enumerate(wrong_noise)),
         call(edit.inpaint, d=D, denoiser=denoiser, known=x, mask=mask, resamplings=1, **merged(edited,
@@ -491,14 +491,7 @@ def networks(folder: Path) -> list[Call]:
 
     from tinyddpm import nn, plots, training
 
-    small: dict[str, Any] = {
-        "image_size": 8,
-        "in_channels": 1,
-        "channels": 4,
-        "mults": (1, 2),
-        "res_blocks": 1,
-        "attention": (),
-    }
+    small: dict[str, Any] = {"image_size": 8, "in_channels": 1, "channels": 4, "mults": (1, 2), "res_blocks": 1, "attention": ()}
     net, labelled = nn.UNet(**small), nn.UNet(**small, classes=3)
     read = Denoiser(net, first_t=0)
     x, t, y = torch.zeros(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor([0, 3])
@@ -619,12 +612,7 @@ def test_of_networks_and_pictures(tmp_path: Path) -> None:
 
 def test_the_check_sees_what_it_should() -> None:
     """It fails on a call that returns quietly, on an internal error, and on a message that names another argument."""
-    for function in (
-        lambda x=0: x,
-        lambda x=0: [x][min(x, 1)],
-        lambda x=0: D.timesteps(x or 1),
-        lambda x=0: x and {}[x],
-    ):
+    for function in (lambda x=0: x, lambda x=0: [x][min(x, 1)], lambda x=0: D.timesteps(x or 1), lambda x=0: x and {}[x]):
         with pytest.raises(AssertionError, match="is due"):
             check([call(function, values={"x": (9,)})])
 
@@ -685,10 +673,7 @@ def faults(L: Libraries) -> dict[str, Callable[[Any], Any]]:
 
 
 USES: dict[str, Callable[[Any, Denoiser], Any]] = {
-    **{
-        name: partial(lambda name, x, net: D.sample(net, (2, 4, 3), sampler=name, x_T=x), name)
-        for name in samplers.NAMES
-    },
+    **{name: partial(lambda name, x, net: D.sample(net, (2, 4, 3), sampler=name, x_T=x), name) for name in samplers.NAMES},
     "vlb": lambda x, net: likelihood.vlb(D, net, x),
     "optimal_variance": lambda x, net: likelihood.optimal_variance(D, net, x),
     "inpaint": lambda x, net: edit.inpaint(D, net, x, np.zeros((2, 4, 3), bool), resamplings=1),

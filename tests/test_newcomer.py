@@ -30,9 +30,7 @@ def transcript(text: str) -> Iterator[tuple[str, str]]:
         yield command, printed
 
 
-def test_the_page_is_a_transcript(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_page_is_a_transcript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     for library in ("torch", "diffusers", "PIL", "matplotlib"):
         pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)

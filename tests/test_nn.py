@@ -92,9 +92,7 @@ def by_hand(w: dict[str, Any], x: Any, t: Any, groups: int) -> Any:
         return h / (1 + torch.exp(-h))
 
     def block(name: str, h: Any) -> Any:
-        inner = (
-            conv(f"{name}.conv1", swish(norm(f"{name}.norm1", h))) + lin(f"{name}.time", swish(emb))[..., None, None]
-        )
+        inner = conv(f"{name}.conv1", swish(norm(f"{name}.norm1", h))) + lin(f"{name}.time", swish(emb))[..., None, None]
         inner = conv(f"{name}.conv2", swish(norm(f"{name}.norm2", inner)))
         h = inner + (conv(f"{name}.skip", h) if f"{name}.skip.weight" in w else h)
         if f"{name}.attention.qkv.weight" not in w:
@@ -545,26 +543,14 @@ def test_a_pickle_in_disguise_is_not_run(saved: Path, tmp_path: Path) -> None:
 def test_equals_diffusers(case: str) -> None:
     """Outputs with copied weights: the published CIFAR-10 variant and diffusers' own defaults, small."""
     theirs_type = pytest.importorskip("diffusers").UNet2DModel
-    common = {
-        "sample_size": 8,
-        "in_channels": 1,
-        "out_channels": 1,
-        "block_out_channels": (32, 64),
-        "layers_per_block": 1,
-    }
+    common = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (32, 64), "layers_per_block": 1}
     if case == "published":
-        attention = {
-            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-        }
+        attention = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
         options = {"flip_sin_to_cos": False, "freq_shift": 1, "downsample_padding": 0, "norm_eps": 1e-6}
         theirs = theirs_type(**common, **attention, **options, attention_head_dim=None)
         ours = UNet(8, 1, channels=32, mults=(1, 2), res_blocks=1, attention=(4,), norm_groups=32)
     else:
-        attention = {
-            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-        }
+        attention = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
         theirs = theirs_type(**common, **attention)
         ours = UNet(
             8, 1, channels=32, mults=(1, 2), res_blocks=1, attention=(4,), head_dim=8, norm_groups=32, norm_eps=1e-5,

@@ -68,11 +68,7 @@ PI = (0x243F6A8885A308D3, 0x13198A2E03707344, 0xA4093822299F31D0, 0x082EFA98EC4E
 KNOWN = [  # the published known-answer vectors of Random123
     ((0,) * 4, (0, 0), "16554d9eca36314c db20fe9d672d0fdc d7e772cee186176b 7e68b68aec7ba23b"),
     ((TOP,) * 4, (TOP, TOP), "87b092c3013fe90b 438c3c67be8d0224 9cc7d7c69cd777b6 a09caebf594f0ba0"),
-    (
-        PI,
-        (0x452821E638D01377, 0xBE5466CF34E90C6C),
-        "a528f45403e61d95 38c72dbd566e9788 a5a1610e72fd18b5 57bd43b5e52b7fe6",
-    ),
+    (PI, (0x452821E638D01377, 0xBE5466CF34E90C6C), "a528f45403e61d95 38c72dbd566e9788 a5a1610e72fd18b5 57bd43b5e52b7fe6"),
 ]
 
 
@@ -179,8 +175,7 @@ def test_a_long_run_is_its_samples(dtype: str, n: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "rows",
-    [range(10, 4, -1), range(3, 30, 4), np.array([3, 1, 2, 2], np.uint8), np.array([TOP, 0], np.uint64), [], (4,)],
+    "rows", [range(10, 4, -1), range(3, 30, 4), np.array([3, 1, 2, 2], np.uint8), np.array([TOP, 0], np.uint64), [], (4,)]
 )
 def test_every_form_of_index_means_its_numbers(rows: Any) -> None:
     plain = [int(i) for i in rows]

@@ -94,11 +94,7 @@ def test_a_training_that_fails_is_a_row(
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [
-        (["--only", "score, L"], "score, L"),
-        (["--smoke", "--full"], "not allowed"),
-        (["--smoke"], "dataset-fashion-mnist"),
-    ],
+    [(["--only", "score, L"], "score, L"), (["--smoke", "--full"], "not allowed"), (["--smoke"], "dataset-fashion-mnist")],
 )
 def test_bad_input_is_one_line(
     script: Callable[[str], Any],

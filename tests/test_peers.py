@@ -21,9 +21,7 @@ from tinyddpm.denoiser import Net
 torch = pytest.importorskip("torch")
 peers = pytest.importorskip("diffusers", reason="diffusers is not installed (it is in the extra 'test')")
 
-MIXTURE = MixtureData(
-    [0.5, 0.3, 0.2], [[-0.6, 0.2], [0.5, 0.5], [0.1, -0.7]], [[0.02, 0.05], [0.04, 0.02], [0.03, 0.03]]
-)
+MIXTURE = MixtureData([0.5, 0.3, 0.2], [[-0.6, 0.2], [0.5, 0.5], [0.1, -0.7]], [[0.02, 0.05], [0.04, 0.02], [0.03, 0.03]])
 D = Diffusion()
 FLOAT32 = 2e-5  # their tables are float32 running products, a few of whose units compound over the plan
 X_T = batch(8, 2)
@@ -65,12 +63,7 @@ def net(predicts: str = "epsilon") -> Net:
 
 
 def our_run(
-    sampler: str,
-    plan: Sequence[int],
-    predicts: str = "epsilon",
-    clip_x0: bool = False,
-    variance: str = "beta",
-    **options: Any,
+    sampler: str, plan: Sequence[int], predicts: str = "epsilon", clip_x0: bool = False, variance: str = "beta", **options: Any
 ) -> NDArray[np.float64]:
     ours = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}[predicts]
     denoiser = Denoiser(net(predicts), ours, variance=variance, clip_x0=clip_x0)
@@ -97,9 +90,7 @@ def test_ddim_that_clips_x0_and_keeps_eps_is_another_sampler() -> None:
 @pytest.mark.parametrize(("theirs", "ours"), [("fixed_large", "beta"), ("fixed_small", "beta_tilde")])
 def test_ddpm(theirs: str, ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One move, with the same noise put in. Their strided plans use their own pairs, so the plan here is t - 1 at every step."""
-    scheduler = peers.DDPMScheduler(
-        num_train_timesteps=1000, beta_schedule="linear", variance_type=theirs, clip_sample=False
-    )
+    scheduler = peers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", variance_type=theirs, clip_sample=False)
     z = batch(8, 2, seed=5)
     module = type(scheduler).__module__
     monkeypatch.setattr(f"{module}.randn_tensor", lambda *args, **kwargs: torch.from_numpy(z))
@@ -127,9 +118,7 @@ def test_unipc() -> None:
 
 def test_scheduler_tables_against_ours() -> None:
     """Their alpha_bar and 1 - alpha_bar in float32 beside ours: thousands of float64's units, and 2e-4 at t = 1."""
-    theirs = (
-        peers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear").alphas_cumprod.numpy().astype(np.float64)
-    )
+    theirs = peers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear").alphas_cumprod.numpy().astype(np.float64)
     np.testing.assert_allclose(theirs, D.alpha_bar[1:], rtol=2e-5)
     assert 1e-4 < abs((1 - theirs[0]) / D.one_minus_alpha_bar[1] - 1) < 3e-4
 

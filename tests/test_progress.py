@@ -64,9 +64,7 @@ def test_short_runs_make_one_line(clock: Clock, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "steps: 1000/1000\n"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0.2, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (9000, "2.5 h")]
-)
+@pytest.mark.parametrize(("seconds", "words"), [(0.2, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (9000, "2.5 h")])
 def test_durations(seconds: float, words: str) -> None:
     assert progress._duration(seconds) == words
 

@@ -44,9 +44,7 @@ def test_samples_are_the_samplers_own_whatever_the_batch(model: str, tmp_path: P
     np.testing.assert_allclose(images(part).astype(int), drawn[2:5], atol=1)
 
 
-@pytest.mark.parametrize(
-    "options", [["--sampler", "ddim", "--steps", "3", "--eta", "1", "--spacing", "even"], ["--seed", "1"]]
-)
+@pytest.mark.parametrize("options", [["--sampler", "ddim", "--steps", "3", "--eta", "1", "--spacing", "even"], ["--seed", "1"]])
 def test_sampling_options_reach_the_sampler(model: str, tmp_path: Path, options: list[str]) -> None:
     file = tmp_path / "samples.npz"
     assert main(["sample", "--model", model, "--out", str(file), "-n", "4", "-q", *options]) == 0
@@ -140,11 +138,7 @@ def test_labels_are_given_in_turn(tmp_path: Path, capsys: pytest.CaptureFixture[
     own = run.diffusion.sample(denoiser, (5, 1, 8, 8), index=range(3, 8), backend="torch").numpy()
     np.testing.assert_allclose(images(file).astype(int), training.to_uint8(own), atol=1)
     capsys.readouterr()
-    for words, named in (
-        (["--label", "10"], "label: 10"),
-        (["--label", "-1"], "-1"),
-        (["--guidance", "2"], "guidance: 2.0"),
-    ):
+    for words, named in ((["--label", "10"], "label: 10"), (["--label", "-1"], "-1"), (["--guidance", "2"], "guidance: 2.0")):
         assert main([*draw, *words]) == 2
         assert named in capsys.readouterr().err
 
@@ -220,9 +214,7 @@ def whole(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["folder", "array.npz"])
-def test_a_run_killed_halfway_and_resumed_gives_the_same_files(
-    name: str, model: str, whole: Path, tmp_path: Path
-) -> None:
+def test_a_run_killed_halfway_and_resumed_gives_the_same_files(name: str, model: str, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / name
     at = out if name == "folder" else tmp_path / "array.npz.parts"
     command = draw(model, out, "-n", "24")
@@ -284,9 +276,7 @@ def test_parts_that_are_there_are_not_drawn_again(
 def test_two_processes_at_once_make_what_one_makes(model: str, whole: Path, tmp_path: Path) -> None:
     lines = [draw(model, tmp_path / name, "-n", "24") for name in ("folder", "array.npz")]
     pair = [
-        subprocess.Popen(
-            commands(*lines), env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"}, stdout=subprocess.PIPE
-        )
+        subprocess.Popen(commands(*lines), env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"}, stdout=subprocess.PIPE)
         for rank in (0, 1)
     ]
     said = b"".join(process.communicate(timeout=600)[0] for process in pair)
@@ -519,21 +509,10 @@ def test_parts_are_joined_one_at_a_time(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_under_torchrun(model: str, whole: Path, tmp_path: Path) -> None:
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-        "-m",
-        "tinyddpm",
-    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "tinyddpm"]
     for name in ("folder", "array.npz"):
         with contextlib.suppress(KeyError):
-            subprocess.run(
-                [*torchrun, *draw(model, tmp_path / name, "-n", "24")], check=True, capture_output=True, timeout=200
-            )
+            subprocess.run([*torchrun, *draw(model, tmp_path / name, "-n", "24")], check=True, capture_output=True, timeout=200)
     assert files(tmp_path) == files(whole)
 
 

@@ -96,9 +96,7 @@ def test_a_learned_variance_moves_as_the_portable_way_does(native: Any, variance
 
 
 @settings(max_examples=40)
-@given(
-    st.sampled_from(SAMPLERS), st.integers(1, 6), st.integers(1, 90), st.sampled_from([16, 32, 64, 1024]), st.booleans()
-)
+@given(st.sampled_from(SAMPLERS), st.integers(1, 6), st.integers(1, 90), st.sampled_from([16, 32, 64, 1024]), st.booleans())
 def test_pieces_leave_no_seam(sampler: str, count: int, n: int, block: int, noisy: bool) -> None:
     """However the elements are cut the moves are the same, bit for bit; so are the draws."""
     eta = 0.5 if noisy and sampler == "ddim" else 0.0
@@ -205,9 +203,7 @@ def test_no_move_allocates_a_state(sampler: str, eta: float, shape: tuple[int, .
     """The peak of the memory that NumPy asks for after the first move, which makes what the noise needs."""
     value = 0.1 * np.ones(shape, np.float32)
     rows = methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(6), eta)
-    stepper = _host_steps.Stepper(
-        rows, value, seed=0, index=np.arange(shape[0], dtype=np.uint64), clip=True, keep_x0=True
-    )
+    stepper = _host_steps.Stepper(rows, value, seed=0, index=np.arange(shape[0], dtype=np.uint64), clip=True, keep_x0=True)
     stepper.step(0, value)
     tracemalloc.start()
     try:
@@ -310,9 +306,7 @@ def test_torchs_noise_reads_its_step_on_the_device() -> None:
     from tinyddpm_backends.torch_backend import _first_counters, _normals
 
     first = _first_counters(np.arange(3, dtype=np.uint64), (7,), "cpu")
-    assert torch.equal(
-        _normals(9, first, torch.tensor(11), (7,), 0, "float32"), _normals(9, first, 11, (7,), 0, "float32")
-    )
+    assert torch.equal(_normals(9, first, torch.tensor(11), (7,), 0, "float32"), _normals(9, first, 11, (7,), 0, "float32"))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -432,11 +426,7 @@ def test_weights_cast_once_a_run_are_autocasts_and_followed() -> None:
     [
         ({"compile": True}, ValueError, "compile: the backend 'numpy'"),
         ({"autocast": "bfloat16"}, ValueError, "autocast: the backend 'numpy'"),
-        (
-            {"autocast": "float8", "backend": "torch"},
-            LookupError,
-            "autocast must be one of bfloat16, float16, got 'float8'",
-        ),
+        ({"autocast": "float8", "backend": "torch"}, LookupError, "autocast must be one of bfloat16, float16, got 'float8'"),
     ],
 )
 def test_what_can_not_be_made_faster_says_so(options: Any, error: type[Exception], message: str) -> None:

@@ -178,9 +178,7 @@ def test_a_large_array_stays_on_the_disk(tmp_path: Path) -> None:
     """1 GiB that a sparse file promises, of which a few rows are read."""
     file = tmp_path / "a.npy"
     with open(file, "wb") as stream:
-        np.lib.format.write_array_header_1_0(
-            stream, {"descr": "|u1", "fortran_order": False, "shape": (2**14, 256, 256)}
-        )
+        np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": (2**14, 256, 256)})
         stream.truncate(stream.tell() + 2**30)
         stream.seek(-256 * 256, os.SEEK_END)
         stream.write(b"\xff" * 256 * 256)

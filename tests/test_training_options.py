@@ -197,15 +197,11 @@ def test_loss_aware_t_learns_each_rows_loss() -> None:
         with torch.no_grad():
             out = net(bar.sqrt() * batch.x0 + (1 - bar).sqrt() * batch.eps, t - 1)
         loss = (batch.eps - out).square().mean((1, 2, 3))
-        torch.testing.assert_close(
-            batch.weight, torch.tensor(1 / (2 * twin.prob[batch.t - 1])).float(), rtol=1e-4, atol=0
-        )
+        torch.testing.assert_close(batch.weight, torch.tensor(1 / (2 * twin.prob[batch.t - 1])).float(), rtol=1e-4, atol=0)
         record = made.step(step)
         torch.testing.assert_close(record[1], (loss * batch.weight).mean(), rtol=1e-4, atol=0)
         twin.update(batch.t, loss.numpy())
-        np.testing.assert_allclose(
-            made.batches.sampler.state_dict()["history"], twin.state_dict()["history"], rtol=1e-4
-        )
+        np.testing.assert_allclose(made.batches.sampler.state_dict()["history"], twin.state_dict()["history"], rtol=1e-4)
     assert not np.allclose(twin.prob, 0.5)
 
 
@@ -213,9 +209,7 @@ def test_loss_aware_t_learns_each_rows_loss() -> None:
 def test_a_resumed_run_remembers_the_losses(labelled: Path, tmp_path: Path, stops: tuple[int, ...]) -> None:
     made = load_run(labelled).config
     for stop in (*stops, 24):
-        train(
-            TrainConfig.from_dict({**vars(made), "out": str(tmp_path), "steps": stop, "resume": True}), progress=False
-        )
+        train(TrainConfig.from_dict({**vars(made), "out": str(tmp_path), "steps": stop, "resume": True}), progress=False)
     assert same(labelled, tmp_path)
     assert (tmp_path / "last" / "sampler.safetensors").exists()
 
@@ -364,9 +358,7 @@ def test_tensorboard_gets_what_the_log_gets(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("tinyddpm.training.log.find_spec", lambda name: name == "tensorboard" or None)
     for stop in (2, 4):
         train(config(tmp_path, steps=stop, sample_every=4, samples=8, resume=True), progress=False)
-    assert [(w.folder, w.purge_step, w.closed) for w in made] == [
-        (str(tmp_path / "tensorboard"), k, True) for k in (1, 3)
-    ]
+    assert [(w.folder, w.purge_step, w.closed) for w in made] == [(str(tmp_path / "tensorboard"), k, True) for k in (1, 3)]
     losses = [(value, step) for w in made for name, value, step in w.scalars if name == "loss"]
     assert losses == [(line["loss"], line["step"]) for line in log(tmp_path)]
     assert [w.images for w in made] == [[], [("samples", (68, 8 * 66 + 2, 1), 4, "HWC")]]
@@ -386,19 +378,8 @@ def test_images_are_fitted_and_bad_ones_left_out(tmp_path: Path, capsys: pytest.
         (tmp_path / "data" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "data" / f"class{i % 2}" / f"{i:02d}.png")
     (tmp_path / "data" / "class0" / "04.png").write_bytes(b"no picture")
-    (tmp_path / "run.toml").write_text(
-        "channels = 4\nmults = [1]\nres_blocks = 1\nT = 10\nbatch_size = 4\nimage_size = 8\n"
-    )
-    words = [
-        "train",
-        "--config",
-        str(tmp_path / "run.toml"),
-        "--data",
-        str(tmp_path / "data"),
-        "--steps",
-        "3",
-        "--quiet",
-    ]
+    (tmp_path / "run.toml").write_text("channels = 4\nmults = [1]\nres_blocks = 1\nT = 10\nbatch_size = 4\nimage_size = 8\n")
+    words = ["train", "--config", str(tmp_path / "run.toml"), "--data", str(tmp_path / "data"), "--steps", "3", "--quiet"]
     words += ["--out", str(tmp_path / "run"), "--classes", "--device", "cpu"]
     assert cli.main(words) == 2
     assert "04.png" in capsys.readouterr().err
@@ -409,11 +390,7 @@ def test_images_are_fitted_and_bad_ones_left_out(tmp_path: Path, capsys: pytest.
     run = load_run(tmp_path / "run")
     assert (run.shape, run.classes) == ((1, 8, 8), 2)
     assert held_out(run, str(tmp_path / "data")).shape == (1, 8, 8)
-    assert (
-        len(held_out(run, str(tmp_path / "data")))
-        + json.loads((tmp_path / "run" / "config.json").read_text())["images"]
-        == 29
-    )
+    assert len(held_out(run, str(tmp_path / "data"))) + json.loads((tmp_path / "run" / "config.json").read_text())["images"] == 29
     assert cli.main([*words, "--bad-files", "skip", "--resume", "--steps", "4", "--image-size", "8,8"]) == 0
     assert load_run(tmp_path / "run").step == 4
 

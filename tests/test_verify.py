@@ -56,9 +56,7 @@ def test_every_identity_holds(backend: str, dtype: str) -> None:
 def test_the_bounds_are_those_of_the_contract() -> None:
     """4 units for tables, 16 for schedules, 1e-10 nats for the decoder, 1e-12 for its bins; and exact is exact."""
     bound = {r.identity: r.bound for r in verify.identities()}
-    assert all(
-        b == 4 for name, b in bound.items() if "against exact arithmetic" in name and name.partition(" ")[0] in TABLES
-    )
+    assert all(b == 4 for name, b in bound.items() if "against exact arithmetic" in name and name.partition(" ")[0] in TABLES)
     assert all(b == 16 for name, b in bound.items() if name.startswith("schedules."))
     assert all(b <= 1e-10 for name, b in bound.items() if name.startswith("the decoder"))
     assert bound["the decoder's bins sum to 1"] <= 1e-12
@@ -136,9 +134,7 @@ def bound_with(**wrong: Any) -> Callable[..., Any]:
     def change(right: Callable[..., Any]) -> Callable[..., Any]:
         def vlb(*args: Any, **options: Any) -> Any:
             result = right(*args, **options)
-            return dataclasses.replace(
-                result, **{name: factor * getattr(result, name) for name, factor in wrong.items()}
-            )
+            return dataclasses.replace(result, **{name: factor * getattr(result, name) for name, factor in wrong.items()})
 
         return vlb
 
@@ -218,9 +214,7 @@ def test_the_decimal_truth_is_mpmaths() -> None:
             (3, 17, 0.5, -9.0),
         ):
             close(_truth.log_mass(level, levels, mean, log_std), log_mass(level, levels, mp.mpf(mean), mp.mpf(log_std)))
-            close(
-                _truth.log_mass_slope(level, levels, mean, log_std), log_mass_gradient(level, levels, mean, log_std)[0]
-            )
+            close(_truth.log_mass_slope(level, levels, mean, log_std), log_mass_gradient(level, levels, mean, log_std)[0])
         beta = schedules.linear(50)
         chain, tables = _truth.Chain(beta.tolist()), Tables(beta)
         for t, s in ((1, 0), (2, 1), (50, 49), (50, 7)):
@@ -288,9 +282,7 @@ def test_what_cannot_be_measured_is_one_line(words: list[str], said: str, capsys
 @pytest.mark.slow
 def test_the_command_switches_jax_to_float64_and_the_function_does_not() -> None:
     pytest.importorskip("jax")
-    run = subprocess.run(
-        [sys.executable, "-m", "tinyddpm", "verify", "--backend", "jax"], capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, "-m", "tinyddpm", "verify", "--backend", "jax"], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     code = "from tinyddpm import verify; verify.identities('jax')"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -31,22 +31,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Denoiser",
-    "Diffusion",
-    "Gaussian",
-    "analytic",
-    "backends",
-    "conversions",
-    "edit",
-    "gaussian",
-    "guidance",
-    "likelihood",
-    "losses",
-    "noise",
-    "plans",
-    "samplers",
-    "schedules",
-]
+    "Denoiser", "Diffusion", "Gaussian", "analytic", "backends", "conversions", "edit", "gaussian", "guidance", "likelihood",
+    "losses", "noise", "plans", "samplers", "schedules",
+]  # fmt: skip
 
 _NEED_EXTRAS = ("cli", "nn", "plots", "training", "verify")
 
@@ -58,4 +45,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__, *_NEED_EXTRAS])
+    return sorted({*__all__, *_NEED_EXTRAS, "__version__"})

@@ -142,9 +142,7 @@ class MixtureData(_Data):
         if weights.ndim != 1 or not np.all(weights > 0) or abs(weights.sum() - 1) > 1e-9:
             raise ValueError(f"weights must be positive numbers (K,) that sum to 1, got {weights}")
         if means.shape[:1] != weights.shape:
-            raise ValueError(
-                f"means must have shape ({len(weights)}, ...), one mean for each weight, got {means.shape}"
-            )
+            raise ValueError(f"means must have shape ({len(weights)}, ...), one mean for each weight, got {means.shape}")
         var: Any = np.asarray(self.vars)
         if var.shape == weights.shape:
             var = var.reshape(-1, *(1,) * (means.ndim - 1))

@@ -128,9 +128,7 @@ def register(backend: Backend) -> None:
     if not isinstance(backend, Backend):
         raise TypeError(f"backend must be a tinyddpm.backends.Backend, got {type(backend).__name__}")
     if backend.name in names():
-        raise ValueError(
-            f"backend: the name {backend.name!r} is taken; dataclasses.replace(backend, name=...) renames it"
-        )
+        raise ValueError(f"backend: the name {backend.name!r} is taken; dataclasses.replace(backend, name=...) renames it")
     _registered[backend.name] = backend
 
 
@@ -213,7 +211,5 @@ def _load(entry: EntryPoint) -> Backend:
     except Exception as error:  # a plug-in may fail in any way; only its own name is affected
         raise BackendUnavailable(f"{entry.name}: the plug-in {entry.value} does not load: {error!r}") from error
     if not isinstance(backend, Backend):
-        raise BackendUnavailable(
-            f"{entry.name}: the plug-in {entry.value} gives a {type(backend).__name__}, no Backend"
-        )
+        raise BackendUnavailable(f"{entry.name}: the plug-in {entry.value} gives a {type(backend).__name__}, no Backend")
     return backend

@@ -89,9 +89,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _no_command(words: list[str]) -> int:
     if words and not words[0].startswith("-"):
-        raise LookupError(
-            f"command must be one of {', '.join(COMMANDS)}, got {words[0]!r}{nearest(words[0], COMMANDS)}"
-        )
+        raise LookupError(f"command must be one of {', '.join(COMMANDS)}, got {words[0]!r}{nearest(words[0], COMMANDS)}")
     top = _Parser("tinyddpm", "diffusion mathematics you can trust", ("demo", "train --help"))
     top.usage = "tinyddpm COMMAND ..."
     top.add_argument("--version", action="version", version=f"tinyddpm {__version__}")

@@ -1,40 +1,52 @@
-"""Conversions between what networks predict: each is one linear map ``target = a * source + b * x_t``.
+"""Conversions between what networks predict; each is one linear map ``target = a * source + b * x_t``.
 
-With a_t = sqrt(alpha_bar_t) and sigma_t = sqrt(1 - alpha_bar_t), x_t = a_t x_0 + sigma_t eps [Ho eq. 4]. The kinds are x_0; eps;
-v = a_t eps - sigma_t x_0; score = -eps / sigma_t; and mu = w_x0 x_0 + w_xt x_t, the posterior's mean at s = t - 1 [Ho eq. 7].
-Each pair is written in the closed form that cancels nothing.
+With a_t = sqrt(alpha_bar_t) and sigma_t = sqrt(1 - alpha_bar_t), x_t = a_t x_0 + sigma_t eps [Ho eq. 4]. The kinds are:
+
+- ``x0`` and ``eps`` themselves;
+- ``v`` = a_t eps - sigma_t x_0 [Salimans & Ho 2022];
+- ``score`` = -eps / sigma_t, the gradient of log q(x_t | x_0);
+- ``mu`` = w_x0 x_0 + w_xt x_t, the posterior's mean at s = t - 1 [Ho eq. 7].
+
+Each pair is written in the closed form that cancels nothing. `Diffusion.convert` applies them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyddpm._arrays.check import one_of
 
-if TYPE_CHECKING:
-    from tinyddpm.diffusion import Diffusion
+__all__ = ["KINDS", "Coefficients", "Kind", "tables"]
 
-__all__ = ["KINDS", "tables"]
-
-KINDS = ("eps", "x0", "mu", "v", "score")
+Kind = Literal["eps", "x0", "mu", "v", "score"]
+"""What a network may predict."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Table = NDArray[np.float64]
 
 
-class _Tables(NamedTuple):
-    a: Any  # sqrt(alpha_bar)
-    sigma: Any  # sqrt(1 - alpha_bar)
-    r: Any  # sqrt(alpha)
-    beta: Any
-    w_x0: Any
-    w_xt: Any
+class Coefficients(NamedTuple):
+    """The tables that conversions are made of, float64 arrays (T + 1,) indexed by t; entry 0 is not read."""
+
+    a: Table
+    """sqrt(alpha_bar_t)."""
+    sigma: Table
+    """sqrt(1 - alpha_bar_t)."""
+    r: Table
+    """sqrt(alpha_t)."""
+    beta: Table
+    """beta_t."""
+    w_x0: Table
+    """Weight of x_0 in the posterior's mean."""
+    w_xt: Table
+    """Weight of x_t in the posterior's mean."""
 
 
-_FORMS: dict[tuple[str, str], Callable[[_Tables], tuple[Any, Any]]] = {
+_FORMS: dict[tuple[str, str], Callable[[Coefficients], tuple[Any, Any]]] = {
     ("x0", "eps"): lambda c: (-c.a / c.sigma, 1 / c.sigma),
     ("x0", "mu"): lambda c: (c.w_x0, c.w_xt),
     ("x0", "v"): lambda c: (-1 / c.sigma, c.a / c.sigma),
@@ -58,14 +70,39 @@ _FORMS: dict[tuple[str, str], Callable[[_Tables], tuple[Any, Any]]] = {
 }
 
 
-def tables(d: Diffusion, source: str, target: str) -> tuple[Table, Table | None]:
-    """(a, b) for t = 0..T, NaN where the conversion does not exist; b is None where x_t has no part."""
+def tables(coefficients: Coefficients, source: Kind, target: Kind) -> tuple[Table, Table | None]:
+    """Tables (a, b) of ``target = a * source + b * x_t``.
+
+    Parameters
+    ----------
+    coefficients : Coefficients
+        The chain's tables; `Diffusion.conversion` supplies them.
+    source, target : {"eps", "x0", "mu", "v", "score"}
+        What is given and what is wanted.
+
+    Returns
+    -------
+    a, b : float64 array (T + 1,)
+        NaN at t = 0 and at steps where the conversion does not exist, e.g. x_0 from eps at alpha_bar_t = 0. `b` is None
+        if x_t has no part in it.
+
+    Raises
+    ------
+    LookupError
+        If `source` or `target` is not a known kind.
+
+    Examples
+    --------
+    >>> from tinyddpm import Diffusion
+    >>> a, b = Diffusion([0.36]).conversion("eps", "x0")  # x_0 = (x_t - 0.6 eps) / 0.8
+    >>> a.round(4).tolist(), b.round(4).tolist()
+    ([nan, -0.75], [nan, 1.25])
+    """
     for name, kind in (("source", source), ("target", target)):
         one_of(name, kind, KINDS)
-    c = _Tables(*(x[1:] for x in (
-        d.sqrt_alpha_bar, d.sqrt_one_minus_alpha_bar, np.sqrt(d.alpha), d.beta, d.weights.w_x0, d.weights.w_xt)))  # fmt: skip
+    c = Coefficients(*(table[1:] for table in coefficients))
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        a, b = (np.ones(d.T), None) if source == target else _FORMS[source, target](c)
+        a, b = (np.ones_like(c.a), None) if source == target else _FORMS[source, target](c)
     exists = np.isfinite(a) & (True if b is None else np.isfinite(b))
     a = np.append(np.nan, np.where(exists, a, np.nan))
     return a, b if b is None else np.append(np.nan, np.where(exists, b, np.nan))

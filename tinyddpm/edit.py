@@ -14,18 +14,11 @@ import numpy as np
 
 from tinyddpm import backends, noise, plans
 from tinyddpm._arrays.check import as_positive_int, as_real, lookup, one_of
-from tinyddpm._arrays.namespace import (
-    Array,
-    array_like,
-    cast_like,
-    check_same_shape,
-    is_array_of,
-    namespace_of,
-    on_host,
-)
+from tinyddpm._arrays.namespace import Array, array_like, cast_like, check_same_shape, is_array_of, namespace_of, on_host
 from tinyddpm._io.progress import progress_bar
+from tinyddpm._network.nets import refuse_nonfinite
 from tinyddpm._sampling import rows as methods
-from tinyddpm.denoiser import check_model, refuse_nonfinite
+from tinyddpm.denoiser import check_model
 
 if TYPE_CHECKING:
     from tinyddpm.denoiser import Denoiser
@@ -76,13 +69,10 @@ def inpaint(
     keep = _mask(mask, known, xp)
     if on_host(known) and not bool(xp.all(xp.isfinite(known) | ~keep)):
         raise ValueError("known: holds NaN or infinity where the mask keeps it")
-    plan = plans.chosen(d, steps, timesteps, started=True)
+    plan = plans.chosen(d.log_snr, steps, timesteps, started=True)
     if plan[0] != d.T:
         raise ValueError(f"timesteps: the plan starts at {plan[0]}, not at T = {d.T}")
-    jump_length, resamplings = (
-        as_positive_int("jump_length", jump_length),
-        as_positive_int("resamplings", resamplings),
-    )
+    jump_length, resamplings = (as_positive_int("jump_length", jump_length), as_positive_int("resamplings", resamplings))
     walk = list(_walk(plan, jump_length, resamplings))
     draw = noise.like(known, seed, index, stream=_STREAM)
     x = draw(0)
@@ -92,7 +82,7 @@ def inpaint(
                 x = d.q_between(x, t, s).sample(draw(step))
                 continue
             value, raw = _asked(d, denoiser, x, t)
-            p = denoiser.p_from(d, value, raw, x, t, s)
+            p = denoiser.p_from(d, value, raw, x, t, s, xp)
             # One draw serves both parts: no element is of both.
             z = draw(step) if s else None
             x = p.mean if z is None else p.sample(z)
@@ -141,7 +131,7 @@ def interpolate(
     check_same_shape("b", b, "a", a)
     b = cast_like(b, a, xp)
     shares = _shares(weights)
-    plan = plans.chosen(d, steps, timesteps, started=True)
+    plan = plans.chosen(d.log_snr, steps, timesteps, started=True)
     one_of("encode", encode, ("diffuse", "invert"))
     mixed = lookup("path", path, {"linear": _linear, "spherical": _spherical})
     index = noise.numbers(index, a.shape[0])
@@ -187,7 +177,7 @@ def invert(
     iterations = as_positive_int("iterations", iterations)
     if on_host(x0) and not bool(xp.all(xp.isfinite(x0))):
         raise ValueError("x0: holds NaN or infinity")
-    plan = plans.chosen(d, steps, timesteps, started=True)
+    plan = plans.chosen(d.log_snr, steps, timesteps, started=True)
     rows = methods.ddim(d, plan, 0.0)[::-1]
     x = x0
     with backends.no_grad(x0):
@@ -205,18 +195,20 @@ def _inverse_move(d: Diffusion, denoiser: Denoiser, row: methods.Row, x_s: Array
     if d.alpha_bar[t] > 0:
         w_xs, _ = d.between_weights(t, s)
         w_eps = w_x0 * float(d.sqrt_one_minus_alpha_bar[t]) / float(d.sqrt_alpha_bar[s])
-        return lambda x_t: w_xs * x_s + w_eps * denoiser.eps_from(d, _asked(d, denoiser, x_t, t)[0], x_t, t)
-    if s == 0:
-        raise ValueError(
-            f"timesteps: the move from t = {t}, where alpha_bar is 0, into 0 keeps nothing of x_t to return to"
+        return lambda x_t: (
+            w_xs * x_s + w_eps * denoiser.eps_from(d, _asked(d, denoiser, x_t, t)[0], x_t, t, namespace_of(x_t=x_t))
         )
+    if s == 0:
+        raise ValueError(f"timesteps: the move from t = {t}, where alpha_bar is 0, into 0 keeps nothing of x_t to return to")
     # Here eps is x_t itself and says nothing.
-    return lambda x_t: x_s / w_xt - (w_x0 / w_xt) * denoiser.x0_from(d, _asked(d, denoiser, x_t, t)[0], x_t, t)
+    return lambda x_t: (
+        x_s / w_xt - (w_x0 / w_xt) * denoiser.x0_from(d, _asked(d, denoiser, x_t, t)[0], x_t, t, namespace_of(x_t=x_t))
+    )
 
 
 def _asked(d: Diffusion, denoiser: Denoiser, x_t: Array, t: int) -> tuple[Array, Array | None]:
     """The network's output, which clipping would make finite, refused by the step where the host sees that it is not."""
-    value, raw = denoiser.call(d, x_t, t)
+    value, raw = denoiser.call(d, x_t, t, namespace_of(x_t=x_t))
     if on_host(value):
         refuse_nonfinite(namespace_of(x_t=x_t), t, value, raw)
     return value, raw
@@ -233,12 +225,8 @@ def _solved(move: Any, x: Array, iterations: int, xp: Any) -> Array:
         residual = value - x
         change = residual - last_residual
         size = _dot(change, change, xp)
-        curved = size > 1e-4 * _dot(
-            residual, residual, xp
-        )  # else a plain step: the quotient would be of rounding errors
-        mix = xp.where(
-            curved, _dot(residual, change, xp) / xp.where(curved, size, xp.ones_like(size)), xp.zeros_like(size)
-        )
+        curved = size > 1e-4 * _dot(residual, residual, xp)  # else a plain step: the quotient would be of rounding errors
+        mix = xp.where(curved, _dot(residual, change, xp) / xp.where(curved, size, xp.ones_like(size)), xp.zeros_like(size))
         x = value - mix * (value - last_value)
     return x
 
@@ -296,6 +284,4 @@ def _mask(mask: Array, known: Array, xp: Any) -> Array:
     try:
         return xp.broadcast_to(mask, tuple(known.shape))
     except (ValueError, RuntimeError, TypeError):
-        raise ValueError(
-            f"mask: shape {tuple(mask.shape)} does not broadcast to known's {tuple(known.shape)}"
-        ) from None
+        raise ValueError(f"mask: shape {tuple(mask.shape)} does not broadcast to known's {tuple(known.shape)}") from None

@@ -94,11 +94,7 @@ class Gaussian:
         return cast_like(xp.exp(exponent * self.log_var), self.mean, xp)
 
     def _lifted(self, value: Array | float) -> Array:
-        return (
-            array_like(value, self.mean, namespace_of(scalars=True, mean=self.mean))
-            if isinstance(value, float)
-            else value
-        )
+        return array_like(value, self.mean, namespace_of(scalars=True, mean=self.mean)) if isinstance(value, float) else value
 
 
 def kl(mean1: Array, log_var1: Array | float, mean2: Array, log_var2: Array | float) -> Array:
@@ -143,9 +139,7 @@ def kl_full(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> Array:
     return cast_like(0.5 * total, mean1, xp)
 
 
-def discretized_log_likelihood(
-    x: Array, mean: Array, log_std: Array | float, levels: int = 256, method: str = "exact"
-) -> Array:
+def discretized_log_likelihood(x: Array, mean: Array, log_std: Array | float, levels: int = 256, method: str = "exact") -> Array:
     """Log of the mass that N(mean, std**2) has in x's bin [Ho eq. 13], for x on `levels` equal steps of [-1, 1].
 
     Parameters

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from tinyddpm._arrays.check import as_real
 from tinyddpm._arrays.namespace import Array, namespace_of
-from tinyddpm._arrays.steps import Steps
+from tinyddpm._network.nets import NeedsChain
 
 if TYPE_CHECKING:
-    from tinyddpm.diffusion import Diffusion
+    pass
 
 __all__ = ["classifier", "classifier_free"]
 
@@ -74,16 +74,16 @@ class _ClassifierFree:
 
 
 @dataclass(frozen=True)
-class _Classifier:
+class _Classifier(NeedsChain):
     net: Callable[[Array, Array], Array]
     log_prob_grad: Callable[[Array, Array], Array]
     scale: float
 
     def __call__(self, x_t: Array, t: Array) -> Array:
         chain = getattr(self.net, "d", None)
-        return self.guided(x_t, t, chain, t, "score" if chain is None else self.net.predicts)  # type: ignore[attr-defined]
+        return self.call_with_chain(x_t, t, chain, t, "score" if chain is None else self.net.predicts)  # type: ignore[attr-defined]
 
-    def guided(self, x_t: Array, net_t: Array, d: Diffusion | None, t: Steps, predicts: str) -> Array:
+    def call_with_chain(self, x_t: Array, net_t: Array, d: Any, t: Any, predicts: Any) -> Array:
         """The network's output, of kind `predicts`, at step t of the chain d, which the network calls net_t."""
         value, raw = _split(self.net(x_t, net_t), x_t)
         score = value if d is None else d.convert(value, x_t, t, predicts, "score")

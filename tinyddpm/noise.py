@@ -59,9 +59,7 @@ def normal(
     return _drawing(seed, index, shape, stream, exact, backend, device, dtype)(step)
 
 
-def like(
-    x: backends.Array, seed: int, index: Sequence[int] | None, *, stream: int = 0
-) -> Callable[[int], backends.Array]:
+def like(x: backends.Array, seed: int, index: Sequence[int] | None, *, stream: int = 0) -> Callable[[int], backends.Array]:
     """``draw(step)``, the noise of a step in x's shape (n, ...), library, device and dtype, for those who need that of many.
 
     `index` holds n sample numbers, by default 0..n-1. What does not depend on the step is checked here, once.
@@ -83,14 +81,7 @@ def numbers(index: Sequence[int] | None, n: int) -> Sequence[int]:
 
 
 def _drawing(
-    seed: int,
-    index: Iterable[int],
-    shape: Sequence[int],
-    stream: int,
-    exact: bool,
-    backend: str,
-    device: Any,
-    dtype: str,
+    seed: int, index: Iterable[int], shape: Sequence[int], stream: int, exact: bool, backend: str, device: Any, dtype: str
 ) -> Callable[[int], backends.Array]:
     """`normal` for all but the step."""
     seed, stream = as_int("seed", seed, 0, _WORD - 1), as_int("stream", stream, 0, _WORD - 1)

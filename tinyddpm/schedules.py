@@ -102,9 +102,7 @@ def sigmoid(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02, start: fl
     return _valid(_clip(beta_1 * down + beta_T * up, beta_1, beta_T))
 
 
-def sigmoid_alpha_bar(
-    T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
-) -> Beta:
+def sigmoid_alpha_bar(T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999) -> Beta:
     """alpha_bar_t = (g(1) - g(t/T)) / (g(1) - g(0)), g(u) = sigmoid((start + (end - start) u) / tau).
 
     Each beta_t is at most `max_beta`; ``start < end`` and ``tau > 0``. From Jabri et al. 2022, "Scalable adaptive

@@ -28,9 +28,7 @@ def silence() -> contextvars.Context:
 class Stepper:
     """The moves of one run, in place (see `tinyddpm.backends.Stepper`)."""
 
-    def __init__(
-        self, rows: Sequence[Any], x: Array, *, seed: int, index: NDArray[np.uint64], clip: bool, keep_x0: bool
-    ) -> None:
+    def __init__(self, rows: Sequence[Any], x: Array, *, seed: int, index: NDArray[np.uint64], clip: bool, keep_x0: bool) -> None:
         self.rows, self.clip = rows, clip
         self.state = np.array(x, order="C")
         self._flat = self.state.reshape(-1)

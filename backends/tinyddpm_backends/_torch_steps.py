@@ -74,9 +74,7 @@ class _Part:
     Torch fuses a product into a sum, which NumPy can't, and rounds it alike wherever it stands.
     """
 
-    def __init__(
-        self, state: Tensor, base: Tensor, *predictions: Tensor, clip: bool, keep_x0: bool, apart: bool
-    ) -> None:
+    def __init__(self, state: Tensor, base: Tensor, *predictions: Tensor, clip: bool, keep_x0: bool, apart: bool) -> None:
         self._state, self._base, self._clip, self._apart = state, base, clip, apart
         self._history = list(predictions[:-1] if keep_x0 else predictions)
         self._shown = predictions[-1] if keep_x0 else None
@@ -210,14 +208,8 @@ class Graph:
         return graph
 
 
-def optimize_net(
-    net: Callable[..., Any], *, compile: bool, autocast: str | None, stepper: Any = None
-) -> Callable[..., Any]:
+def optimize_net(net: Callable[..., Any], *, compile: bool, autocast: str | None, stepper: Any = None) -> Callable[..., Any]:
     """The network compiled, in channels_last, with autocast; on CUDA in one graph with `stepper`'s moves where one is given."""
-    if hasattr(net, "guided"):
-        raise ValueError(
-            "compile: a network that a classifier's gradient guides can't be compiled, nor run under autocast"
-        )
     dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     if autocast is not None and autocast not in dtypes:
         raise LookupError(f"autocast must be one of {', '.join(dtypes)}, got {autocast!r}")

@@ -155,8 +155,7 @@ extern "C" __global__ void move_DTYPE(REAL *state, REAL *base, REAL *x0, const R
 }
 """
 NOISE += "".join(
-    _ENTRIES.replace("DTYPE", dtype).replace("REAL", real)
-    for real, dtype in (("float", "float32"), ("double", "float64"))
+    _ENTRIES.replace("DTYPE", dtype).replace("REAL", real) for real, dtype in (("float", "float32"), ("double", "float64"))
 )
 
 
@@ -166,9 +165,7 @@ def _cupy() -> Any:
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:  # no driver, no library, no permission
-        raise BackendUnavailable(
-            f"cupy finds no CUDA device ({error}); it needs an NVIDIA GPU and its driver"
-        ) from error
+        raise BackendUnavailable(f"cupy finds no CUDA device ({error}); it needs an NVIDIA GPU and its driver") from error
     if count == 0:
         raise BackendUnavailable("cupy finds no CUDA device; it needs an NVIDIA GPU and its driver")
     return cupy

@@ -34,14 +34,9 @@ def _found() -> dict[str, Any]:
         if jax.default_backend() != "cpu":
             devices += jax.devices("cpu")
     except RuntimeError as error:
-        raise BackendUnavailable(
-            f"jax finds no device ({error}); check JAX_PLATFORMS and the jaxlib plug-in"
-        ) from error
+        raise BackendUnavailable(f"jax finds no device ({error}); check JAX_PLATFORMS and the jaxlib plug-in") from error
     platform = {"gpu": "cuda"}
-    return {
-        "cpu" if d.platform == "cpu" and d.id == 0 else f"{platform.get(d.platform, d.platform)}:{d.id}": d
-        for d in devices
-    }
+    return {"cpu" if d.platform == "cpu" and d.id == 0 else f"{platform.get(d.platform, d.platform)}:{d.id}": d for d in devices}
 
 
 def _device(device: Any) -> Any:

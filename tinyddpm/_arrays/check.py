@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-
-__all__ = [
-    "allocating",
-    "as_instance",
-    "as_int",
-    "as_list",
-    "as_positive_int",
-    "as_real",
-    "lookup",
-    "nearest",
-    "one_of",
-]
 
 
 def as_int(name: str, value: Any, low: int, high: int) -> int:
@@ -59,11 +49,12 @@ def as_list(name: str, values: Any, *, empty: bool = False) -> list[Any]:
     return found
 
 
-def as_instance(name: str, value: Any, kind: type) -> Any:
-    """`value`, where it is of this type."""
+def as_instance(name: str, value: Any, kind: type, called: str | None = None) -> Any:
+    """`value` if it is of this type, which messages name `called` or by its own name."""
     if not isinstance(value, kind):
-        article = "an" if kind.__name__[0] in "AEIOU" else "a"
-        raise TypeError(f"{name} must be {article} {kind.__name__}, got {type(value).__name__}")
+        called = called or kind.__name__
+        article = "an" if called[0] in "AEIOU" else "a"
+        raise TypeError(f"{name} must be {article} {called}, got {type(value).__name__}")
     return value
 
 
@@ -100,3 +91,42 @@ def allocating(name: str, value: Any) -> Iterator[None]:
         if any(what in str(error) for what in ("maximum", "too large", "too big", "too long")):
             raise ValueError(f"{name} is more than can be allocated: {value}") from error
         raise
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def names_unknown_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a call with an unknown keyword a TypeError that names it, the nearest option and the known ones."""
+    parameters = inspect.signature(function).parameters.values()
+    known = frozenset(p.name for p in parameters)
+    options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        refuse_unknown_options(kwargs, options, function.__name__, known)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def refuse_unknown_options(given: Iterable[str], options: Iterable[str], function: str, known: Iterable[str] = ()) -> None:
+    """Raise TypeError that names the first unknown option, the nearest and the known ones; `known` are no options."""
+    for name in given:
+        if name not in options and name not in known:
+            raise TypeError(f"{name} is not an option of {function}{nearest(name, options)}; known are {', '.join(options)}")
+
+
+def as_bool(name: str, value: Any) -> bool:
+    """A Python or NumPy bool."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    return bool(value)
+
+
+def as_callable(name: str, value: Any, call: str) -> Any:
+    """`value` if it can be called; `call` shows how, e.g. "net(x_t, t)"."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a callable {call}, got {type(value).__name__}")
+    return value

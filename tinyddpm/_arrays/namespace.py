@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-
-__all__ = [
-    "Array",
-    "array_like",
-    "cast_like",
-    "check_same_shape",
-    "clip_array",
-    "copy_array",
-    "dtype_name",
-    "flatten",
-    "host_values",
-    "integer_namespace",
-    "is_array_of",
-    "library_name",
-    "namespace_of",
-    "on_host",
-]
 
 Array = Any
 
 
-def namespace_of(*, scalars: bool = False, **arrays: Array) -> Any:
-    """The namespace that all arrays share, given by argument name: floating point, of shape (B, ...), or () with `scalars`.
+class HasShape(Protocol):
+    """What type checkers know of an array: enough to tell it from a number, a list or a name."""
 
-    Raises `TypeError` for what is no array, for integer arrays and for mixed libraries, `ValueError` for a scalar.
+    @property
+    def shape(self) -> Any: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def ndim(self) -> int: ...
+
+
+A = TypeVar("A", bound=HasShape)
+"""An array of any library that follows the array-API standard; results are of the same type."""
+
+
+def namespace_of(*, scalars: bool = False, **arrays: Array) -> Any:
+    """The namespace of arrays that are passed by argument name: floating point, of shape (B, ...), or () with `scalars`.
+
+    Raises `TypeError` if one is not an array, is of integers, or is of another library; `ValueError` if one is a scalar.
     """
     from array_api_compat import array_namespace
 
@@ -44,7 +42,7 @@ def namespace_of(*, scalars: bool = False, **arrays: Array) -> Any:
             first, xp = name, own
         elif own is not xp:
             raise TypeError(
-                f"{name}: is of {library_name(x)}, but {first} of {library_name(arrays[first])}; libraries don't mix"
+                f"{name} must be an array of {library_name(arrays[first])}, as {first} is, got one of {library_name(x)}"
             )
         if not own.isdtype(x.dtype, "real floating"):
             raise TypeError(f"{name} must be a floating-point array, got {x.dtype}")
@@ -61,9 +59,9 @@ def is_array_of(xp: Any, x: Any) -> bool:
 
 
 def check_same_shape(name: str, x: Array, other: str, y: Array) -> None:
-    """Refuse x where its shape differs from y's."""
+    """Raise ValueError unless x and y have one shape."""
     if tuple(x.shape) != tuple(y.shape):
-        raise ValueError(f"{name}: shape {tuple(x.shape)} differs from {other}'s {tuple(y.shape)}")
+        raise ValueError(f"{name} must have the shape of {other}, {tuple(y.shape)}, got {tuple(x.shape)}")
 
 
 def cast_like(x: Array, to: Array, xp: Any) -> Array:
@@ -71,9 +69,9 @@ def cast_like(x: Array, to: Array, xp: Any) -> Array:
     return x if x.dtype == to.dtype else xp.astype(x, to.dtype)
 
 
-def clip_array(x: Array, xp: Any) -> Array:
-    """x clipped to [-1, 1]: by its own method where it has one, which is several times faster than the portable way."""
-    return x.clip(-1.0, 1.0) if hasattr(x, "clip") else xp.clip(x, -1.0, 1.0)
+def clip_array(x: Array, low: float, high: float, xp: Any) -> Array:
+    """x clipped to [low, high]: by its own method if it has one, which is several times faster than the portable way."""
+    return x.clip(low, high) if hasattr(x, "clip") else xp.clip(x, low, high)
 
 
 def dtype_name(x: Array) -> str:
@@ -110,16 +108,17 @@ def on_host(x: Array) -> bool:
 
 
 def host_values(t: Array) -> Any:
-    """t as a NumPy array where the host holds it, else None: a device is never synchronised for a check."""
+    """t as a NumPy array if the host holds it, else None: a device is never synchronised for a check."""
     if not on_host(t):
         return None
     try:
         return np.asarray(t)
-    except (TypeError, RuntimeError):  # traced by a compiler: there is no value to read yet
+    except (TypeError, RuntimeError):  # a compiler traces it: there is no value yet
         return None
 
 
 def integer_namespace(name: str, t: Array) -> Any:
+    """The namespace of a step argument that is not a number."""
     from array_api_compat import array_namespace
 
     try:
@@ -129,4 +128,21 @@ def integer_namespace(name: str, t: Array) -> Any:
 
 
 def library_name(x: Array) -> str:
+    """The top-level module that x's type comes from."""
     return type(x).__module__.partition(".")[0]
+
+
+def host_numbers(name: str, values: Any) -> np.ndarray[Any, Any]:
+    """A caller's numbers as a NumPy array: a list, or an array of any library, also one that requires gradients."""
+    if hasattr(values, "detach"):  # Torch: NumPy knows no bfloat16, and does not read what requires gradients
+        values = values.detach().cpu()
+        values = values.float() if dtype_name(values) == "bfloat16" else values
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain array, got a masked one; use .filled(value) or .compressed()")
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be numbers, got {type(values).__name__}") from None
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must be numbers, got {type(values).__name__} of {array.dtype}")
+    return array

@@ -11,40 +11,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
 from tinyddpm._arrays.check import as_int
-from tinyddpm._arrays.namespace import Array, array_like, host_values, integer_namespace, library_name
+from tinyddpm._arrays.namespace import Array, HasShape, array_like, host_values, integer_namespace, library_name
 
-__all__ = [
-    "Steps",
-    "check_host_steps",
-    "check_steps",
-    "gather",
-    "time_array",
-    "time_arrays",
-]
-
-Steps = Any  # int | NumPy integer array | device array
+Steps = SupportsIndex | HasShape
+"""A step argument as callers give it: an int, or an integer array of shape (B,) or ()."""
 
 
-def check_steps(name: str, t: Any, x: Array, xp: Any, low: int, high: int) -> Steps:
-    """Check a step argument against [low, high] and x's batch; returns one of the three forms above.
+def check_steps(name: str, t: Any, x: Array, xp: Any, low: int, high: int) -> Any:
+    """Check a step argument against [low, high] and x's batch; return one of the three forms above.
 
-    A device array's values are not read, so not checked: `gather` gives NaN where one is out of range.
+    The values of a device array are not read, so not checked: `gather` gives NaN where one is out of range.
     """
     if not hasattr(t, "shape") or isinstance(t, np.generic):
         return as_int(name, t, low, high)
-    if tuple(t.shape) != (x.shape[0],):
-        raise ValueError(f"{name} must be an int or an array of shape ({x.shape[0]},), got shape {tuple(t.shape)}")
+    if tuple(t.shape) not in ((x.shape[0],), ()):
+        raise ValueError(f"{name} must be an int or an array of shape ({x.shape[0]},) or (), got shape {tuple(t.shape)}")
     if not isinstance(t, np.ndarray):
         own = integer_namespace(name, t)
         if own is not xp:
-            raise TypeError(
-                f"{name}: is of {library_name(t)}, but the data of {library_name(x)}; use its own library or NumPy"
-            )
+            raise TypeError(f"{name} must be an array of {library_name(x)}, as the data are, or NumPy, got {library_name(t)}")
         if not own.isdtype(t.dtype, "integral"):
             raise TypeError(f"{name} must be an integer array, got {t.dtype}")
         host = host_values(t)
@@ -55,10 +45,12 @@ def check_steps(name: str, t: Any, x: Array, xp: Any, low: int, high: int) -> St
 
 
 def check_host_steps(name: str, t: Any, low: int, high: int) -> Any:
-    """Check an int or a NumPy integer array against [low, high]; returns an int or an int64 array."""
+    """Check an int or a NumPy integer array against [low, high]; return an int or an int64 array."""
     if not hasattr(t, "shape") or isinstance(t, np.generic):
         return as_int(name, t, low, high)
     t = np.asarray(t)
+    if t.ndim == 0 and t.dtype.kind in "iu":
+        return as_int(name, t[()], low, high)
     if t.dtype.kind not in "iu":
         raise TypeError(f"{name} must be an integer array, got {t.dtype}")
     if t.size and not (low <= t.min() and t.max() <= high):
@@ -67,24 +59,26 @@ def check_host_steps(name: str, t: Any, low: int, high: int) -> Any:
     return t.astype(np.int64)
 
 
-def gather(table: Any, t: Steps, x: Array, xp: Any) -> Any:
-    """The float64 `table`'s entry at t: a float where t is an int, else an array that broadcasts against x.
+def gather(table: Any, t: Any, x: Array, xp: Any) -> Any:
+    """Entries of a float64 table at t: a float if t is an int, else an array that broadcasts against x.
 
-    Computed on the host in float64 and cast once to x's dtype; NaN where a device's t is outside the table.
+    They are cast once from float64 to x's dtype, and NaN where a t on a device is outside the table. A table of shape
+    (T + 1, *sample shape) gives arrays that broadcast against x as well, also if t is an int.
     """
+    trailing = table.shape[1:] if table.ndim > 1 else (1,) * (x.ndim - 1)
     if isinstance(t, int):
-        return float(table[t])
-    shape = (-1,) + (1,) * (x.ndim - 1)
+        return float(table[t]) if table.ndim == 1 else array_like(table[t][None], x, xp)
     if isinstance(t, np.ndarray):
-        return array_like(table[t].reshape(shape), x, xp)
+        return array_like(table[t].reshape(-1, *trailing), x, xp)
     size = table.shape[0]
     inside = (t >= 0) & (t < size)
-    padded = array_like(np.append(table, np.nan), x, xp)
-    return xp.reshape(xp.take(padded, xp.where(inside, t, size), axis=0), shape)
+    padded = array_like(np.concatenate([table, np.full_like(table[:1], np.nan)]), x, xp)
+    at = xp.reshape(xp.where(inside, t, size), (-1,))  # libraries differ on 0-d indices
+    return xp.reshape(xp.take(padded, at, axis=0), (-1, *trailing))
 
 
-def time_array(t: Steps, shift: int, x: Array, xp: Any) -> Array:
-    """t + shift as an integer array (B,) on x's device: what a network gets."""
+def time_array(t: Any, shift: int, x: Array, xp: Any) -> Array:
+    """t + shift as an integer array (B,) on x's device, as a network gets it."""
     dtype = _default_int(xp)
     if isinstance(t, int):
         from array_api_compat import device
@@ -92,11 +86,11 @@ def time_array(t: Steps, shift: int, x: Array, xp: Any) -> Array:
         return xp.full((x.shape[0],), t + shift, dtype=dtype, device=device(x))
     if isinstance(t, np.ndarray):
         return array_like(t + shift, x, xp, dtype=dtype)
-    return xp.astype(t, dtype) + shift
+    return xp.broadcast_to(xp.astype(t, dtype) + shift, (x.shape[0],))
 
 
 def time_arrays(numbers: Sequence[int], x: Array, xp: Any) -> Iterator[Array]:
-    """Each number as an integer array (B,) on x's device: what a network gets in a long loop. They are made many at a time."""
+    """For each number an integer array (B,) on x's device, as a network gets it; many are made at a time."""
     batch = x.shape[0]
     many = max(1, 2**16 // max(1, batch))
     for first in range(0, len(numbers), many):

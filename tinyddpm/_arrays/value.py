@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["FrozenValue"]
-
 
 class FrozenValue:
     """Makes a dataclass (frozen, ``eq=False``) read-only, equal and hashable by content, and picklable as such."""

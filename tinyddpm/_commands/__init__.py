@@ -30,9 +30,7 @@ def takes_output(parser: argparse.ArgumentParser, quiet: str = "show no progress
 
 def takes_device(parser: argparse.ArgumentParser) -> None:
     """``--device`` and ``--seed``."""
-    parser.add_argument(
-        "--device", metavar="NAME", help="where to compute; by default the first CUDA device, else the CPU"
-    )
+    parser.add_argument("--device", metavar="NAME", help="where to compute; by default the first CUDA device, else the CPU")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
 
 

@@ -28,9 +28,7 @@ SAMPLES, SCALE, GAP = 64, 8, 8
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("--out", default="demo", metavar="DIR", help="where everything goes (default demo)")
-    parser.add_argument(
-        "--steps", type=int, default=DEMO.steps, metavar="N", help=f"of training (default {DEMO.steps})"
-    )
+    parser.add_argument("--steps", type=int, default=DEMO.steps, metavar="N", help=f"of training (default {DEMO.steps})")
     parser.add_argument("--seed", type=int, default=DEMO.seed, metavar="N", help=f"(default {DEMO.seed})")
     takes_output(parser)
 

@@ -36,9 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     data = "the images; where the run was trained on them, those that it held out"
     parser.add_argument("--data", required=True, metavar="digits|FOLDER|FILE", help=data)
     parser.add_argument("--limit", type=int, metavar="N", help="the bound of only the first N images")
-    parser.add_argument(
-        "--curve", action="store_true", help="each term of the bound, t = 1..T, and what is left of error"
-    )
+    parser.add_argument("--curve", action="store_true", help="each term of the bound, t = 1..T, and what is left of error")
     quality.arguments(parser)
 
 

@@ -31,9 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("what", metavar="WHAT", help=", ".join(_FIGURES))
     parser.add_argument("path", metavar="PATH", help="FILE.png, FILE.pdf or FILE.svg")
-    parser.add_argument(
-        "--model", metavar="DIR", help="the run to show; schedules, forward and sampler-error need none"
-    )
+    parser.add_argument("--model", metavar="DIR", help="the run to show; schedules, forward and sampler-error need none")
     parser.add_argument("--data", metavar="digits|FOLDER|FILE", help="images; by default those of the run, or digits")
     parser.add_argument("--limit", type=int, default=64, metavar="N", help="images to take a bound over (default 64)")
     takes_device(parser)

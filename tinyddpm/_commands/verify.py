@@ -19,9 +19,7 @@ EXAMPLES = ("", "--backend torch --dtype float32", "--backend jax --json")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument(
-        "--backend", default="numpy", metavar="B", help="numpy (default), torch, cupy, jax or a plug-in"
-    )
+    parser.add_argument("--backend", default="numpy", metavar="B", help="numpy (default), torch, cupy, jax or a plug-in")
     parser.add_argument("--device", metavar="D", help="one of the backend's; by default its own choice")
     parser.add_argument("--dtype", default="float64", metavar="F", help="float64 (default) or float32")
     takes_output(parser, quiet="print only what failed, and the count")
@@ -35,9 +33,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     if args.json:
         results = list(measured)
         about = {"backend": args.backend, "device": args.device, "dtype": args.dtype}
-        yield json.dumps(
-            {**about, "ok": all(r.ok for r in results), "identities": [_entry(r) for r in results]}, indent=2
-        )
+        yield json.dumps({**about, "ok": all(r.ok for r in results), "identities": [_entry(r) for r in results]}, indent=2)
     else:
         results = []
         width = max(map(len, verify.NAMES))

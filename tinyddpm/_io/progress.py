@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from typing import TypeVar
 
-__all__ = ["progress_bar"]
-
 Item = TypeVar("Item")
 
 

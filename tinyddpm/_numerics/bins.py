@@ -9,8 +9,6 @@ import numpy as np
 
 from tinyddpm._arrays.namespace import Array
 
-__all__ = ["METHODS", "Bin", "bin_of"]
-
 
 class Bin(NamedTuple):
     """Where x's bin lies as seen from the mean, in half-widths, reflected so that its middle is on the left.

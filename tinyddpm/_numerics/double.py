@@ -12,9 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Double", "add", "cumsum", "div", "double", "exp", "expm1", "log", "mul", "neg", "sqrt", "sub", "two_prod",
-           "two_sum", "where"]  # fmt: skip
-
 Float = NDArray[np.float64] | Any  # an array, or a scalar that NumPy lifts
 
 

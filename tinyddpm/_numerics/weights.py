@@ -17,8 +17,6 @@ from tinyddpm._arrays.steps import Steps, gather
 from tinyddpm._numerics import double
 from tinyddpm._numerics.double import Double
 
-__all__ = ["LogVarWeights", "Weights", "half", "minus", "one_minus_exp", "pair_weights", "pair_weights_on_device"]
-
 
 class Weights(NamedTuple):
     """q(x_s | x_t, x_0) = N(w_x0 x_0 + w_xt x_t, beta_tilde I) and q(x_t | x_s) = N(w_xs x_s, beta I)."""
@@ -88,9 +86,7 @@ def pair_weights_on_device(log: Double, t: Steps, s: Steps, x: Array, xp: Any) -
 
     def log_of(var: Array) -> Array:
         positive = var > 0
-        return xp.where(
-            positive, xp.log(xp.where(positive, var, xp.ones_like(var))), xp.where(var == 0, -math.inf, var)
-        )
+        return xp.where(positive, xp.log(xp.where(positive, var, xp.ones_like(var))), xp.where(var == 0, -math.inf, var))
 
     return LogVarWeights(xp.exp(log_s / 2) * beta / left_t, w_xs * kept, log_of(beta * kept), w_xs, log_of(beta))
 

@@ -1,29 +1,26 @@
-"""What each sampler computes, as rows of weights: the whole plan is folded on the host before the first network call.
+"""The sampling methods: each turns a plan into rows of weights, computed on the host before the first network call.
 
-With data prediction every sampler here is linear in the state and the last few predictions of x_0, so a sampler is a function
-``(d, timesteps, eta) -> rows``. With lambda = log(a / sigma), a = sqrt(alpha_bar) and sigma = sqrt(1 - alpha_bar), the exact
-solution over a move with constant x_0 is x_s = sigma_s/sigma_t x_t - a_s expm1(-h) x_0, h = lambda_s - lambda_t: that is
-DDIM at eta = 0, and the first order of all the others.
+With data prediction every sampler here is linear in the state and the last few predictions of x_0. So a method is a function
+``(process, plan, eta) -> rows``, and one loop runs them all. With a_t = sqrt(alpha_bar_t), sigma_t = sqrt(1 - alpha_bar_t) and
+lambda_t = log(a_t / sigma_t), the exact solution of the sampling ODE from t to s for constant x_0 is
+
+    x_s = sigma_s / sigma_t x_t - a_s (exp(-h) - 1) x_0,  h = lambda_s - lambda_t.
+
+That is DDIM at eta = 0, and the first order of all the others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from tinyddpm.denoiser import Denoiser
-    from tinyddpm.diffusion import Diffusion
+from tinyddpm._numerics.tables import Tables
 
-__all__ = ["Row", "Sampler", "ddim", "ddpm", "denoised", "dpm_solver_2m", "heun", "unipc"]
-
-
-Sampler = Callable[[Any, tuple[int, ...], float], "list[Row]"]
+Method = Callable[[Tables, tuple[int, ...], float], "list[Row]"]
 
 
 @dataclass(frozen=True)
@@ -54,139 +51,108 @@ class Row:
     base_over_kept: tuple[float, ...] = ()
 
 
-def ddpm(d: Diffusion, timesteps: tuple[int, ...], eta: float) -> list[Row]:
-    """Ancestral sampling [Ho alg. 2]; the variance is the denoiser's."""
+def ddpm(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:
+    """Ancestral sampling [Ho alg. 2]: x_s = w_x0 x_0 + w_xt x_t + sigma z, the posterior's mean; sigma is the denoiser's."""
     t, s = _pairs(timesteps)
     w_x0, w_xt, _ = d.posterior_weights(t, s)
-    rows = zip(t.tolist(), s.tolist(), w_xt.tolist(), w_x0.tolist(), strict=True)
-    return [Row(t, s, (w_xt, w_x0), std=None if s else 0.0) for t, s, w_xt, w_x0 in rows]
+    columns = zip(t.tolist(), s.tolist(), w_xt.tolist(), w_x0.tolist(), strict=True)
+    return [Row(t, s, (w_xt, w_x0), std=None if s else 0.0) for t, s, w_xt, w_x0 in columns]
 
 
-def ddim(d: Diffusion, timesteps: tuple[int, ...], eta: float) -> list[Row]:
-    """DDIM [DDIM eq. 12] with sigma = eta sqrt(beta_tilde_{t,s}) [eq. 16]; eta = 1 is DDPM with that variance."""
+def ddim(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:
+    """x_s = a_s x_0 + sqrt(sigma_s^2 - sigma^2) eps + sigma z, sigma = eta sqrt(beta_tilde_{t,s}) [DDIM eq. 12, 16].
+
+    At eta = 1 this is ancestral sampling with variance beta_tilde.
+    """
     t, s = _pairs(timesteps)
     beta_tilde = d.posterior_weights(t, s)[2]
-    # sqrt(1 - alpha_bar_s - var) = sigma_s k, with k^2 = 1 - eta^2 beta_{t|s} / (1 - alpha_bar_t)
+    # sqrt(sigma_s^2 - sigma^2) = sigma_s k with k^2 = 1 - eta^2 beta_{t|s} / (1 - alpha_bar_t).
     k2 = 1 - eta**2 * d.between_weights(t, s)[1] / d.one_minus_alpha_bar[t]
     sigma, a, lam = d.sqrt_one_minus_alpha_bar, d.sqrt_alpha_bar, d.log_snr / 2
     with np.errstate(divide="ignore", invalid="ignore"):  # log k = -inf: nothing of eps is kept
         w_x0 = -a[s] * np.expm1(np.where(s > 0, 0.5 * np.log(k2), 0.0) - (lam[s] - lam[t]))
     w_xt = sigma[s] / sigma[t] * np.sqrt(k2)
-    rows = zip(*(c.tolist() for c in (t, s, w_xt, w_x0, eta * np.sqrt(beta_tilde))), strict=True)
-    return [Row(t, s, (w_xt, w_x0), std=std) for t, s, w_xt, w_x0, std in rows]
+    columns = zip(*(c.tolist() for c in (t, s, w_xt, w_x0, eta * np.sqrt(beta_tilde))), strict=True)
+    return [Row(t, s, (w_xt, w_x0), std=std) for t, s, w_xt, w_x0, std in columns]
 
 
-def dpm_solver_2m(d: Diffusion, timesteps: tuple[int, ...], eta: float) -> list[Row]:
-    """DPM-Solver++(2M), midpoint form [DPM++ alg. 2]; first order at the first move and into s = 0."""
-    moves = _first_order(d, timesteps)
-    rows = [moves[0].row()]
-    for before, move in zip(moves, moves[1:], strict=False):
-        g = 0.0 if move.s == 0 else move.h / (2 * before.h)  # 1 / (2 r)
-        rows.append(Row(move.t, move.s, (move.keep, move.take * (1 + g), -move.take * g)))
+def dpm_solver_2m(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:
+    """DPM-Solver++(2M), midpoint form [DPM++ alg. 2]: x_s = sigma_s/sigma_t x_t - a_s (exp(-h) - 1) D.
+
+    D = (1 + 1/(2r)) x_0(t) - 1/(2r) x_0(before t), r = h_before / h; first order at the first step and into s = 0.
+    """
+    steps = _first_order(d, timesteps)
+    rows = [steps[0].row()]
+    for before, step in zip(steps, steps[1:], strict=False):
+        g = _extrapolation(before, step)
+        rows.append(Row(step.t, step.s, (step.keep, step.take * (1 + g), -step.take * g)))
     return rows
 
 
-def heun(d: Diffusion, timesteps: tuple[int, ...], eta: float) -> list[Row]:
-    """Heun's method in sigma / a on the plan's own grid [EDM alg. 1]: two calls a move, Euler into s = 0.
+def heun(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:
+    """Heun's method in sigma_t / a_t on the plan's own grid [EDM alg. 1]: two network calls a step, Euler into s = 0.
 
-    Leaving sigma / a = infinity (alpha_bar_T = 0) the trapezium has no finite weight: that move is Euler's too.
+    If alpha_bar_T = 0 the first step starts at sigma / a = infinity, where the trapezium has no finite weight: it is Euler's.
     """
     rows = []
-    for move in _first_order(d, timesteps):
-        if move.s == 0 or math.isinf(move.h):
-            rows.append(move.row())
+    for step in _first_order(d, timesteps):
+        if step.s == 0 or math.isinf(step.h):
+            rows.append(step.row())
             continue
-        # With rho = exp(-h), the mean of the two slopes gives x_0's weight 1 - rho as these two parts.
-        rho, gain = math.exp(-move.h), -math.expm1(-move.h)
-        newest = move.a_s * gain / (2 * rho)
-        rows.append(Row(move.t, move.s, (move.keep, move.take), base=(1.0,), ends_step=False))
-        rows.append(Row(move.s, move.s, (move.keep, newest, newest * (2 * rho - 1))))
+        # With rho = exp(-h), the mean of the two slopes splits x_0's weight 1 - rho into these two parts.
+        rho, gain = math.exp(-step.h), -math.expm1(-step.h)
+        newest = step.a_s * gain / (2 * rho)
+        rows.append(Row(step.t, step.s, (step.keep, step.take), base=(1.0,), ends_step=False))
+        rows.append(Row(step.s, step.s, (step.keep, newest, newest * (2 * rho - 1))))
     return rows
 
 
-def unipc(d: Diffusion, timesteps: tuple[int, ...], eta: float) -> list[Row]:
-    """UniPC of order 2 with B(h) = e^h - 1 [UniPC alg. 1 and 2, data prediction]: predictor as in DPM-Solver++(2M); each
-    network call also corrects the point at which it was made."""
-    moves = _first_order(d, timesteps)
-    rows = [moves[0].row(base=(1.0,) if len(moves) > 1 else None)]
-    for k in range(1, len(moves)):
-        before, move = moves[k - 1], moves[k]
-        earlier = moves[k - 2].h if k > 1 else None
-        corrected = _corrector(before, earlier)
-        g = 0.0 if move.s == 0 else move.h / (2 * before.h)
-        state = [move.keep * w for w in corrected]
-        state[1] += move.take * (1 + g)
-        state[2] -= move.take * g
+def unipc(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:
+    """UniPC of order 2 with B(h) = e^h - 1 [UniPC alg. 1 and 2, data prediction].
+
+    The predictor is that of DPM-Solver++(2M); each network call also corrects the point at which it was made.
+    """
+    steps = _first_order(d, timesteps)
+    rows = [steps[0].row(base=(1.0,) if len(steps) > 1 else None)]
+    for k in range(1, len(steps)):
+        before, step = steps[k - 1], steps[k]
+        corrected = _corrector(before, steps[k - 2].h if k > 1 else None)
+        g = _extrapolation(before, step)
+        state = [step.keep * w for w in corrected]
+        state[1] += step.take * (1 + g)
+        state[2] -= step.take * g
         # The next correction starts from the corrected point, so this one becomes the base.
-        rows.append(Row(move.t, move.s, tuple(state), base=corrected))
+        rows.append(Row(step.t, step.s, tuple(state), base=corrected))
     return rows
 
 
-@lru_cache(maxsize=2)  # as many moves as there are steps: a long chain is not small
-def denoised(
-    fold: Sampler, d: Diffusion, denoiser: Denoiser, timesteps: tuple[int, ...], eta: float
-) -> tuple[Row, ...]:
-    """A sampler's rows as they are with this denoiser, whose fixed standard deviation goes to the moves that have none yet."""
-    rows = fold(d, timesteps, eta)
-    values, states = d.conversion(denoiser.predicts, "x0")
-    if bad := [row.t for row in rows if math.isnan(values[row.t])]:
-        raise ValueError(f"predicts: x_0 does not follow from {denoiser.predicts!r} at t = {bad[0]}, where alpha_bar is "
-                         f"{d.alpha_bar[bad[0]]}; predict 'v' or 'x0' on such a schedule")  # fmt: skip
-    std = [row.std for row in rows] if denoiser.learned else _fixed_std(d, denoiser, rows)
-    factors: list[float] = []  # the newest first
-    done = []
-    for row, sigma in zip(rows, std, strict=True):
-        # No further, as what is kept must stay in the dtype's range.
-        factor = row.state[1] if 2**-10 < abs(row.state[1]) < 2**10 else 1.0
-        factors = [factor, *factors[:3]]
-        done.append(
-            replace(
-                row,
-                std=sigma,
-                x0_from=(float(values[row.t]), 0.0 if states is None else float(states[row.t])),
-                net_t=row.t - 1 + denoiser.first_t,
-                factor=factor,
-                over_kept=_over(row.state, factors),
-                base_over_kept=_over(row.base or (), factors),
-            )
-        )
-    return tuple(done)
+METHODS: dict[str, Method] = {"ddpm": ddpm, "ddim": ddim, "dpm++2m": dpm_solver_2m, "heun": heun, "unipc": unipc}
 
 
-def _over(weights: tuple[float, ...], factors: Sequence[float]) -> tuple[float, ...]:
-    """Weights of (base, newest x_0, the one before, ...) as weights of the x_0 times their factors."""
-    return (*weights[:1], *(weight / factor for weight, factor in zip(weights[1:], factors, strict=False)))
+def _extrapolation(before: _FirstOrder, step: _FirstOrder) -> float:
+    """1 / (2 r), r = h_before / h: how far the second order extrapolates the last two predictions."""
+    return 0.0 if step.s == 0 else step.h / (2 * before.h)
 
 
-def _fixed_std(d: Diffusion, denoiser: Denoiser, rows: Sequence[Row]) -> list[float | None]:
-    if all(row.std is not None for row in rows):
-        return [row.std for row in rows]
-    x = np.zeros((len(rows), 1))
-    t, s = (np.array([getattr(row, name) for row in rows]) for name in "ts")
-    single = None if not isinstance(denoiser.variance, str) and np.all(t - s == 1) else s
-    log_var = np.broadcast_to(denoiser.log_var_from(d, None, x, t, single), x.shape)[:, 0]
-    return [math.exp(v / 2) if row.std is None else row.std for row, v in zip(rows, log_var.tolist(), strict=True)]
-
-
-def _corrector(move: _Move, earlier: float | None) -> tuple[float, ...]:
-    """UniC's weights of (base, x_0 at the move's end, at its start, one before), `earlier` the h of the move before."""
-    if math.isinf(move.h):
-        return move.keep, 0.0, move.take, 0.0  # no finite polynomial spans an infinite interval
+def _corrector(step: _FirstOrder, earlier: float | None) -> tuple[float, ...]:
+    """UniC's weights of (base, x_0 at the step's end, at its start, one before); `earlier` is h of the step before."""
+    if math.isinf(step.h):
+        return step.keep, 0.0, step.take, 0.0  # no finite polynomial spans an infinite interval
     rho0, rho1, r = 0.0, 0.5, -1.0
     if earlier is not None:
-        z = -move.h
+        z = -step.h
         phi1 = math.expm1(z)
         phi2 = phi1 / z - 1
         b1, b2 = phi2 / phi1, 2 * (phi2 / z - 0.5) / phi1
-        r = -earlier / move.h
+        r = -earlier / step.h
         rho0 = (b1 - b2) / (1 - r)
         rho1 = b1 - rho0
-    return move.keep, move.take * rho1, move.take * (1 - rho1 - rho0 / r), move.take * rho0 / r
+    return step.keep, step.take * rho1, step.take * (1 - rho1 - rho0 / r), step.take * rho0 / r
 
 
 @dataclass(frozen=True)
-class _Move:
-    """The first-order solution x_s = keep x_t + take x_0 of one move."""
+class _FirstOrder:
+    """The first-order solution x_s = keep x_t + take x_0 of one step (t, s)."""
 
     t: int
     s: int
@@ -199,12 +165,12 @@ class _Move:
         return Row(self.t, self.s, (self.keep, self.take), base=base)
 
 
-def _first_order(d: Diffusion, timesteps: tuple[int, ...]) -> list[_Move]:
+def _first_order(d: Tables, timesteps: tuple[int, ...]) -> list[_FirstOrder]:
     t, s = _pairs(timesteps)
     sigma, a, lam = d.sqrt_one_minus_alpha_bar, d.sqrt_alpha_bar, d.log_snr / 2
     h = lam[s] - lam[t]
     columns = (t, s, a[s], h, sigma[s] / sigma[t], -a[s] * np.expm1(-h))
-    return [_Move(*values) for values in zip(*(c.tolist() for c in columns), strict=True)]
+    return [_FirstOrder(*values) for values in zip(*(c.tolist() for c in columns), strict=True)]
 
 
 def _pairs(timesteps: tuple[int, ...]) -> tuple[Any, Any]:

@@ -10,14 +10,12 @@ from tinyddpm._arrays.namespace import Array, clip_array, namespace_of, on_host
 from tinyddpm._sampling.rows import Row
 from tinyddpm.noise import like
 
-__all__ = ["ArrayApiStepper"]
-
 
 class ArrayApiStepper:
     """A `backends.Stepper` for any library; each state is a new array."""
 
     def __init__(
-        self, rows: Sequence[Row], x: Array, *, seed: int, index: Sequence[int], clip: bool, keep_x0: bool
+        self, rows: Sequence[Row], x: Array, *, seed: int, index: Sequence[int], clip: tuple[float, float] | None, keep_x0: bool
     ) -> None:
         self._rows, self._seed, self._index, self._clip = rows, seed, index, clip
         self._xp, self._on_host = namespace_of(x_T=x), on_host(x)
@@ -38,8 +36,8 @@ class ArrayApiStepper:
         x0 = a_value * value
         if a_state:
             x0 = x0 + a_state * x
-        if self._clip:
-            x0 = clip_array(x0, xp)
+        if self._clip is not None:
+            x0 = clip_array(x0, *self._clip, xp)
         self._history = [x0, *self._history[:2]]
         self.state = _weighed(row.state, self._base, self._history)
         if row.std != 0.0:

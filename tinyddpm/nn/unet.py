@@ -19,15 +19,7 @@ from torch import Tensor, nn
 
 from tinyddpm._arrays.check import as_int, as_real
 from tinyddpm.nn import weights
-from tinyddpm.nn.layers import (
-    Attention,
-    Block,
-    Downsample,
-    DropoutKey,
-    Upsample,
-    time_embedding,
-    variance_scaling,
-)
+from tinyddpm.nn.layers import Attention, Block, Downsample, DropoutKey, Upsample, time_embedding, variance_scaling
 
 __all__ = ["UNet"]
 

@@ -95,9 +95,7 @@ class Batches:
             x0 = self._read(chosen[own])
             if mirrored is not None:
                 x0 = torch.where(_sent(mirrored[own, None, None, None], device), x0.flip(3), x0)
-            eps = noise.normal(
-                config.seed, rows, step, self.pictures.shape, stream=_STREAM, backend="torch", device=str(device)
-            )
+            eps = noise.normal(config.seed, rows, step, self.pictures.shape, stream=_STREAM, backend="torch", device=str(device))
             weights = _sent(weight[own].astype(np.float32), device)
             yield Batch(rows, x0, t[own], weights, eps, None if y is None else _sent(y[own], device), dropout)
 

@@ -135,9 +135,7 @@ def _report(trainer: Trainer, log: Log | None, waiting: list[Tensor], step: int,
     now = time.perf_counter()
     seconds = (now - since) / len(waiting)
     for own, record in enumerate(values, step - len(values) + 1):
-        wrong = next(
-            (f"{k}: {v} at step {own}" for k, v in zip(RECORD, record, strict=True) if not math.isfinite(v)), None
-        )
+        wrong = next((f"{k}: {v} at step {own}" for k, v in zip(RECORD, record, strict=True) if not math.isfinite(v)), None)
         if wrong and trainer.config.on_nonfinite == "stop":
             raise ValueError(f"{wrong}; a smaller lr may help, or on_nonfinite = 'skip'")
         if log is not None:

@@ -139,9 +139,7 @@ class Trainer:
         state = checkpoint.read_state(folder)
         for key in ("shape", "levels", "images"):
             if state.get(key) != self.about[key]:
-                raise ValueError(
-                    f"data: {key} is {self.about[key]}, but the run in {self.config.out} has {state.get(key)}"
-                )
+                raise ValueError(f"data: {key} is {self.about[key]}, but the run in {self.config.out} has {state.get(key)}")
         mine, theirs = dataclasses.asdict(self.config), dataclasses.asdict(TrainConfig.from_dict(state["config"]))
         for key in mine.keys() - FREE:
             if mine[key] != theirs[key]:

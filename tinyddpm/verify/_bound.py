@@ -16,8 +16,6 @@ from tinyddpm.verify._core import Laws, Place, apart, relative
 from tinyddpm.verify._process import STEPS, chain
 from tinyddpm.verify._truth import Chain
 
-__all__ = ["laws"]
-
 laws = Laws()
 
 _LATE = np.array([2, 3, 5, 10, 100, 500, 999, 1000])  # from t = 2 on, where the bound's terms are divergences
@@ -60,8 +58,7 @@ def _weight(place: Place) -> float:
     found = losses.vlb(d, denoiser, place.array(x0), _LATE, place.array(eps))
     square = place.host(losses.simple(d, denoiser, place.array(x0), _LATE, place.array(eps)))
     weights = [
-        exact.beta[t] ** 2 / (2 * exact.weights(t, t - 1)[2] * (1 - exact.beta[t]) * (1 - exact.alpha_bar[t]))
-        for t in _LATE
+        exact.beta[t] ** 2 / (2 * exact.weights(t, t - 1)[2] * (1 - exact.beta[t]) * (1 - exact.alpha_bar[t])) for t in _LATE
     ]
     return relative(place.host(found), (w * Decimal(float(v)) for w, v in zip(weights, square, strict=True)))
 
@@ -76,10 +73,7 @@ def _prior(place: Place) -> float:
 
 
 @laws.enter(
-    "the bound is L_T plus T times the mean of losses.vlb",
-    "nats",
-    eps=64,
-    why="against itself; the same sums in two orders",
+    "the bound is L_T plus T times the mean of losses.vlb", "nats", eps=64, why="against itself; the same sums in two orders"
 )
 def _sum(place: Place) -> float:
     d, x0, error = Diffusion(schedules.linear(12, 1e-3, 0.3)), place.array(_levels(place)), 0.0
@@ -88,9 +82,7 @@ def _sum(place: Place) -> float:
         bound = likelihood.vlb(d, denoiser, x0, seed=5)
         total = bound.prior.copy()
         for t in range(1, d.T + 1):
-            eps = normal(
-                5, range(8), t, (4,), stream=1, backend=place.backend.name, device=place.device, dtype=place.dtype
-            )
+            eps = normal(5, range(8), t, (4,), stream=1, backend=place.backend.name, device=place.device, dtype=place.dtype)
             total += 4 * place.host(losses.vlb(d, denoiser, x0, t, eps))
         error = max(error, apart(bound.total, total, total))
     return error
@@ -113,7 +105,7 @@ def _snr(place: Place) -> float:
         denoiser = Denoiser(lambda x, t: 0.0 * x, kind, clip_x0=False)
         found = place.host(losses.weighted(d, denoiser, x0, STEPS, eps, "snr"))
         x_t, slope = d.q_sample(x0, STEPS, eps), d.conversion(kind, "x0")[0][STEPS]
-        truth = place.host(losses.target(d, kind, x0, x_t, STEPS, eps))
+        truth = place.host(losses.target(d, kind, x0, x_t, STEPS, eps, place.backend.namespace()))
         error = max(error, apart(found / (snr * slope**2 * np.mean(truth**2, axis=1)), 1.0))
     return error
 
@@ -183,9 +175,7 @@ def _gaussian_net(place: Place) -> float:
     error = 0.0
     for row, x, t in zip(found, x_t, STEPS.tolist(), strict=True):
         law, sigma = data.marginal(d, t), d.sqrt_one_minus_alpha_bar[t]
-        error = max(
-            error, apart(row, sigma * (x - law.mean) / law.var, sigma * (np.abs(x) + np.abs(law.mean)) / law.var)
-        )
+        error = max(error, apart(row, sigma * (x - law.mean) / law.var, sigma * (np.abs(x) + np.abs(law.mean)) / law.var))
     return error
 
 
@@ -194,14 +184,9 @@ def _gaussian_net(place: Place) -> float:
 def _mixture_net(place: Place) -> float:
     d, x_t, error = chain(), place.array(place.draw()), 0.0
     for t in STEPS.tolist():
-        joint = [
-            np.log(w) + place.host(p.marginal(d, t).log_prob(x_t))
-            for w, p in zip(_MIXTURE.weights, _parts(), strict=True)
-        ]
+        joint = [np.log(w) + place.host(p.marginal(d, t).log_prob(x_t)) for w, p in zip(_MIXTURE.weights, _parts(), strict=True)]
         total = place.host(_MIXTURE.marginal(d, t).log_prob(x_t))
-        means = [
-            np.exp(j - total)[:, None] * place.host(p.net(d)(x_t, t)) for j, p in zip(joint, _parts(), strict=True)
-        ]
+        means = [np.exp(j - total)[:, None] * place.host(p.net(d)(x_t, t)) for j, p in zip(joint, _parts(), strict=True)]
         error = max(error, apart(place.host(_MIXTURE.net(d)(x_t, t)), sum(means)))
     return error
 

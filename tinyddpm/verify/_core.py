@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from tinyddpm.backends import Backend
 
-__all__ = ["Identity", "Laws", "Place", "Table", "apart", "relative", "ulp"]
-
 Array = Any
 Table = NDArray[np.float64]
 
@@ -86,9 +84,7 @@ class Identity:
 class Laws(list[Identity]):
     """The identities of one subject, in the order of measurement."""
 
-    def enter(
-        self, name: str, unit: str, *, fixed: float = 0.0, eps: float = 0.0, why: str
-    ) -> Callable[[Error], Error]:
+    def enter(self, name: str, unit: str, *, fixed: float = 0.0, eps: float = 0.0, why: str) -> Callable[[Error], Error]:
         """Enter a function that measures an identity: its error has to be at most `fixed` + `eps` units of rounding.
 
         Units: "ulp", "nats", "relative", "absolute". The function returns None where there is nothing to measure.

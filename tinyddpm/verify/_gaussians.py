@@ -13,8 +13,6 @@ from tinyddpm import Gaussian, gaussian
 from tinyddpm.verify._core import Laws, Place, apart, relative
 from tinyddpm.verify._truth import PI, kl, log_mass, log_mass_slope
 
-__all__ = ["laws"]
-
 laws = Laws()
 
 # x, log Phi(x) and phi(x) / Phi(x) = d log Phi(x) / dx, by mpmath at 80 digits: u = erfc(-x / sqrt(2)) / 2, log(u) (on the
@@ -61,9 +59,7 @@ def _log_ndtr_slope(place: Place) -> float | None:
     return None if found is None else relative(found[: len(x)], map(Decimal, slope))
 
 
-@laws.enter(
-    "Phi(x) + Phi(-x) = 1", "absolute", eps=8, why="the log of a tail is its relative error, and tails are at most 1"
-)
+@laws.enter("Phi(x) + Phi(-x) = 1", "absolute", eps=8, why="the log of a tail is its relative error, and tails are at most 1")
 def _reflection(place: Place) -> float:
     x = np.linspace(-12, 12, _SIZE)
     left, right = (place.host(place.backend.log_ndtr(place.array(s * x))) for s in (1, -1))
@@ -86,14 +82,10 @@ def _nearby(place: Place) -> list[Any]:
     """Pairs of Gaussians (mean1, log_var1, mean2, log_var2), most of them nearly equal."""
     mean, log_var, change, other = (place.draw(_SIZE, seed=k) for k in range(4))
     size = np.resize([1.0, 1e-2, 1e-4, 1e-6, 0.0], _SIZE)
-    return [
-        place.rounded(x) for x in (mean, log_var, mean * (size > 0.5), log_var + size * change + (size > 0.5) * other)
-    ]
+    return [place.rounded(x) for x in (mean, log_var, mean * (size > 0.5), log_var + size * change + (size > 0.5) * other)]
 
 
-@laws.enter(
-    "KL against exact arithmetic, also of nearly equal variances", "relative", eps=32, why="nothing in it cancels"
-)
+@laws.enter("KL against exact arithmetic, also of nearly equal variances", "relative", eps=32, why="nothing in it cancels")
 def _kl(place: Place) -> float:
     grid = _nearby(place)
     exact = [kl(*row) for row in zip(*(x.tolist() for x in grid), strict=True)]
@@ -114,14 +106,10 @@ def _kl_sign(place: Place) -> float:
     return float(apart_ + np.sum(found(mean, log_var) != 0))
 
 
-@laws.enter(
-    "the full covariance's KL of diagonal ones is the sum of KL", "relative", eps=64, why="a few roundings a dimension"
-)
+@laws.enter("the full covariance's KL of diagonal ones is the sum of KL", "relative", eps=64, why="a few roundings a dimension")
 def _kl_diagonal(place: Place) -> float:
     m1, m2, v1, v2 = (place.draw(8, 4, seed=k) for k in range(4))
-    cov1, cov2 = (
-        place.rounded(np.exp(v.astype(np.float64)))[:, :, None] * np.eye(4, dtype=place.dtype) for v in (v1, v2)
-    )
+    cov1, cov2 = (place.rounded(np.exp(v.astype(np.float64)))[:, :, None] * np.eye(4, dtype=place.dtype) for v in (v1, v2))
     log1, log2 = (np.log(np.diagonal(c, axis1=1, axis2=2).astype(np.float64)) for c in (cov1, cov2))
     diagonal = gaussian.kl(*(x.astype(np.float64) for x in (m1, log1, m2, log2))).sum(axis=1)
     return apart(place.host(gaussian.kl_full(*map(place.array, (m1, cov1, m2, cov2)))) / diagonal, 1.0)
@@ -227,9 +215,7 @@ def _gradient(place: Place) -> float | None:
     return relative(found[: len(grid)], exact, [max(abs(e), _UNSEEN) for e in exact])
 
 
-@laws.enter(
-    "method='ho2020' is the published tanh", "nats", eps=2048, why="its differences cancel, down to a mass of 1e-3 here"
-)
+@laws.enter("method='ho2020' is the published tanh", "nats", eps=2048, why="its differences cancel, down to a mass of 1e-3 here")
 def _ho2020(place: Place) -> float:
     level, std = np.arange(90, 166), 0.2
     exact = (2 * level - 255) / 255

@@ -15,8 +15,6 @@ from tinyddpm import Denoiser, Diffusion, Gaussian, conversions, schedules
 from tinyddpm.verify._core import Laws, Place, apart, relative
 from tinyddpm.verify._truth import Chain, sqrt
 
-__all__ = ["STEPS", "chain", "laws"]
-
 laws = Laws()
 
 STEPS = np.array([1, 2, 3, 10, 100, 500, 999, 1000])
@@ -40,9 +38,7 @@ def _exact() -> Chain:
 def _q(place: Place) -> float:
     x0, a = place.draw(), [_exact().alpha_bar[t] for t in STEPS]
     q = chain().q(place.array(x0), STEPS)
-    mean = relative(
-        place.host(q.mean), (sqrt(v) * Decimal(float(x)) for v, row in zip(a, x0, strict=True) for x in row)
-    )
+    mean = relative(place.host(q.mean), (sqrt(v) * Decimal(float(x)) for v, row in zip(a, x0, strict=True) for x in row))
     return max(mean, relative(place.host(q.var), [1 - v for v in a]))
 
 
@@ -87,9 +83,7 @@ def _posterior_at_zero(place: Place) -> float:
     return max(apart(place.host(p.mean), x0), apart(place.host(p.var), 0.0))
 
 
-@laws.enter(
-    "the posterior averaged over q(x_t | x_0) is q(x_s | x_0)", "relative", eps=64, why="sums of positive terms"
-)
+@laws.enter("the posterior averaged over q(x_t | x_0) is q(x_s | x_0)", "relative", eps=64, why="sums of positive terms")
 def _tower(place: Place) -> float:
     d, one, zero, error = chain(), place.array(np.ones((8, 4))), place.array(np.zeros((8, 4))), 0.0
     for t, s in _MOVES:
@@ -120,9 +114,9 @@ def _convert(source: str, place: Place) -> float:
 
 
 for _kind in conversions.KINDS:
-    laws.enter(
-        f"what follows from {_kind}, by way of x_0", "relative", eps=8, why="two rounded products and their sum"
-    )(partial(_convert, _kind))
+    laws.enter(f"what follows from {_kind}, by way of x_0", "relative", eps=8, why="two rounded products and their sum")(
+        partial(_convert, _kind)
+    )
 
 
 @laws.enter("conversions there and back", "relative", eps=16, why="against the condition of both maps together")
@@ -151,9 +145,7 @@ def _v(place: Place) -> float:
     return max(apart(place.host(x), y) for x, y in zip(back, (x0, eps), strict=True))
 
 
-@laws.enter(
-    "at alpha_bar_T = 0: x_T is eps, v is -x_0, and x_0 from eps is refused", "absolute", why="weights of 0, 1 and -1"
-)
+@laws.enter("at alpha_bar_T = 0: x_T is eps, v is -x_0, and x_0 from eps is refused", "absolute", why="weights of 0, 1 and -1")
 def _zero_terminal(place: Place) -> float:
     d = Diffusion(schedules.zero_terminal_snr(schedules.linear(100)))
     x0, eps = place.array(place.draw(seed=1)), place.array(place.draw(seed=2))
@@ -172,9 +164,7 @@ def _raises(kind: type[Exception], call: Callable[[], object]) -> bool:
     return False
 
 
-@laws.enter(
-    "a step for the batch is a step for each sample", "relative", eps=8, why="a coefficient may be rounded once more"
-)
+@laws.enter("a step for the batch is a step for each sample", "relative", eps=8, why="a coefficient may be rounded once more")
 def _step_forms(place: Place) -> float:
     d, x, y = chain(), place.array(place.draw(seed=1)), place.array(place.draw(seed=2))
     calls: list[Callable[[Any, Any], Any]] = [

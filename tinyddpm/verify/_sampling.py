@@ -13,8 +13,6 @@ from tinyddpm.noise import normal
 from tinyddpm.samplers import NAMES
 from tinyddpm.verify._core import Laws, Place, Table, apart
 
-__all__ = ["laws"]
-
 laws = Laws()
 
 # Philox4x64-10's known answers, from its authors' Random123 (kat_vectors): counter, key, words.
@@ -39,9 +37,7 @@ def _philox(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ...]:
     return a, b, c, d
 
 
-@laws.enter(
-    "Philox4x64-10's known answers", "absolute", why="a count of wrong words, of NumPy's and of the one written here"
-)
+@laws.enter("Philox4x64-10's known answers", "absolute", why="a count of wrong words, of NumPy's and of the one written here")
 def _known_answers(_: Place) -> float:
     wrong = 0
     for counter, key, words in _KNOWN:
@@ -65,12 +61,7 @@ def _noise(place: Place, seed: int, index: Any, step: int, shape: tuple[int, ...
           why="numbers up to 6.7; those that float32 does not resolve (u next to 1) are left out")  # fmt: skip
 def _layout(place: Place) -> float:
     error = 0.0
-    for seed, stream, index, step, n in (
-        (1, 0, 0, 0, 3),
-        (2, 5, 7, 1000, 24),
-        (_LOW, 1, _LOW, 3, 13),
-        (0, 4, 2**63, _LOW, 8),
-    ):
+    for seed, stream, index, step, n in ((1, 0, 0, 0, 3), (2, 5, 7, 1000, 24), (_LOW, 1, _LOW, 3, 13), (0, 4, 2**63, _LOW, 8)):
         blocks = -(-n // 8)
         counts = [index * blocks + 1 + j for j in range(blocks)]
         words = [w for i in counts for w in _philox((i & _LOW, i >> 64, step, 0), (seed, stream))]
@@ -156,9 +147,7 @@ def _law_beta_tilde(place: Place) -> float:
     return _chain_law(place, GaussianData([0.6], 0.0), "beta_tilde", (40, 7, 2))
 
 
-@laws.enter(
-    "ancestral sampling with the optimal variance has the law of any Gaussian", "absolute", eps=32, why=_WHY_CHAIN
-)
+@laws.enter("ancestral sampling with the optimal variance has the law of any Gaussian", "absolute", eps=32, why=_WHY_CHAIN)
 def _law_optimal(place: Place) -> float:
     d, var = _short(), 0.09
     w_x0, _, beta_tilde = d.posterior_weights(np.arange(1, d.T + 1))
@@ -205,9 +194,7 @@ def _point(place: Place) -> float:
     return max(apart(_sample(place, d, denoiser, x_T, steps=n, sampler=s), point) for s in NAMES for n in (13, 3))
 
 
-@laws.enter(
-    "a sample does not depend on its batch", "absolute", why="its noise is its own, and the network acts on each alone"
-)
+@laws.enter("a sample does not depend on its batch", "absolute", why="its noise is its own, and the network acts on each alone")
 def _batch(place: Place) -> float:
     d, x_T = _short(), place.draw(seed=1)
     denoiser = Denoiser(lambda x, t: 0.5 * x)

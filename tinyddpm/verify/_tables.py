@@ -15,8 +15,6 @@ from tinyddpm import Diffusion, schedules
 from tinyddpm.verify._core import Laws, Place, ulp
 from tinyddpm.verify._truth import PI, Chain, cos, sqrt
 
-__all__ = ["laws"]
-
 laws = Laws()
 
 _T = 1000
@@ -66,14 +64,10 @@ def _schedule(name: str, _: Place) -> float:
 
 
 for _name in _FORMULAS:
-    laws.enter(f"schedules.{_name} is its formula", "ulp", fixed=16, why="the contract of schedules")(
-        partial(_schedule, _name)
-    )
+    laws.enter(f"schedules.{_name} is its formula", "ulp", fixed=16, why="the contract of schedules")(partial(_schedule, _name))
 
 
-@laws.enter(
-    "schedules.from_alpha_bar is 1 - alpha_bar_t / alpha_bar_{t-1}", "ulp", fixed=16, why="the contract of schedules"
-)
+@laws.enter("schedules.from_alpha_bar is 1 - alpha_bar_t / alpha_bar_{t-1}", "ulp", fixed=16, why="the contract of schedules")
 def _from_alpha_bar(_: Place) -> float:
     alpha_bar = [math.cos(1.5 * t / _T) ** 2 for t in range(1, _T + 1)]
     exact = [Decimal(1), *map(Decimal, alpha_bar)]
@@ -137,9 +131,7 @@ def _moves(d: Diffusion, steps: list[int]) -> list[tuple[int, int]]:
 
 @laws.enter("the strided posterior's weights against exact arithmetic", "ulp", fixed=4, why=_WHY)
 def _strided(_: Place) -> float:
-    return max(
-        ulp(d.posterior_weights(t, s), c.weights(t, s)) for d, c, steps in _chains() for t, s in _moves(d, steps)
-    )
+    return max(ulp(d.posterior_weights(t, s), c.weights(t, s)) for d, c, steps in _chains() for t, s in _moves(d, steps))
 
 
 @laws.enter("beta_{t|s} against exact arithmetic", "ulp", fixed=4, why=_WHY)
@@ -151,9 +143,7 @@ def _between(_: Place) -> float:
     )
 
 
-@laws.enter(
-    "a respaced chain keeps the marginals", "ulp", fixed=4, why="the short chain keeps the logarithms of alpha_bar"
-)
+@laws.enter("a respaced chain keeps the marginals", "ulp", fixed=4, why="the short chain keeps the logarithms of alpha_bar")
 def _respaced(_: Place) -> float:
     d, c, _steps = _chains()[0]
     plan = d.timesteps(37, "quadratic")

@@ -13,8 +13,6 @@ from itertools import accumulate
 from operator import mul
 from typing import Any
 
-__all__ = ["PI", "Chain", "cos", "exactly", "kl", "log_mass", "log_mass_slope", "log_upper", "sqrt"]
-
 PI = Decimal("3.1415926535897932384626433832795028841971693993751058209749445923078164062862")
 _CONTEXT = decimal.Context(prec=60, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX)
 

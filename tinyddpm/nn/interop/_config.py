@@ -10,8 +10,6 @@ from typing import Any
 
 from tinyddpm.nn import weights
 
-__all__ = ["about", "filled", "naming"]
-
 
 def about(kind: str) -> dict[str, Any]:
     """The keys that say what a JSON file describes, and in which version's terms."""

@@ -16,8 +16,6 @@ from tinyddpm.diffusion import Diffusion
 from tinyddpm.nn.interop._config import about, filled, naming
 from tinyddpm.nn.unet import UNet
 
-__all__ = ["DEFAULTS", "config_of", "process"]
-
 DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None,
     "variance_type": "fixed_small", "clip_sample": True, "prediction_type": "epsilon", "thresholding": False,

@@ -11,8 +11,6 @@ import torch
 from tinyddpm.nn.interop._config import about, filled, naming
 from tinyddpm.nn.unet import UNet
 
-__all__ = ["DEFAULTS", "config_of", "network"]
-
 # What a config leaves out where an older version wrote it.
 DEFAULTS: dict[str, Any] = {
     "sample_size": None, "in_channels": 3, "out_channels": 3, "center_input_sample": False,
@@ -48,9 +46,7 @@ def network(file: Path) -> UNet:
 
 
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:
-    widths, down, scale_shift = (
-        config[k] for k in ("block_out_channels", "down_block_types", "resnet_time_scale_shift")
-    )
+    widths, down, scale_shift = (config[k] for k in ("block_out_channels", "down_block_types", "resnet_time_scale_shift"))
     if not isinstance(widths, list) or not widths or not all(type(w) is int and w > 0 for w in widths):
         raise ValueError("block_out_channels: a list of positive ints is needed")
     if any(w % widths[0] for w in widths):
@@ -65,9 +61,7 @@ def _options(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("norm_num_groups: a number is needed")
     groups = config["attn_norm_num_groups"]
     if groups != config["norm_num_groups"] and (groups is not None or scale_shift != "default"):
-        raise ValueError(
-            "attn_norm_num_groups: differs from norm_num_groups"
-        )  # None is no norm at all with scale_shift
+        raise ValueError("attn_norm_num_groups: differs from norm_num_groups")  # None is no norm at all with scale_shift
     # Without a size, the smallest that has all levels: it only says at which of them attention is.
     size = config["sample_size"] if config["sample_size"] is not None else 2 ** (len(widths) - 1)
     height = size[0] if isinstance(size, list) and size else size

@@ -53,11 +53,7 @@ def save_diffusers(dir: str | os.PathLike[str], net: UNet, diffusion: Diffusion,
     A schedule that diffusers has no name for is written as `trained_betas`. Raises `ValueError` for what diffusers can't
     express, and where `dir` holds other files; an earlier save is replaced.
     """
-    for name, value, kind in (
-        ("net", net, UNet),
-        ("diffusion", diffusion, Diffusion),
-        ("denoiser", denoiser, Denoiser),
-    ):
+    for name, value, kind in (("net", net, UNet), ("diffusion", diffusion, Diffusion), ("denoiser", denoiser, Denoiser)):
         if not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
     scheduler, config = _scheduler.config_of(diffusion, denoiser, net), _unet.config_of(net)

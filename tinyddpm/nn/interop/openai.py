@@ -24,12 +24,7 @@ _BLOCK = {
 
 
 def load_openai(
-    path: str | os.PathLike[str],
-    image_size: int,
-    *,
-    scale_shift: bool = True,
-    new_attention_order: bool = False,
-    **options: Any,
+    path: str | os.PathLike[str], image_size: int, *, scale_shift: bool = True, new_attention_order: bool = False, **options: Any
 ) -> UNet:
     """The network of a checkpoint of improved-diffusion or guided-diffusion.
 
@@ -82,9 +77,7 @@ def _file(path: Path) -> Path:
 def _refuse_others(file: Path, names: set[str], net: UNet) -> None:
     """Name the variants of the architecture that have no equal here, rather than their first odd tensor."""
     if "label_emb.weight" in names:
-        raise ValueError(
-            f"{file}: tensor 'label_emb.weight' belongs to a class-conditional network, which has no equal here"
-        )
+        raise ValueError(f"{file}: tensor 'label_emb.weight' belongs to a class-conditional network, which has no equal here")
     for i, layer in enumerate(net.down, 1):
         if isinstance(layer, Downsample) and (odd := f"input_blocks.{i}.0.in_layers.0.weight") in names:
             raise ValueError(f"{file}: tensor {odd!r} belongs to a residual block that downsamples (resblock_updown), "

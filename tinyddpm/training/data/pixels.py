@@ -25,18 +25,14 @@ def to_uint8(x: NDArray[Any]) -> NDArray[np.uint8]:
     return to_levels(x, 256).astype(np.uint8)
 
 
-def image_grid(
-    images: NDArray[np.uint8], columns: int = 8, scale: int = 1, gap: int = 2, fill: int = 255
-) -> NDArray[np.uint8]:
+def image_grid(images: NDArray[np.uint8], columns: int = 8, scale: int = 1, gap: int = 2, fill: int = 255) -> NDArray[np.uint8]:
     """Images (N, C, H, W), C = 1 or 3, in rows of `columns`: a picture (height, width, C).
 
     Pixels are enlarged by the whole factor `scale`; equal gaps of `gap` pixels lie between the images and around them.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != np.uint8 or not len(images):
-        raise ValueError(
-            f"images must be uint8 of shape (N, C, H, W) with C = 1 or 3, got {images.dtype} of {images.shape}"
-        )
+        raise ValueError(f"images must be uint8 of shape (N, C, H, W) with C = 1 or 3, got {images.dtype} of {images.shape}")
     columns, scale = as_int("columns", columns, 1, 10_000), as_int("scale", scale, 1, 1_000)
     gap, fill = as_int("gap", gap, 0, 10_000), as_int("fill", fill, 0, 255)
     tiles = images.repeat(scale, axis=2).repeat(scale, axis=3)

@@ -78,9 +78,7 @@ class Classifier(nn.Module):
         digest = stored.pop("sha256", None)
         shape = stored.get("shape")
         if stored.keys() != {"shape", "classes"} or not isinstance(shape, list) or len(shape) != 3:
-            raise ValueError(
-                f"{folder / CONFIG}: the keys shape, classes and sha256 are needed, not {json.dumps(stored)}"
-            )
+            raise ValueError(f"{folder / CONFIG}: the keys shape, classes and sha256 are needed, not {json.dumps(stored)}")
         try:
             with torch.device("meta"):
                 net = cls((shape[0], shape[1], shape[2]), stored["classes"])
@@ -96,8 +94,7 @@ class Classifier(nn.Module):
         device = self.mean.device
         with torch.no_grad():
             parts = [
-                function(torch.from_numpy(images.scaled(slice(k, k + 500))).to(device)).cpu()
-                for k in range(0, len(images), 500)
+                function(torch.from_numpy(images.scaled(slice(k, k + 500))).to(device)).cpu() for k in range(0, len(images), 500)
             ]
         return torch.cat(parts).numpy()
 

@@ -22,9 +22,7 @@ def measure() -> Any:
     try:
         from torch_fidelity import calculate_metrics
     except ImportError as error:
-        raise ValueError(
-            f"fid: torch-fidelity is needed; pip install 'tinyddpm[fidelity]' brings it ({error})"
-        ) from None
+        raise ValueError(f"fid: torch-fidelity is needed; pip install 'tinyddpm[fidelity]' brings it ({error})") from None
     return calculate_metrics
 
 

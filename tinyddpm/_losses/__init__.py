@@ -1,0 +1,1 @@
+"""What the losses share: one call of the network on noised data, the bound's terms, and samplers of t."""

@@ -1,0 +1,136 @@
+"""One call of the network on noised data, and the errors and terms of the bound that follow from it.
+
+At fixed x_t every kind of prediction is linear in every other one, so each error is a number times the error of what the
+network predicts; that number is computed in float64 on the host.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyddpm import gaussian
+from tinyddpm._arrays.check import one_of
+from tinyddpm._arrays.namespace import (
+    Array,
+    array_like,
+    cast_like,
+    check_same_shape,
+    clip_array,
+    flatten,
+    host_values,
+    namespace_of,
+)
+from tinyddpm._arrays.steps import Steps, check_steps, gather
+from tinyddpm._process import Process
+from tinyddpm.conversions import Kind
+from tinyddpm.denoiser import Denoiser, check_model
+
+Table = NDArray[np.float64]
+DECODERS = ("exact", "ho2020", "density")
+
+
+class Call(NamedTuple):
+    """One call of the network on noised data, and what it should have returned."""
+
+    x0: Array
+    x_t: Array
+    t: Any
+    target: Array
+    value: Array
+    raw: Array | None
+    xp: Any
+
+    @property
+    def error(self) -> Array:
+        """Target minus prediction, (B, ...)."""
+        return self.target - self.value
+
+
+def call_on_noised(d: Process, denoiser: Denoiser, x0: Array, t: Steps, eps: Array) -> Call:
+    """Check a loss's arguments, form x_t and call the network."""
+    check_model(d, denoiser)
+    xp = namespace_of(x0=x0, eps=eps)
+    check_same_shape("eps", eps, "x0", x0)
+    steps, eps = check_steps("t", t, x0, xp, 1, d.T), cast_like(eps, x0, xp)
+    x_t = d._q_sample(x0, steps, eps, xp)
+    value, raw = denoiser.call(d, x_t, steps, xp)
+    return Call(x0, x_t, steps, target(d, denoiser.predicts, x0, x_t, steps, eps, xp), value, raw, xp)
+
+
+def target(d: Process, predicts: Kind, x0: Array, x_t: Array, t: Any, eps: Array, xp: Any) -> Array:
+    """The true value of what a network predicts; the arguments are checked."""
+    if predicts == "v":
+        return d._q_sample(eps, t, -x0, xp)  # v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0
+    if predicts == "mu":
+        w = d.step_weights(t, None, x_t, xp)
+        return w.w_x0 * x0 + w.w_xt * x_t
+    return x0 if predicts == "x0" else d._convert(eps, x_t, t, "eps", predicts, xp)
+
+
+def eps_error(d: Process, predicts: Kind) -> Table:
+    """What the squared error of a prediction at step t = 1..T is to be multiplied by to become that of eps."""
+    return d.conversion(predicts, "eps")[0] ** 2
+
+
+def check_range(name: str, x0: Array, levels: int, decoder: str) -> None:
+    """Raise unless the decoder is known and, if it is of discretized data, x0 within half a bin of [-1, 1]."""
+    one_of("decoder", decoder, DECODERS)
+    if decoder == "density":
+        return
+    host = host_values(x0) if hasattr(x0, "dtype") else None
+    if host is not None and not np.all(inside := np.abs(host) <= 1 + 1 / (levels - 1)):
+        raise ValueError(f"{name} must be in [-1, 1], got {host[~inside].flat[0]}; scale the data, or use decoder='density' "
+                         "for continuous data")  # fmt: skip
+
+
+def vlb_term(d: Process, denoiser: Denoiser, call: Call, decoder: str) -> Array:
+    """L_{t-1} in nats per dimension, (B,), from the network's unclipped output."""
+    x_t, t, xp = call.x_t, call.t, call.xp
+    log_var = denoiser.log_var_from(d, call.raw, x_t, t, None, xp)
+    first = t == 1
+    known = isinstance(t, int | np.ndarray)  # then nothing is computed that no row needs
+    if known and not np.any(first):
+        return mean_over_dims(_divergence(d, denoiser, call, log_var), xp)
+    mean = d._convert(call.value, x_t, t, denoiser.predicts, "mu", xp)
+    l_0 = mean_over_dims(_reconstruction(call.x0, mean, log_var, decoder, xp), xp)
+    if known and np.all(first):
+        return l_0
+    first = array_like(first, x_t, xp, dtype=xp.bool) if known else first
+    return xp.where(first, l_0, mean_over_dims(_divergence(d, denoiser, call, log_var), xp))
+
+
+def _reconstruction(x0: Array, mean: Array, log_var: Any, decoder: str, xp: Any) -> Array:
+    """-log p(x_0 | x_1), elementwise: of x_0's bin among 256 levels, or its density."""
+    if decoder == "density":
+        return -gaussian.Gaussian(mean, log_var).log_prob(x0)
+    return -gaussian.discretized_log_likelihood(clip_array(x0, -1.0, 1.0, xp), mean, log_var / 2, 256, decoder)  # type: ignore[arg-type]
+
+
+def _divergence(d: Process, denoiser: Denoiser, call: Call, log_var: Any) -> Array:
+    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), elementwise; the gap of the means comes from the prediction's error."""
+    slope = d.existing_conversion(call.t, denoiser.predicts, "mu")[0]
+    gap = gather(slope, call.t, call.x0, call.xp) * call.error
+    log_beta_tilde = d.step_weights(call.t, None, call.x_t, call.xp).log_beta_tilde
+    return gaussian.kl(gap, log_beta_tilde, call.xp.zeros_like(gap), log_var)
+
+
+def mean_over_dims(x: Array, xp: Any) -> Array:
+    """The mean over each sample's dimensions, (B, ...) -> (B,)."""
+    return xp.mean(flatten(x, xp), axis=-1)
+
+
+def mean_square(x: Array, xp: Any) -> Array:
+    """The mean square over each sample's dimensions, (B, ...) -> (B,)."""
+    return mean_over_dims(x**2, xp)
+
+
+def detached(x: Array) -> Array:
+    """x as a constant to automatic differentiation, if its library has that."""
+    if hasattr(x, "detach"):  # Torch
+        return x.detach()
+    jax = sys.modules.get("jax")
+    return jax.lax.stop_gradient(x) if jax is not None and isinstance(x, jax.Array) else x

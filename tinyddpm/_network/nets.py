@@ -1,0 +1,103 @@
+"""Networks: what one is, how it is called, and what its output must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tinyddpm._arrays.namespace import Array, array_like, is_array_of, namespace_of
+
+Net = Callable[[Any, Any], Any]
+"""``net(x_t, t)``: x_t (B, ...), t an integer array (B,)."""
+
+
+class NeedsChain:
+    """A network whose output depends on the chain and the kind of prediction; a `Denoiser` supplies both."""
+
+    def call_with_chain(self, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str) -> Array:
+        """The output of kind `predicts` at step t of the chain d, which the network calls net_t."""
+        raise NotImplementedError
+
+
+def call_net(net: Net, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str) -> Array:
+    """The network's output at x_t, not checked."""
+    if isinstance(net, NeedsChain):
+        return net.call_with_chain(x_t, net_t, d, t, predicts)
+    try:
+        return net(x_t, net_t)
+    except TypeError as error:
+        if isinstance(x_t, np.ndarray) and torch_parameter(net) is not None:
+            raise TypeError("net is a Torch network but x_t a NumPy array; pass Torch arrays, or backend=\"torch\" to "
+                            "sample and trajectory, or wrap the network by nn.to_backend") from error  # fmt: skip
+        raise
+
+
+def torch_parameter(net: Any) -> Any:
+    """The first parameter of a network that is, or wraps as attribute `net`, a ``torch.nn.Module``; None for others."""
+    for _ in range(8):
+        if callable(parameters := getattr(net, "parameters", None)) and hasattr(net, "state_dict"):
+            return next(iter(parameters()), None)
+        net = getattr(net, "net", None)
+    return None
+
+
+def check_output(out: Any, x_t: Array, t: Any, xp: Any, learned: bool) -> None:
+    """Raise ValueError unless a network's output has x_t's library, dtype, device and shape (2C channels if `learned`)."""
+    shape = list(x_t.shape)
+    if learned:
+        if len(shape) < 2:
+            raise ValueError("x_t must have channels on axis 1, as the network emits its variance")
+        shape[1] *= 2
+    if type(out) is not type(x_t) and not is_array_of(xp, out):
+        raise ValueError(f"net must return {type(x_t).__name__}, got {type(out).__name__} at {_at(t)}")
+    if tuple(out.shape) != tuple(shape):
+        raise ValueError(f"net must return shape {tuple(shape)}, got {tuple(out.shape)} at {_at(t)}")
+    if out.dtype != x_t.dtype:
+        raise ValueError(f"net must return {x_t.dtype}, got {out.dtype} at {_at(t)}")
+    # A compiler's tracer has no device, and JAX spreads arrays over devices as it likes.
+    here, there = (getattr(x, "device", None) for x in (x_t, out))
+    if there != here and None not in (here, there) and not hasattr(out, "sharding"):
+        raise ValueError(f"net must return an array on {here}, got one on {there} at {_at(t)}")
+
+
+def refuse_nonfinite(xp: Any, t: int, *outputs: Array | None) -> None:
+    """Raise ValueError that names the network and t if an array of the namespace xp is not finite."""
+    for out in outputs:
+        if out is not None and not bool(xp.all(xp.isfinite(out))):
+            raise ValueError(f"net returned NaN or infinity at t = {t}")
+
+
+def respaced(net: Net, timesteps: Sequence[int], first_t: int) -> Net:
+    """The network of the shorter chain over a plan: it is called with the steps of the chain that it was trained on."""
+    steps = tuple(timesteps[::-1])
+    return _RespacedWithChain(net, steps, first_t) if isinstance(net, NeedsChain) else _Respaced(net, steps, first_t)
+
+
+@dataclass(frozen=True)
+class _Respaced:
+    net: Any
+    steps: tuple[int, ...]
+    first_t: int
+
+    def __call__(self, x_t: Array, t: Array) -> Array:
+        return self.net(x_t, self._long_chain_t(x_t, t))
+
+    def _long_chain_t(self, x_t: Array, t: Array) -> Array:
+        xp = namespace_of(x_t=x_t)
+        steps = array_like(np.array(self.steps), x_t, xp, dtype=t.dtype)
+        return xp.take(steps, t + (1 - self.first_t), axis=0) + (self.first_t - 1)
+
+
+class _RespacedWithChain(_Respaced, NeedsChain):
+    def call_with_chain(self, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str) -> Array:
+        return self.net.call_with_chain(x_t, self._long_chain_t(x_t, net_t), d, t, predicts)
+
+
+def _at(t: Any) -> str:
+    """Words for the steps that a network was called at."""
+    if isinstance(t, np.ndarray) and t.size:
+        return f"t = {t.min()}..{t.max()}"
+    return f"t = {t}" if isinstance(t, int) else "the steps given"

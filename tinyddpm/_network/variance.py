@@ -1,0 +1,78 @@
+"""The variance of p(x_s | x_t): fixed, learned, or a table."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyddpm._arrays.namespace import Array, array_like
+from tinyddpm._arrays.steps import gather
+from tinyddpm._numerics.tables import Tables
+from tinyddpm._numerics.weights import LogVarWeights
+
+Variance = Literal["beta", "beta_tilde", "learned", "learned_range"]
+LEARNED = ("learned", "learned_range")
+NAMES = ("beta", "beta_tilde", *LEARNED)
+Table = NDArray[np.float64]
+
+
+def fixed_log_var(d: Tables, kind: str, w: LogVarWeights, t: Any, x: Array, xp: Any) -> Any:
+    """log of "beta" or "beta_tilde" of the step (t, s) whose weights are `w`; at t = 1 both are beta_tilde_2 [Ho]."""
+    log_var = w.log_beta if kind == "beta" else w.log_beta_tilde
+    first = math.log(d.weights.beta_tilde[2] if d.T > 1 else d.beta[1])
+    if isinstance(t, int):
+        return first if t == 1 else log_var
+    is_first = t == 1
+    if isinstance(t, np.ndarray):
+        is_first = array_like(is_first, x, xp, dtype=xp.bool)
+    return xp.where(xp.reshape(is_first, (-1,) + (1,) * (x.ndim - 1)), array_like(first, x, xp), log_var)
+
+
+def interpolated_log_var(d: Tables, fraction: Array, w: LogVarWeights, t: Any, x: Array, xp: Any) -> Array:
+    """log var = (1 + v)/2 log beta + (1 - v)/2 log beta_tilde for v in [-1, 1] [iDDPM eq. 15].
+
+    A longer step into s = 0 has beta_tilde = 0, so no lower end to interpolate from; there both ends are beta.
+    """
+    low = fixed_log_var(d, "beta_tilde", w, t, x, xp)
+    if isinstance(low, float):
+        return _between(w.log_beta if low == -math.inf else low, w.log_beta, fraction)
+    return _between(xp.where(low == -math.inf, w.log_beta, low), w.log_beta, fraction)
+
+
+def _between(low: Any, high: Any, fraction: Array) -> Array:
+    return low + (1 + fraction) / 2 * (high - low)
+
+
+def table_log_var(log_table: Table, T: int, t: Any, s: Any, x: Array, xp: Any) -> Any:
+    """log of a caller's table at t, for steps s = t - 1 only; NaN where a device's (t, s) is a longer step."""
+    if len(log_table) != T + 1:
+        raise ValueError(f"variance must be a table of length T + 1 = {T + 1}, got {len(log_table)}")
+    if log_table.ndim > 1 and log_table.shape[1:] != tuple(x.shape[1:]):
+        raise ValueError(f"variance must be a table of shape (T + 1, *{tuple(x.shape[1:])}), got {log_table.shape}")
+    log_var = gather(log_table, t, x, xp)
+    if s is None:
+        return log_var
+    single = s == t - 1
+    if isinstance(s, int | np.ndarray) and isinstance(t, int | np.ndarray):
+        if not np.all(single):
+            raise ValueError("variance must be a name for longer steps than s = t - 1; a table is for those of its own "
+                             "chain, and d.respaced(plan) makes the chain of a plan")  # fmt: skip
+        return log_var
+    return xp.where(xp.reshape(single, (-1,) + (1,) * (x.ndim - 1)), log_var, array_like(math.nan, x, xp))
+
+
+def checked_table(variance: Any) -> Table:
+    """A caller's table as read-only float64, shape (T + 1,) or (T + 1, *sample shape); entry 0 becomes NaN."""
+    table = np.array(variance)
+    if table.dtype.kind != "f" or table.ndim < 1 or len(table) < 2:
+        raise TypeError(f"variance must be one of {', '.join(NAMES)}, or a float array (T + 1,) or (T + 1, *sample shape), "
+                        f"got {type(variance).__name__}")  # fmt: skip
+    table = table.astype(np.float64)
+    if not np.all(table[1:] >= 0) or not np.all(np.isfinite(table[1:])):
+        raise ValueError("variance must be finite and not negative at entries 1..T")
+    table[0] = math.nan  # no step starts at 0
+    table.flags.writeable = False
+    return table

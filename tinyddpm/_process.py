@@ -1,0 +1,265 @@
+"""The known process: q, its posterior, and conversions between predictions.
+
+`Diffusion` adds plans and sampling; what stands below those, such as `Denoiser` and the losses, needs `Process` only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tinyddpm import schedules
+from tinyddpm._arrays.check import allocating, as_int
+from tinyddpm._arrays.namespace import A, cast_like, check_same_shape, namespace_of
+from tinyddpm._arrays.steps import Steps, check_steps, gather
+from tinyddpm._numerics import double
+from tinyddpm._numerics.tables import Table, Tables
+from tinyddpm.conversions import Kind
+from tinyddpm.gaussian import Gaussian
+
+
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class Process(Tables):
+    """The forward process q with given betas; `Diffusion` documents it."""
+
+    def __init__(self, beta: ArrayLike | None = None) -> None:
+        table = np.append(0.0, schedules.checked(schedules.linear() if beta is None else beta))
+        self._set(table, double.cumsum(double.log(double.two_sum(1.0, -table))))
+
+    def q(self, x0: A, t: Steps) -> Gaussian:
+        r"""The distribution of x_t given x_0.
+
+        .. math:: q(x_t | x_0) = N(\sqrt{\bar\alpha_t}\, x_0, (1 - \bar\alpha_t) I)  \qquad \text{[Ho eq. 4]}
+
+        Parameters
+        ----------
+        x0 : array (B, ...)
+            Data.
+        t : int or integer array (B,) or ()
+            Step in 0..T.
+
+        Returns
+        -------
+        Gaussian
+            Its mean has the shape, library, dtype and device of `x0`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x0` is not a floating-point array, or `t` not a step in 0..T.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tinyddpm import Diffusion
+        >>> Diffusion([0.36]).q(np.ones((1, 2)), 1).mean.tolist()
+        [[0.8, 0.8]]
+        """
+        xp = namespace_of(x0=x0)
+        t = check_steps("t", t, x0, xp, 0, self.T)
+        mean = gather(self.sqrt_alpha_bar, t, x0, xp) * x0
+        return Gaussian(mean, gather(self._log_one_minus_alpha_bar, t, x0, xp))
+
+    def q_sample(self, x0: A, t: Steps, eps: A) -> A:
+        r"""A sample of x_t given x_0, as a function of the noise.
+
+        .. math:: x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon  \qquad \text{[Ho eq. 4]}
+
+        Parameters
+        ----------
+        x0 : array (B, ...)
+            Data.
+        t : int or integer array (B,) or ()
+            Step in 0..T.
+        eps : array (B, ...)
+            Standard normal noise of x0's shape and library.
+
+        Returns
+        -------
+        array (B, ...)
+            x_t, in the library, dtype and on the device of `x0`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array is not floating point, the libraries or shapes differ, or `t` is not a step in 0..T.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tinyddpm import Diffusion
+        >>> Diffusion([0.36]).q_sample(np.ones((1, 2)), 1, np.array([[0.0, 1.0]])).round(6).tolist()
+        [[0.8, 1.4]]
+        """
+        xp = namespace_of(x0=x0, eps=eps)
+        check_same_shape("eps", eps, "x0", x0)
+        t = check_steps("t", t, x0, xp, 0, self.T)
+        return self._q_sample(x0, t, eps, xp)
+
+    def _q_sample(self, x0: A, t: Any, eps: A, xp: Any) -> A:
+        """`q_sample` of checked arguments."""
+        signal, noise = (gather(table, t, x0, xp) for table in (self.sqrt_alpha_bar, self.sqrt_one_minus_alpha_bar))
+        return signal * x0 + noise * cast_like(eps, x0, xp)  # type: ignore[no-any-return]
+
+    def q_between(self, x_s: A, s: Steps, t: Steps) -> Gaussian:
+        r"""The distribution of x_t given an earlier state x_s.
+
+        .. math:: q(x_t | x_s) = N(\sqrt{\alpha_{t|s}}\, x_s, \beta_{t|s} I),
+                  \quad \alpha_{t|s} = \alpha_{s+1} \cdots \alpha_t, \quad \beta_{t|s} = 1 - \alpha_{t|s}
+
+        This is [Ho eq. 2], composed.
+
+        Parameters
+        ----------
+        x_s : array (B, ...)
+            The state at s.
+        s, t : int or integer array (B,) or ()
+            Steps with 0 <= s < t <= T.
+
+        Returns
+        -------
+        Gaussian
+            Its mean has the shape, library, dtype and device of `x_s`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x_s` is not a floating-point array, or (t, s) not a pair of steps.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tinyddpm import Diffusion
+        >>> Diffusion([0.5, 0.36]).q_between(np.ones((1, 1)), 1, 2).mean.tolist()
+        [[0.8]]
+        """
+        xp = namespace_of(x_s=x_s)
+        w = self.step_weights(*self.checked_pair(t, s, x_s, xp), x_s, xp)
+        return Gaussian(w.w_xs * x_s, w.log_beta)
+
+    def posterior(self, x_t: A, x0: A, t: Steps, s: Steps | None = None) -> Gaussian:
+        r"""The distribution of an earlier state x_s given x_t and x_0; by default s = t - 1.
+
+        .. math:: q(x_s | x_t, x_0) = N\Big(\frac{\sqrt{\bar\alpha_s}\, \beta_{t|s}}{1 - \bar\alpha_t} x_0
+                  + \frac{\sqrt{\alpha_{t|s}} (1 - \bar\alpha_s)}{1 - \bar\alpha_t} x_t,
+                  \frac{1 - \bar\alpha_s}{1 - \bar\alpha_t} \beta_{t|s} I\Big)  \qquad \text{[Ho eq. 6, 7]}
+
+        Parameters
+        ----------
+        x_t, x0 : array (B, ...)
+            The state at t, and the data.
+        t : int or integer array (B,) or ()
+            Step in 1..T.
+        s : int or integer array (B,) or (), optional
+            Step in 0..t-1. Default: t - 1. At s = 0 the posterior is the point x_0.
+
+        Returns
+        -------
+        Gaussian
+            Its mean has the shape, library, dtype and device of `x_t`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array is not floating point, the libraries or shapes differ, or (t, s) is not a pair of steps.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tinyddpm import Diffusion
+        >>> posterior = Diffusion([0.1, 0.2]).posterior(np.ones((1, 1)), np.zeros((1, 1)), 2)
+        >>> round(posterior.mean.item(), 4), round(posterior.var.item(), 4)
+        (0.3194, 0.0714)
+        """
+        xp = namespace_of(x_t=x_t, x0=x0)
+        check_same_shape("x0", x0, "x_t", x_t)
+        w = self.step_weights(*self.checked_pair(t, s, x_t, xp), x_t, xp)
+        return Gaussian(w.w_x0 * cast_like(x0, x_t, xp) + w.w_xt * x_t, w.log_beta_tilde)
+
+    def convert(self, value: A, x_t: A, t: Steps, source: Kind, target: Kind) -> A:
+        """A prediction at (x_t, t) as the equivalent prediction of another kind; `tinyddpm.conversions` has the formulas.
+
+        Parameters
+        ----------
+        value : array (B, ...)
+            The prediction.
+        x_t : array (B, ...)
+            The state at which it was made.
+        t : int or integer array (B,) or ()
+            Step in 1..T.
+        source, target : {"eps", "x0", "mu", "v", "score"}
+            What `value` predicts and what is wanted; "mu" is the posterior's mean at s = t - 1.
+
+        Returns
+        -------
+        array (B, ...)
+            In the library, dtype and on the device of `value`. NaN at steps of a device array `t` without an equivalent.
+
+        Raises
+        ------
+        ValueError
+            If there is no equivalent at a step that the host can read, e.g. x_0 from eps at alpha_bar_t = 0.
+        TypeError, LookupError
+            If an array is not floating point, the libraries differ, or a kind is unknown.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tinyddpm import Diffusion
+        >>> eps, x_t = np.zeros((1, 1)), np.full((1, 1), 0.8)
+        >>> Diffusion([0.36]).convert(eps, x_t, 1, "eps", "x0").tolist()
+        [[1.0]]
+        """
+        xp = namespace_of(value=value, x_t=x_t)
+        check_same_shape("value", value, "x_t", x_t)
+        return self._convert(value, x_t, check_steps("t", t, value, xp, 1, self.T), source, target, xp)
+
+    def _convert(self, value: A, x_t: A, t: Any, source: Kind, target: Kind, xp: Any) -> A:
+        """`convert` of checked arrays and steps."""
+        a, b = self.existing_conversion(t, source, target)
+        if source == target and isinstance(t, int | np.ndarray):
+            return value
+        converted: Any = gather(a, t, value, xp) * value
+        return converted if b is None else converted + gather(b, t, value, xp) * cast_like(x_t, value, xp)
+
+    def existing_conversion(self, t: Any, source: Kind, target: Kind) -> tuple[Table, Table | None]:
+        """`conversion`, or ValueError if it does not exist at a step t that the host can read."""
+        a, b = self.conversion(source, target)
+        if isinstance(t, int | np.ndarray) and np.any(missing := np.isnan(a[t])):
+            wrong = np.extract(missing, t)[0]
+            raise ValueError(f"t must be a step at which {target} follows from {source}, got {wrong}, where alpha_bar is "
+                             f"{self.alpha_bar[wrong]}")  # fmt: skip
+        return a, b
+
+    def sample_t(self, n: int, seed: int) -> NDArray[np.int64]:
+        """Steps drawn uniformly from 1..T: a pure function of the seed.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+        seed : int
+            In 0..2**64 - 1.
+
+        Returns
+        -------
+        int64 array (n,)
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not such an int.
+
+        Examples
+        --------
+        >>> from tinyddpm import Diffusion
+        >>> Diffusion().sample_t(3, seed=0).tolist()
+        [14, 638, 542]
+        """
+        n = as_int("n", n, 0, 2**62)
+        rng = np.random.Generator(np.random.Philox(key=as_int("seed", seed, 0, 2**64 - 1)))
+        with allocating("n", n):
+            return rng.integers(1, self.T, size=n, endpoint=True)
