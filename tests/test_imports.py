@@ -14,7 +14,7 @@ import tinyddpm
 
 ROOT = Path(tinyddpm.__file__).parent
 FLOORS = (  # from the ground up: a module may import from its own floor or from below
-    {"_arrays", "_io", "backends"},
+    {"_arrays", "_backend", "_io", "_stepper", "backends"},
     {"_numerics", "noise", "schedules"},
     {"gaussian"},
     {"conversions", "plans"},

@@ -117,7 +117,7 @@ class Denoiser(FrozenValue):
     def x0_from(self, d: Diffusion, value: Array, x_t: Array, t: Steps) -> Array:
         """x_0 from a prediction."""
         x0 = d.convert(value, x_t, t, self.predicts, "x0")
-        return clip_array(x0, namespace_of(x0=x0)) if self.clip_x0 else x0
+        return clip_array(x0, -1.0, 1.0, namespace_of(x0=x0)) if self.clip_x0 else x0
 
     def eps_from(self, d: Diffusion, value: Array, x_t: Array, t: Steps) -> Array:
         """eps from a prediction, consistent with the clipped x_0."""

@@ -25,6 +25,7 @@ from tinyddpm._arrays.namespace import (
 )
 from tinyddpm._io.progress import progress_bar
 from tinyddpm._sampling import rows as methods
+from tinyddpm.backends import Row
 from tinyddpm.denoiser import check_model, refuse_nonfinite
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def invert(
     return x
 
 
-def _inverse_move(d: Diffusion, denoiser: Denoiser, row: methods.Row, x_s: Array) -> Any:
+def _inverse_move(d: Diffusion, denoiser: Denoiser, row: Row, x_s: Array) -> Any:
     """The map whose fixed point is x_t: DDIM's move from there gives x_s."""
     t, s = row.t, row.s
     w_xt, w_x0 = row.state

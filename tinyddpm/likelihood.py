@@ -263,7 +263,7 @@ def _clipping(d: Diffusion, denoiser: Denoiser, xp: Any) -> Callable[[_Step], Ar
         x0 = by_value[step.t] * step.value
         if by_state is not None:
             x0 += by_state[step.t] * step.x_t
-        return x0.clip(-1.0, 1.0, out=x0) if isinstance(x0, np.ndarray) else clip_array(x0, xp)
+        return x0.clip(-1.0, 1.0, out=x0) if isinstance(x0, np.ndarray) else clip_array(x0, -1.0, 1.0, xp)
 
     return clipped
 
@@ -279,7 +279,7 @@ def _decoder(
 ) -> Array:
     """L_0 = -log p(x_0 | x_1), shape (B,)."""
     log_std = denoiser.log_var_from(d, step.raw, step.x_t, 1) / 2
-    log_p = gaussian.discretized_log_likelihood(clip_array(x0, xp), mean, log_std, levels, method)
+    log_p = gaussian.discretized_log_likelihood(clip_array(x0, -1.0, 1.0, xp), mean, log_std, levels, method)
     return -_sum(log_p, xp)
 
 

@@ -31,9 +31,9 @@ from tinyddpm._arrays.namespace import (
 from tinyddpm._arrays.steps import time_arrays
 from tinyddpm._io.progress import progress_bar
 from tinyddpm._sampling import rows as methods
-from tinyddpm._sampling.rows import Row, Sampler
+from tinyddpm._sampling.rows import Sampler
 from tinyddpm._sampling.step import ArrayApiStepper
-from tinyddpm.backends import Stepper
+from tinyddpm.backends import Row, Stepper
 from tinyddpm.denoiser import check_model, refuse_nonfinite
 from tinyddpm.noise import as_words, normal, numbers
 
@@ -163,7 +163,7 @@ def _run(
     x = _start(shape, seed, index, x_T, backend, device, dtype)
     _check_range(rows, denoiser, x)
     seen = every is not None or callback is not None
-    stepper = _stepper(rows, x, seed, index, denoiser.clip_x0, seen)
+    stepper = _stepper(rows, x, seed, index, (-1.0, 1.0) if denoiser.clip_x0 else None, seen)
     given = None if noise is None else partial(_given, noise, index, x)
     if compile or autocast is not None:
         options: Any = {"compile": compile, "autocast": autocast, "stepper": stepper if given is None else None}
@@ -229,7 +229,9 @@ def _moves(
             yield row.s
 
 
-def _stepper(rows: Sequence[Row], x: Array, seed: int, index: Sequence[int], clip: bool, seen: bool) -> Stepper:
+def _stepper(
+    rows: Sequence[Row], x: Array, seed: int, index: Sequence[int], clip: tuple[float, float] | None, seen: bool
+) -> Stepper:
     """The backend's own, or the portable one."""
     try:
         make = backends.of(x).stepper

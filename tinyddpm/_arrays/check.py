@@ -12,6 +12,7 @@ import numpy as np
 
 __all__ = [
     "allocating",
+    "as_dtype_name",
     "as_instance",
     "as_int",
     "as_list",
@@ -100,3 +101,37 @@ def allocating(name: str, value: Any) -> Iterator[None]:
         if any(what in str(error) for what in ("maximum", "too large", "too big", "too long")):
             raise ValueError(f"{name} is more than can be allocated: {value}") from error
         raise
+
+
+def as_dtype_name(name: str, value: Any) -> str:
+    """Return the name of a dtype that is given by name or as the dtype itself.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    value : str or dtype
+        "float32", ``numpy.float32``, ``torch.float32``, or the like of any library. The name is not looked up anywhere.
+
+    Returns
+    -------
+    str
+        For example "float32".
+
+    Raises
+    ------
+    TypeError
+        If `value` is neither.
+
+    Examples
+    --------
+    >>> as_dtype_name("dtype", np.float32), as_dtype_name("dtype", "bfloat16")
+    ('float32', 'bfloat16')
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, type | np.dtype):  # numpy.float32, jax.numpy.float32, numpy.dtype("float32")
+        return np.dtype(value).name
+    if type(value).__name__.lower() == "dtype":  # torch.float32
+        return str(value).rpartition(".")[2]
+    raise TypeError(f"{name} must be a dtype or its name, got {type(value).__name__}")

@@ -36,6 +36,8 @@ def namespace_of(*, scalars: bool = False, **arrays: Array) -> Any:
 
     first, xp = "", None
     for name, x in arrays.items():
+        if isinstance(x, np.ndarray):
+            _check_plain(name, x)
         try:
             own = array_namespace(x)
         except TypeError:
@@ -51,6 +53,15 @@ def namespace_of(*, scalars: bool = False, **arrays: Array) -> Any:
         if x.ndim == 0 and not scalars:
             raise ValueError(f"{name} must be an array of shape (B, ...), got a scalar")
     return xp
+
+
+def _check_plain(name: str, x: np.ndarray[Any, Any]) -> None:
+    """Raise TypeError for a masked NumPy array, and for one in foreign byte order, which other libraries can't read."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain array, got a masked one; use {name}.filled(value)")
+    if not x.dtype.isnative:
+        native = x.dtype.newbyteorder("=")
+        raise TypeError(f"{name} must be in native byte order, got {x.dtype.str}; use {name}.astype({str(native)!r})")
 
 
 def is_array_of(xp: Any, x: Any) -> bool:
@@ -71,9 +82,9 @@ def cast_like(x: Array, to: Array, xp: Any) -> Array:
     return x if x.dtype == to.dtype else xp.astype(x, to.dtype)
 
 
-def clip_array(x: Array, xp: Any) -> Array:
-    """x clipped to [-1, 1]: by its own method where it has one, which is several times faster than the portable way."""
-    return x.clip(-1.0, 1.0) if hasattr(x, "clip") else xp.clip(x, -1.0, 1.0)
+def clip_array(x: Array, low: float, high: float, xp: Any) -> Array:
+    """x clipped to [low, high]: by its own method if it has one, which is several times faster than the portable way."""
+    return x.clip(low, high) if hasattr(x, "clip") else xp.clip(x, low, high)
 
 
 def dtype_name(x: Array) -> str:

@@ -16,42 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyddpm.backends import Row
+
 if TYPE_CHECKING:
     from tinyddpm.denoiser import Denoiser
     from tinyddpm.diffusion import Diffusion
 
-__all__ = ["Row", "Sampler", "ddim", "ddpm", "denoised", "dpm_solver_2m", "heun", "unipc"]
+__all__ = ["Sampler", "ddim", "ddpm", "denoised", "dpm_solver_2m", "heun", "unipc"]
 
 
 Sampler = Callable[[Any, tuple[int, ...], float], "list[Row]"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One network call at time t and what follows from it.
-
-    `x0_from` weighs (the network's output, the state) for the prediction of x_0, which is then clipped where that is wanted.
-    `state` and `base` weigh (base, newest x_0, the one before, ...): the network is called at the state, while the base is
-    the last point known to the method's full order. The noise has standard deviation `std` (None: the network's own).
-    `denoised` fills in what is not the sampler's: an ancestral move's `std`, `x0_from` and what follows it.
-    """
-
-    t: int
-    s: int
-    state: tuple[float, ...]
-    base: tuple[float, ...] | None = None
-    """None: the new state."""
-    std: float | None = 0.0
-    ends_step: bool = True
-    """Whether the move to s is complete (the first half of Heun's is not)."""
-    x0_from: tuple[float, float] = (1.0, 0.0)
-    net_t: int = 0
-    """The number by which the network knows t."""
-    factor: float = 1.0
-    """What a stepper may multiply the prediction by where it reads it: its weight, which then need not be multiplied by. `state`
-    and `base` over predictions that are kept so are `over_kept` and `base_over_kept`."""
-    over_kept: tuple[float, ...] = ()
-    base_over_kept: tuple[float, ...] = ()
 
 
 def ddpm(d: Diffusion, timesteps: tuple[int, ...], eta: float) -> list[Row]:
@@ -133,29 +107,15 @@ def denoised(
         raise ValueError(f"predicts: x_0 does not follow from {denoiser.predicts!r} at t = {bad[0]}, where alpha_bar is "
                          f"{d.alpha_bar[bad[0]]}; predict 'v' or 'x0' on such a schedule")  # fmt: skip
     std = [row.std for row in rows] if denoiser.learned else _fixed_std(d, denoiser, rows)
-    factors: list[float] = []  # the newest first
-    done = []
-    for row, sigma in zip(rows, std, strict=True):
-        # No further, as what is kept must stay in the dtype's range.
-        factor = row.state[1] if 2**-10 < abs(row.state[1]) < 2**10 else 1.0
-        factors = [factor, *factors[:3]]
-        done.append(
-            replace(
-                row,
-                std=sigma,
-                x0_from=(float(values[row.t]), 0.0 if states is None else float(states[row.t])),
-                net_t=row.t - 1 + denoiser.first_t,
-                factor=factor,
-                over_kept=_over(row.state, factors),
-                base_over_kept=_over(row.base or (), factors),
-            )
+    return tuple(
+        replace(
+            row,
+            std=sigma,
+            x0_from=(float(values[row.t]), 0.0 if states is None else float(states[row.t])),
+            net_t=row.t - 1 + denoiser.first_t,
         )
-    return tuple(done)
-
-
-def _over(weights: tuple[float, ...], factors: Sequence[float]) -> tuple[float, ...]:
-    """Weights of (base, newest x_0, the one before, ...) as weights of the x_0 times their factors."""
-    return (*weights[:1], *(weight / factor for weight, factor in zip(weights[1:], factors, strict=False)))
+        for row, sigma in zip(rows, std, strict=True)
+    )
 
 
 def _fixed_std(d: Diffusion, denoiser: Denoiser, rows: Sequence[Row]) -> list[float | None]:
