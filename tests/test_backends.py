@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.metadata
 import math
-import shutil
 import subprocess
 import sys
 import types
@@ -20,11 +18,12 @@ import mpmath
 import numpy as np
 import pytest
 import tinyddpm_backends
+from cuda_on_host import compiled, pointer
 from hypothesis import given
 from hypothesis import strategies as st
-from tinyddpm_backends import cupy_backend
+from tinyddpm_backends import _cupy_kernels
 
-from tinyddpm import backends
+from tinyddpm import backends, noise
 from tinyddpm.backends import BackendUnavailable
 
 BUILT_IN = ("numpy", "torch", "cupy", "jax")
@@ -54,23 +53,12 @@ def test_the_built_in_ones_are_found_under_their_names() -> None:
     for name in BUILT_IN:
         assert backends.get(name).name == name
         assert backends.get(name) is backends.get(name)
-
-
-def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(LookupError, match=r"backend must be one of numpy, torch, cupy, jax, got 'tensorflow'"):
+    with pytest.raises(LookupError, match=r"^backend must be one of numpy, torch, cupy, jax, .* got 'tensorflow'"):
         backends.get("tensorflow")
-    with pytest.raises(TypeError, match="backend"):
-        backends.get(np)  # type: ignore[arg-type]
 
 
 def test_an_array_belongs_to_its_librarys_backend(library: Any) -> None:
     assert backends.of(library.array(np.ones(3))).name == library.name
-
-
-@pytest.mark.parametrize("stranger", [[1.0], 1.0, None, "x"])
-def test_what_is_no_array_belongs_to_none(stranger: Any) -> None:
-    with pytest.raises(LookupError, match="array: no backend"):
-        backends.of(stranger)
 
 
 def test_a_third_party_registers_under_a_free_name(registry: Any) -> None:
@@ -80,10 +68,8 @@ def test_a_third_party_registers_under_a_free_name(registry: Any) -> None:
     assert "mine" in registry.names()
     assert registry.available()["mine"].devices == ("cpu",)
     for taken in ("mine", "torch"):
-        with pytest.raises(ValueError, match=f"backend: the name '{taken}' is taken"):
+        with pytest.raises(ValueError, match=f"backend must have a name that is not taken, got '{taken}'"):
             registry.register(replace(mine, name=taken))
-    with pytest.raises(TypeError, match="backend"):
-        registry.register("mine")
     with pytest.raises(FrozenInstanceError):
         mine.name = "other"
 
@@ -112,14 +98,23 @@ def test_a_broken_plug_in_harms_its_own_name_only(registry: Any, monkeypatch: py
     def raises() -> Any:
         raise KeyError("the third party's mistake")
 
-    _announce(monkeypatch, raises=raises, wrong=lambda: 3, fine=replace(backends.get("numpy"), name="fine"))
+    fine = replace(backends.get("numpy"), name="fine")
+    later = {
+        "devices": replace(fine, name="devices", devices=raises),
+        "version": replace(fine, name="version", version=raises),
+    }
+    _announce(monkeypatch, raises=raises, wrong=lambda: 3, fine=fine, **later)
     for name, reason in (("raises", "third party's mistake"), ("wrong", "int"), ("missing", "no_such_module_anywhere")):
         with pytest.raises(BackendUnavailable, match=rf"^{name}\b"):
             registry.get(name)
         assert not registry.available()[name]
         assert reason in str(registry.available()[name])
-    assert registry.available()["fine"]
-    assert registry.available()["numpy"]
+    known = registry.available()
+    for name in later:
+        assert not known[name]
+        assert str(known[name]).startswith(f"{name} can't be used: KeyError")
+    assert known["fine"]
+    assert known["numpy"]
     assert registry.of(np.ones(2)).name == "numpy"
 
 
@@ -162,7 +157,7 @@ def test_cupy_without_a_device_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("device", ["cpu:3", "nonsense", "", "cuda:99", 3])
 def test_a_device_that_is_not_here_is_named(native: Any, device: Any) -> None:
-    with pytest.raises(BackendUnavailable, match=f"device: {str(device)!r}|device: {device!r}"):
+    with pytest.raises(BackendUnavailable, match=f"^device must be .*, got ({str(device)!r}|{device!r})$"):
         native.backend.from_numpy(np.ones(2), device=device)
 
 
@@ -239,16 +234,12 @@ def test_no_move_shares_memory_with_the_caller(native: Any) -> None:
     assert (frozen == [0, 1, 2]).all()
 
 
-@pytest.mark.parametrize("dtype", ["float8", "complex64", "f4", ""])
-def test_an_unknown_dtype_is_named(native: Any, dtype: str) -> None:
-    with pytest.raises(LookupError, match=f"dtype must be one of .*float32.*, got '{dtype}'"):
-        native.backend.from_numpy(np.ones(2), dtype=dtype)
-
-
-@pytest.mark.parametrize("junk", [np.array(["a"]), np.array([None]), np.array([1j])])
-def test_what_has_no_numbers_is_refused(native: Any, junk: Any) -> None:
-    with pytest.raises(TypeError, match=r"^array\b"):
-        native.backend.from_numpy(junk)
+def test_a_dtype_may_be_given_itself(library: Any) -> None:
+    for dtype in (library.xp.float64, np.float64, np.dtype("float64"), "float64"):
+        drawn = noise.normal(0, range(2), 1, (3,), backend=library.name, dtype=dtype)
+        assert drawn.dtype == library.xp.float64
+        if library.name != "strict":
+            assert library.backend.from_numpy(np.ones(2, np.float32), dtype=dtype).dtype == library.xp.float64
 
 
 def test_jax_without_x64_refuses_double_precision() -> None:
@@ -257,9 +248,9 @@ def test_jax_without_x64_refuses_double_precision() -> None:
     jax.config.update("jax_enable_x64", False)
     try:
         for options in ({}, {"dtype": "float64"}):
-            with pytest.raises(ValueError, match=r"dtype: JAX holds no float64 here.*jax_enable_x64"):
+            with pytest.raises(ValueError, match=r"dtype must be at most 32 bits wide.*got float64.*jax_enable_x64"):
                 backend.from_numpy(np.ones(2), **options)
-        with pytest.raises(ValueError, match="dtype: JAX holds no int64"):
+        with pytest.raises(ValueError, match=r"dtype must be .*got int64"):
             backend.from_numpy(np.array([2**40]))
         assert str(backend.from_numpy(np.ones(2), dtype="float32").dtype) == "float32"
         assert backend.to_numpy(backend.from_numpy(np.arange(3))).tolist() == [0, 1, 2]
@@ -384,14 +375,11 @@ extern "C" void log_ndtr(int n, const double *from, double *to)
 """
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the CUDA source for the host")
 def test_cupys_log_ndtr_run_on_the_host(tmp_path: Path) -> None:
-    (tmp_path / "source.cpp").write_text(ON_HOST.replace("BODY", cupy_backend.LOG_NDTR))
-    subprocess.run(["g++", "-O1", "-shared", "-fPIC", "-o", "log_ndtr.so", "source.cpp"], cwd=tmp_path, check=True)
-    run = ctypes.CDLL(str(tmp_path / "log_ndtr.so")).log_ndtr
+    run = compiled(tmp_path, ON_HOST.replace("BODY", _cupy_kernels.LOG_NDTR)).log_ndtr
     x = np.concatenate((_grid("float64"), [-np.inf, np.inf, np.nan]))
     value = np.empty_like(x)
-    run(len(x), ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(value.ctypes.data))
+    run(len(x), pointer(x), pointer(value))
     assert _worst(value[:-3], [_log_ndtr(float(xi)) for xi in x[:-3]]) < 1e-14
     assert str(value[-3:]) == "[-inf  -0.  nan]"
 

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-import ctypes
-import math
 import shutil
-import subprocess
 import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
+from cuda_on_host import KernelStepper, kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import batch
-from tinyddpm_backends import _host_noise, _host_steps, counters, cupy_backend, depth, table
+from tinyddpm_backends import _host_noise, _host_steps
 
-from tinyddpm import Denoiser, Diffusion, backends, guidance, noise, samplers, schedules
+from tinyddpm import Denoiser, Diffusion, backends, noise, samplers, schedules
 from tinyddpm._arrays.namespace import namespace_of
 from tinyddpm._sampling import rows as methods
 from tinyddpm._sampling.step import ArrayApiStepper
+from tinyddpm.backends import Row
 
 SAMPLERS = tuple(samplers.NAMES)
 CHAIN = Diffusion(schedules.linear(30, 1e-3, 0.2))
 STEPS = 9
+CLIP = (-1.0, 1.0)
 EXACT = {"numpy": 8, "torch": 8, "jax": 8}
 """Units in the last place of the largest number in play. All but JAX multiply a prediction by its weight where they read it, and
 the noise by its std where it is a radius; Torch and XLA fuse products and sums."""
+
+
+@pytest.fixture(scope="module")
+def cupys(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """CuPy's kernels, run on the host."""
+    return kernels(tmp_path_factory.mktemp("kernels"))
 
 
 def wavy(x_t: Any, t: Any) -> Any:
@@ -60,6 +68,71 @@ def states(library: Any, shape: tuple[int, ...], **options: Any) -> list[np.ndar
     x_T = library.array(1.5 * batch(*shape, seed=5), options.pop("dtype", "float32"))
     steps = options.pop("chain", CHAIN).trajectory(denoiser, shape, steps=STEPS, x_T=x_T, **options)
     return [library.host(x) for step in steps for x in (step.x, step.x0) if x is not None]
+
+
+def formula(rows: list[Row], x: Any, values: Any, clip: Any, z: Any) -> Iterator[tuple[Any, Any]]:
+    """Each state and prediction, as `Row` defines them."""
+    state = base = x
+    history: list[Any] = []
+    for row, value in zip(rows, values, strict=True):
+        x0 = row.x0_from[0] * value + row.x0_from[1] * state
+        history = [x0 if clip is None else np.minimum(np.maximum(x0, clip[0]), clip[1]), *history]
+        state = np.tensordot(row.state, [base, *history[: len(row.state) - 1]], 1) + row.std * z
+        base = state if row.base is None else np.tensordot(row.base, [base, *history[: len(row.base) - 1]], 1)
+        yield state, history[0]
+
+
+WEIGHT = st.sampled_from([0.0, 1.0, -0.7, 0.4, 1e-3, -1e-5, 3.0])
+
+
+@st.composite
+def plans(draw: Any) -> list[Row]:
+    """Rows that no sampler has: negative, tiny and vanishing weights, with and without a base or noise."""
+
+    def weights(reach: int) -> tuple[float, ...]:
+        return tuple(draw(st.lists(WEIGHT, min_size=2, max_size=reach + 1)))
+
+    bases = [weights(k) if draw(st.booleans()) else None for k in (1, 2, 3, 3)]
+    return [
+        Row(9 - k, 8 - k, weights(min(k + 1, 3)), base, draw(WEIGHT), x0_from=(draw(WEIGHT), draw(WEIGHT)))
+        for k, base in enumerate(bases)
+    ]
+
+
+CLIPS = st.sampled_from([None, (-1.0, 1.0), (0.0, 1.0), (-0.25, 2.0)])
+
+
+@pytest.fixture(scope="module", params=["numpy", "torch", "jax", "array API", "torch's device", "cupy's kernel"])
+def kind(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    """A factory of steppers and the function that makes its arrays."""
+    if request.param == "array API":
+        return ArrayApiStepper, np.asarray
+    if request.param == "cupy's kernel":
+        return partial(KernelStepper, request.getfixturevalue("cupys")), np.asarray
+    name = request.param.split("'")[0]
+    pytest.importorskip(name)
+    if name == "jax":
+        pytest.importorskip("jax").config.update("jax_enable_x64", True)
+    backend = backends.get(name)
+    if name == request.param:
+        return backend.stepper, backend.from_numpy
+    from tinyddpm_backends._torch_device_steps import DeviceStepper
+
+    return lambda rows, x, clip, **_: DeviceStepper(rows, x, lambda t: t, clip=clip), backend.from_numpy
+
+
+@settings(max_examples=60)
+@given(rows=plans(), clip=CLIPS, keep_x0=st.booleans())
+def test_a_stepper_computes_its_rows_formula(kind: Any, rows: list[Row], clip: Any, keep_x0: bool) -> None:
+    make, array = kind
+    x, z, *values = (1.5 * batch(2, 5, seed=seed) for seed in range(2 + len(rows)))
+    index = np.arange(2, dtype=np.uint64)
+    stepper = make(tuple(rows), array(x), seed=0, index=index, clip=clip, keep_x0=keep_x0)
+    for k, (state, x0) in enumerate(formula(rows, x, values, clip, z)):
+        assert stepper.step(k, array(values[k]), None, array(z) if rows[k].std else None) is not False
+        np.testing.assert_allclose(np.asarray(stepper.state), state, rtol=1e-12, atol=1e-12)
+        if keep_x0:
+            np.testing.assert_allclose(np.asarray(stepper.x0), x0, rtol=1e-12, atol=1e-12)
 
 
 def worst_ulps(a: list[np.ndarray], b: list[np.ndarray]) -> float:
@@ -106,7 +179,7 @@ def test_pieces_leave_no_seam(sampler: str, count: int, n: int, block: int, nois
     options: dict[str, Any] = {"sampler": sampler, "eta": eta, "steps": STEPS, "index": index}
     whole = CHAIN.sample(Denoiser(wavy), (count, n), **options)
     drawn = noise.normal(3, index, 5, (n,))
-    with patch.object(_host_noise, "BLOCK", block), patch.object(_host_steps, "BLOCK", block):
+    with patch.object(_host_noise, "PIECE", block), patch.object(_host_steps, "PIECE", block):
         np.testing.assert_array_equal(CHAIN.sample(Denoiser(wavy), (count, n), **options), whole)
         np.testing.assert_array_equal(noise.normal(3, index, 5, (n,)), drawn)
 
@@ -124,7 +197,7 @@ def test_torchs_products_within_sums_leave_no_seam(sampler: str, shape: tuple[in
 
     def end(part: slice, threads: int, out: Any) -> Any:
         index = np.arange(shape[0], dtype=np.uint64)[part]
-        stepper, kept = make(rows, x[part], seed=2, index=index, clip=True, keep_x0=False), torch.get_num_threads()
+        stepper, kept = make(rows, x[part], seed=2, index=index, clip=CLIP, keep_x0=False), torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
             for k in range(len(rows)):
@@ -194,7 +267,7 @@ def test_torchs_parts_do_not_see_each_other_move(sampler: str, net: Any, monkeyp
 
     options: dict[str, Any] = {"sampler": sampler, "steps": 5, "backend": "torch"}
     whole = CHAIN.sample(Denoiser(net), (7, 2, 3, 3), **options)
-    monkeypatch.setattr(_torch_steps, "_BLOCK", 20)
+    monkeypatch.setattr(_torch_steps, "_PART", 20)
     assert CHAIN.sample(Denoiser(net), (7, 2, 3, 3), **options).equal(whole)
     assert CHAIN.sample(Denoiser(lambda x, t: net(x, t).clone()), (7, 2, 3, 3), **options).equal(whole)
 
@@ -205,8 +278,8 @@ def test_no_move_allocates_a_state(sampler: str, eta: float, shape: tuple[int, .
     """The peak of the memory that NumPy asks for after the first move, which makes what the noise needs."""
     value = 0.1 * np.ones(shape, np.float32)
     rows = methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(6), eta)
-    stepper = _host_steps.Stepper(
-        rows, value, seed=0, index=np.arange(shape[0], dtype=np.uint64), clip=True, keep_x0=True
+    stepper = _host_steps.NumpyStepper(
+        rows, value, seed=0, index=np.arange(shape[0], dtype=np.uint64), clip=CLIP, keep_x0=True
     )
     stepper.step(0, value)
     tracemalloc.start()
@@ -225,7 +298,7 @@ def test_no_move_of_torchs_allocates_a_state(sampler: str) -> None:
     value = 0.1 * torch.ones(16, 3, 64, 64)
     rows = methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(6), 0.0)
     make: Any = backends.get("torch").stepper
-    stepper = make(rows, value, seed=0, index=np.arange(16, dtype=np.uint64), clip=True, keep_x0=True)
+    stepper = make(rows, value, seed=0, index=np.arange(16, dtype=np.uint64), clip=CLIP, keep_x0=True)
     with torch.profiler.profile(profile_memory=True) as profile:
         for k in range(len(rows)):
             stepper.step(k, value)
@@ -268,7 +341,7 @@ def test_narrow_states_take_the_portable_way(dtype: str) -> None:
     rows = methods.denoised(methods.ddim, CHAIN, Denoiser(wavy), (30, 0), 0.0)
     stepper = backends.get("torch").stepper
     assert stepper is not None
-    assert stepper(rows, x, seed=0, index=np.arange(2), clip=True, keep_x0=False) is NotImplemented
+    assert stepper(rows, x, seed=0, index=np.arange(2), clip=CLIP, keep_x0=False) is NotImplemented
 
 
 # ------------------------------------------------------------------------------------- the moves of devices, on the host
@@ -289,13 +362,13 @@ def run(stepper: Any, rows: Any, source: Any = None) -> list[Any]:
 def on_device(sampler: str) -> tuple[Any, Any, list[Any]]:
     """Torch's moves for a device, here on the CPU, which takes another way: rows, stepper, the portable one's states."""
     torch = pytest.importorskip("torch")
-    from tinyddpm_backends._torch_steps import DeviceStepper
+    from tinyddpm_backends._torch_device_steps import DeviceStepper
     from tinyddpm_backends.torch_backend import _first_counters, _normals
 
     rows, x, index = device_rows(sampler), torch.from_numpy(1.5 * batch(3, 2, 5)), np.arange(3, dtype=np.uint64)
     first = _first_counters(index, (2, 5), "cpu")
-    stepper = DeviceStepper(rows, x, lambda step: _normals(4, first, step, (2, 5), 0, "float64"), clip=True)
-    return rows, stepper, run(ArrayApiStepper(rows, x.numpy(), seed=4, index=range(3), clip=True, keep_x0=True), rows)
+    stepper = DeviceStepper(rows, x, lambda step: _normals(4, first, step, (2, 5), 0, "float64"), clip=CLIP)
+    return rows, stepper, run(ArrayApiStepper(rows, x.numpy(), seed=4, index=range(3), clip=CLIP, keep_x0=True), rows)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -319,7 +392,7 @@ def test_torchs_noise_reads_its_step_on_the_device() -> None:
 def test_a_graph_of_network_and_move_takes_each_rows_numbers(sampler: str) -> None:
     """As a CUDA graph is used, with the replay spelled out: only what lies in its static memory tells the moves apart."""
     torch = pytest.importorskip("torch")
-    from tinyddpm_backends._torch_steps import Graph
+    from tinyddpm_backends._torch_device_steps import Graph
 
     rows, stepper, plain = on_device(sampler)
     assert stepper.fixed
@@ -427,32 +500,6 @@ def test_weights_cast_once_a_run_are_autocasts_and_followed() -> None:
         np.testing.assert_array_equal(once, always)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"compile": True}, ValueError, "compile: the backend 'numpy'"),
-        ({"autocast": "bfloat16"}, ValueError, "autocast: the backend 'numpy'"),
-        (
-            {"autocast": "float8", "backend": "torch"},
-            LookupError,
-            "autocast must be one of bfloat16, float16, got 'float8'",
-        ),
-    ],
-)
-def test_what_can_not_be_made_faster_says_so(options: Any, error: type[Exception], message: str) -> None:
-    if options.get("backend") == "torch":
-        pytest.importorskip("torch")
-    with pytest.raises(error, match=message):
-        CHAIN.sample(Denoiser(wavy), (2, 3), steps=2, **options)
-
-
-def test_a_guided_network_is_not_compiled() -> None:
-    pytest.importorskip("torch")
-    guided = guidance.classifier(wavy, lambda x, t: x * 0, 1.0)
-    with pytest.raises(ValueError, match="compile: a network that a classifier's gradient guides"):
-        CHAIN.sample(Denoiser(guided), (2, 3), steps=2, backend="torch", compile=True)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_cuda_graph_is_the_eager_run(sampler: str) -> None:
@@ -465,71 +512,15 @@ def test_a_cuda_graph_is_the_eager_run(sampler: str) -> None:
     torch.testing.assert_close(graphed, eager, rtol=0, atol=1e-4)
 
 
-SHIM = """
-#include <cmath>
-#define __device__ static
-#define __global__
-static struct { unsigned long long x; } blockIdx, threadIdx, blockDim = {128};
-static unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
-{ return (unsigned __int128)a * b >> 64; }
-"""
-GRID = """
-extern "C" void grid(word grid, double *state, double *base, double *x0, double *before, double *earlier, double *value,
-                     double *std, double *z, double *row, word clip, word drawn, word *low, word *high, word a, word b,
-                     word c, word d, word e, word f)
-{
-    for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x)
-        for (threadIdx.x = 0; threadIdx.x < 128; ++threadIdx.x)
-            move_float64(state, base, x0, before, earlier, value, std, z, row, clip, drawn, low, high, a, b, c, d, e, f);
-}
-"""
-
-
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """CuPy's kernel, run thread by thread on the host."""
-    if shutil.which("g++") is None:
-        pytest.skip("no g++ to compile the CUDA source for the host")
-    folder = tmp_path_factory.mktemp("move")
-    (folder / "move.cpp").write_text(SHIM + cupy_backend.NOISE + GRID)
-    subprocess.run(["g++", "-O1", "-shared", "-fPIC", "-o", "move.so", "move.cpp"], cwd=folder, check=True)
-    return ctypes.CDLL(str(folder / "move.so")).grid
-
-
-class Emulated:
-    """CuPy's stepper with the launch replaced."""
-
-    def __init__(self, kernel: Any, rows: Any, x: np.ndarray, seed: int, index: np.ndarray) -> None:
-        self.kernel, self.rows, self.seed, self.n = kernel, rows, seed, math.prod(x.shape[1:])
-        self.state = x.copy()
-        self.base = x.copy() if any(row.base is not None for row in rows) else self.state
-        self.history = [np.zeros_like(x) for _ in range(depth(rows))]
-        self.table, self.counters = table(rows, 3), counters(index, -(-self.n // 8))
-
-    @property
-    def x0(self) -> np.ndarray:
-        return self.history[0]
-
-    def step(self, k: int, value: np.ndarray, std: Any = None, z: Any = None) -> None:
-        self.history = self.history[-1:] + self.history[:-1]
-        places = [self.state, self.base, *self.history, *[None] * (3 - len(self.history)), value, std, z, self.table[k]]
-        pointers = [ctypes.c_void_p(None if place is None else place.ctypes.data) for place in places]
-        blocks, count, drawn = -(-self.n // 8), len(value), z is None and self.rows[k].std != 0
-        words = [1, drawn], [self.seed, 0, self.rows[k].t, blocks, self.n, count]
-        flags, rest = ([ctypes.c_uint64(word) for word in group] for group in words)
-        low, high = (ctypes.c_void_p(words.ctypes.data) for words in self.counters)
-        grid = ctypes.c_uint64(-(-count * ((blocks + 1) // 2) // 128))
-        self.kernel(grid, *pointers, *flags, low, high, *rest)
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("shape", [(3, 2, 5), (2, 41), (1, 1)])
 @pytest.mark.parametrize("given", [False, True])
-def test_cupys_kernel_is_the_portable_move(kernel: Any, sampler: str, shape: tuple[int, ...], given: bool) -> None:
+def test_cupys_kernel_is_the_portable_move(cupys: Any, sampler: str, shape: tuple[int, ...], given: bool) -> None:
     rows, x, index = device_rows(sampler), 1.5 * batch(*shape), np.arange(5, 5 + shape[0], dtype=np.uint64)
     source = (lambda t: batch(*shape, seed=t)) if given else None
-    plain = run(ArrayApiStepper(rows, x, seed=4, index=index.tolist(), clip=True, keep_x0=True), rows, source)
-    assert worst_ulps(run(Emulated(kernel, rows, x, 4, index), rows, source), plain) <= 16
+    plain = run(ArrayApiStepper(rows, x, seed=4, index=index.tolist(), clip=CLIP, keep_x0=True), rows, source)
+    stepper = KernelStepper(cupys, rows, x, seed=4, index=index, clip=CLIP, keep_x0=True)
+    assert worst_ulps(run(stepper, rows, source), plain) <= 16
 
 
 @pytest.mark.gpu

@@ -206,7 +206,7 @@ def _range_as_words(index: range) -> np.ndarray[Any, Any]:
     try:
         return np.uint64(index[0]) + np.arange(len(index), dtype=np.uint64) * np.uint64(index.step % _WORD)
     except (MemoryError, OverflowError, ValueError):
-        raise ValueError(f"index is more than can be allocated: {index}") from None
+        raise ValueError(f"index is too long to allocate: {index}") from None
 
 
 def _array_as_words(index: Any) -> np.ndarray[Any, Any]:

@@ -117,13 +117,20 @@ class NumpyStepper:
         self._history = self._history[-1:] + self._history[:-1]
         for piece in self._pieces:
             finite &= self._combine(k, value, piece)
-        if z is not None:
-            np.add(self.state, z * (row.std if std is None else std), out=self.state)
-        elif std is None and row.std != 0.0 and (drawn := self._noise.drawn(k)) is not None:
-            np.add(self.state, drawn, out=self.state)
-        elif row.std != 0.0:
-            self._noise.add(k, std)
+        if row.std != 0.0:
+            self._add_noise(k, std, z)
+            if row.base is None and self._base is not self._flat:
+                np.copyto(self._base, self._flat)
         return finite
+
+    def _add_noise(self, k: int, std: Array | None, z: Array | None) -> None:
+        """Add row k's noise to the state."""
+        if z is not None:
+            np.add(self.state, z * (self._rows[k].std if std is None else std), out=self.state)
+        elif std is None and (drawn := self._noise.drawn(k)) is not None:
+            np.add(self.state, drawn, out=self.state)
+        else:
+            self._noise.add(k, std)
 
     def _piece(self, part: slice) -> Piece:
         """One range of elements with the memory that its steps need."""
@@ -141,7 +148,7 @@ class NumpyStepper:
         _weighted_sum(row.state, base, history, x, work)
         if row.base is not None:
             _weighted_sum(row.base, base, history, base, work)
-        elif self._base is not self._flat:
+        elif self._base is not self._flat and self._rows[k].std == 0.0:
             np.copyto(base, x)
         return math.isfinite(value.dot(value)) or bool(np.isfinite(value).all())  # the square may overflow
 

@@ -28,11 +28,11 @@ class HostStepper:
     def __init__(self, rows: Sequence[Row], x: Tensor, *, seed: int, index: Any, clip: Clip, keep_x0: bool) -> None:
         self._rows, self._folded = rows, _host_steps.folded(rows, clip)
         state = np.array(x.numpy(force=True), order="C")  # NumPy asks for large pages, Torch does not
-        separate_base = any(row.base is not None for row in rows)
+        separate_base = self._separate_base = any(row.base is not None for row in rows)
         base = state.copy() if separate_base else state
         predictions = [np.empty_like(state) for _ in range(depth(rows) + keep_x0)]
         arrays = [torch.from_numpy(array) for array in (state, base, *predictions)]
-        self.state, self._x0 = arrays[0], arrays[-1]
+        self.state, self._base, self._x0 = arrays[0], arrays[1], arrays[-1]
         self._count = max(1, _PART * torch.get_num_threads() // max(1, math.prod(x.shape[1:])))  # samples in a part
         parts: Any = [arrays]
         if self._count < x.shape[0]:
@@ -56,13 +56,20 @@ class HostStepper:
         else:
             values = self._split(value)
             finite = all(part.step(row, folded, of_state, v) for part, v in zip(self._parts, values, strict=True))
-        if z is not None:
-            self.state.add_(z, alpha=row.std or 0.0) if std is None else self.state.addcmul_(z, std)
-        elif std is None and row.std != 0.0 and (drawn := self._noise.drawn(k)) is not None:
-            self.state.add_(drawn)  # not by NumPy: after a network its first call costs more than all of these
-        elif row.std != 0.0:
-            self._context.run(self._noise.add, k, None if std is None else std.numpy())
+        if row.std != 0.0:
+            self._add_noise(k, std, z)
+            if row.base is None and self._separate_base:
+                self._base.copy_(self.state)
         return finite
+
+    def _add_noise(self, k: int, std: Tensor | None, z: Tensor | None) -> None:
+        """Add row k's noise to the state."""
+        if z is not None:
+            self.state.add_(z, alpha=self._rows[k].std or 0.0) if std is None else self.state.addcmul_(z, std)
+        elif std is None and (drawn := self._noise.drawn(k)) is not None:
+            self.state.add_(drawn)  # not by NumPy: after a network its first call costs more than all of these
+        else:
+            self._context.run(self._noise.add, k, None if std is None else std.numpy())
 
     def _split(self, value: Tensor) -> Sequence[Tensor]:
         """The network's output for each part."""
@@ -103,7 +110,7 @@ class _Part:
         self._weighted_sum(folded.state, self._state)
         if folded.base is not None:
             self._weighted_sum(folded.base, self._base)
-        elif self._separate_base:
+        elif self._separate_base and row.std == 0.0:
             self._base.copy_(self._state)
         return finite
 
