@@ -11,7 +11,9 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pages
 import pytest
+from conftest import Library
 from cuda_on_host import KernelStepper, kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,6 +30,7 @@ SAMPLERS = tuple(samplers.NAMES)
 CHAIN = Diffusion(schedules.linear(30, 1e-3, 0.2))
 STEPS = 9
 CLIP = (-1.0, 1.0)
+RUN: dict[str, Any] = {"seed": 4, "index": np.arange(2, dtype=np.uint64), "clip": CLIP, "keep_x0": True}
 EXACT = {"numpy": 8, "torch": 8, "jax": 8}
 """Units in the last place of the largest number in play. All but JAX multiply a prediction by its weight where they read it, and
 the noise by its std where it is a radius; Torch and XLA fuse products and sums."""
@@ -158,6 +161,24 @@ def test_the_backends_moves_are_the_portable_ones(native: Any, sampler: str, cas
     portable(registry, native.name)
     plain = states(native, shape, sampler=sampler, **CASES[case])
     assert worst_ulps(own, plain) <= EXACT[native.name]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_tutorials_stepper_makes_the_portable_steps(sampler: str, registry: Any) -> None:
+    del registry["strict"]  # the page registers a backend of the same library
+    page, names = pages.ROOT / "docs/tutorials/backend.md", dict[str, Any]()
+    for block in pages.blocks(page.read_text(encoding="utf-8"), "python"):
+        pages.run(block, page, names)
+        if "MINE" in names:
+            break
+    mine = Library(names["MINE"])
+    assert isinstance(mine.backend.stepper(device_rows(sampler), mine.array(batch(2, 3)), **RUN), names["OneProduct"])
+    for case in ("double", "unclipped", "v"):
+        options = {"dtype": "float64"} | CASES[case]
+        own = states(mine, (3, 2, 5), sampler=sampler, **options)
+        portable(registry, "mine")
+        assert worst_ulps(own, states(mine, (3, 2, 5), sampler=sampler, **options)) <= 8
+        registry["mine"] = names["MINE"]
 
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
