@@ -1,4 +1,4 @@
-"""The registry finds backends, and each built-in one moves arrays, knows the normal CDF and says why it can't."""
+"""The registry finds backends; each built-in one copies arrays, knows the normal CDF and says why it can't be used."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_broken_plug_in_harms_its_own_name_only(registry: Any, monkeypatch: py
 # --------------------------------------------------------------------------------------------- installed or not, devices
 
 
-def test_what_can_be_used_has_a_version_and_devices(native: Any) -> None:
+def test_an_available_backend_has_a_version_and_devices(native: Any) -> None:
     status = backends.available()[native.name]
     assert status
     assert status.version == importlib.import_module(native.name).__version__
@@ -132,7 +132,7 @@ def test_what_can_be_used_has_a_version_and_devices(native: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["torch", "cupy", "jax"])
-def test_a_missing_library_is_told_with_the_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported_with_the_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)  # as if not installed
     backend = backends.get(name)
     for use in (backend.version, backend.devices, backend.namespace, lambda: backend.from_numpy(np.ones(2))):
@@ -179,11 +179,11 @@ def test_imports_load_no_library() -> None:
     assert done.stdout.split() == ["[]", "[]"]
 
 
-# --------------------------------------------------------------------------------------------------- moves of arrays
+# --------------------------------------------------------------------------------------------------- copies of arrays
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_a_move_there_and_back_changes_nothing(native: Any, dtype: str) -> None:
+def test_a_copy_there_and_back_changes_nothing(native: Any, dtype: str) -> None:
     host = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(dtype)
     there = native.backend.from_numpy(host)
     assert backends.of(there).name == native.name
@@ -195,7 +195,7 @@ def test_a_move_there_and_back_changes_nothing(native: Any, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int64", "int32", "uint8", "bool"])
-def test_whole_numbers_move_too(native: Any, kind: str) -> None:
+def test_whole_numbers_are_copied_too(native: Any, kind: str) -> None:
     host = np.array([0, 1, 1, 0]).astype(kind)
     assert native.host(native.backend.from_numpy(host)).dtype == host.dtype
 
@@ -211,14 +211,14 @@ AWKWARD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("case", AWKWARD)
-def test_any_layout_moves(native: Any, case: str) -> None:
+def test_any_layout_is_copied(native: Any, case: str) -> None:
     host = AWKWARD[case](np.arange(24.0).reshape(6, 4))
     there = native.host(native.backend.from_numpy(host))
     assert there.shape == host.shape
     assert (there == host).all()
 
 
-def test_no_move_shares_memory_with_the_caller(native: Any) -> None:
+def test_no_copy_shares_memory_with_the_caller(native: Any) -> None:
     host = np.arange(4096.0)
     there = native.backend.from_numpy(host)
     host[:] = -1
@@ -336,7 +336,7 @@ def test_the_second_derivative_of_log_ndtr(differentiable: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_log_ndtr_of_what_is_not_finite(native: Any, dtype: str) -> None:
+def test_log_ndtr_of_infinity_and_nan(native: Any, dtype: str) -> None:
     x = native.array(np.array([-np.inf, np.inf, np.nan, 0.0]), dtype)
     value = native.host(native.backend.log_ndtr(x))
     assert value.dtype == dtype
@@ -398,24 +398,14 @@ def test_a_device_knows_the_normal_cdf(cuda: Any) -> None:
     assert _worst(value, [_log_ndtr(float(xi)) for xi in x]) < 1e-14
 
 
-def test_gradients_are_off_while_samples_are_drawn() -> None:
-    torch = pytest.importorskip("torch")
-    no_grad = backends.get("torch").no_grad
-    assert no_grad is not None
-    with no_grad():
-        assert not torch.is_grad_enabled()
+def test_no_grad_switches_gradients_off(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, torch = library.array(np.ones(2)), pytest.importorskip("torch")
+    for context in (backends.no_grad(x), backends.gradients_off(x)()):
+        with context:
+            assert torch.is_grad_enabled() == (library.name != "torch")
     assert torch.is_grad_enabled()
-
-
-def test_gradients_are_off_for_an_arrays_library_where_it_has_any(
-    library: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x = library.array(np.ones(2))
-    with backends.no_grad(x):
-        if library.name == "torch":
-            assert not importlib.import_module("torch").is_grad_enabled()
     monkeypatch.setattr(backends, "_registered", {})
-    with backends.no_grad(x):  # an unregistered library too
+    with backends.no_grad(x):  # also for a library that no backend knows
         pass
 
 

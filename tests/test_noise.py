@@ -1,4 +1,4 @@
-"""Noise is the contract's function of (seed, sample, step): its words, its normals, and nothing else."""
+"""Noise is the documented function of (seed, sample, step): its words, its normals, and nothing else."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def words(seed: int, index: int, step: int, stream: int, n: int) -> list[int]:
 
 
 def normals(seed: int, index: int, step: int, stream: int, n: int) -> list[float]:
-    """One sample's normals, by the contract's formula in Python's floats."""
+    """One sample's normals, by the documented formula in Python's floats."""
     bits = words(seed, index, step, stream, n)
     pairs = list(zip(bits[: len(bits) // 2], bits[len(bits) // 2 :], strict=True))
     radius = [math.sqrt(-2 * math.log((b + 0.5) * 2.0**-32)) for b, _ in pairs]
@@ -83,9 +83,9 @@ def test_philox_gives_the_published_answers(counter: tuple[int, ...], key: tuple
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @given(seed=WORDS, index=WORDS, step=WORDS, stream=WORDS, n=st.integers(1, 40))
-def test_a_draw_is_the_contracts_formula(dtype: str, seed: int, index: int, step: int, stream: int, n: int) -> None:
+def test_a_draw_is_the_documented_formula(dtype: str, seed: int, index: int, step: int, stream: int, n: int) -> None:
     drawn = noise.normal(seed, [index], step, (n,), stream=stream, dtype=dtype)[0]
-    # float64: a few roundings of numbers below 7; float32: the contract's bound (test_float32_... has r < 0.02)
+    # float64: a few roundings of numbers below 7; float32: the documented bound (test_float32_... has r < 0.02)
     bound = 1e-14 if dtype == "float64" else 1e-3
     assert np.abs(drawn - normals(seed, index, step, stream, n)).max() < bound
 
@@ -347,7 +347,7 @@ def test_empty_shapes_give_empty_draws(native: Any) -> None:
 
 
 def test_threads_draw_side_by_side(native: Any) -> None:
-    """What a thread keeps between its draws is its own."""
+    """Threads share no memory between their draws."""
 
     def draw(step: int) -> np.ndarray:
         return np.asarray(native.host(noise.normal(1, range(8), step, (4, 70), backend=native.name)))
@@ -360,7 +360,7 @@ def test_threads_draw_side_by_side(native: Any) -> None:
 
 
 def test_a_draw_may_interrupt_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a signal's handler does that draws the same noise of another step, while the workspaces are in use."""
+    """A signal handler may draw the same noise of another step while the memory is in use."""
     draw = partial(noise.normal, 1, range(8), shape=(4, 70))
     expected, whole = draw(step=3), _host_noise.Noise._apply
 

@@ -1,4 +1,4 @@
-"""The backends' own moves are the portable ones, in memory of their own and without leaking it to the user."""
+"""The backends' steppers make the portable steps, in memory of their own that the user never sees."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ STEPS = 9
 CLIP = (-1.0, 1.0)
 RUN: dict[str, Any] = {"seed": 4, "index": np.arange(2, dtype=np.uint64), "clip": CLIP, "keep_x0": True}
 EXACT = {"numpy": 8, "torch": 8, "jax": 8}
-"""Units in the last place of the largest number in play. All but JAX multiply a prediction by its weight where they read it, and
-the noise by its std where it is a radius; Torch and XLA fuse products and sums."""
+"""Units in the last place of the largest number of a run. NumPy and Torch compute a prediction times its weight, and multiply the
+radius of the noise by its std; Torch and XLA fuse products and sums."""
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("case", CASES)
-def test_the_backends_moves_are_the_portable_ones(native: Any, sampler: str, case: str, registry: Any) -> None:
+def test_the_backends_steps_are_the_portable_ones(native: Any, sampler: str, case: str, registry: Any) -> None:
     shape = (3, 2, 5)
     own = states(native, shape, sampler=sampler, **CASES[case])
     portable(registry, native.name)
@@ -172,7 +172,8 @@ def test_the_tutorials_stepper_makes_the_portable_steps(sampler: str, registry: 
         if "MINE" in names:
             break
     mine = Library(names["MINE"])
-    assert isinstance(mine.backend.stepper(device_rows(sampler), mine.array(batch(2, 3)), **RUN), names["OneProduct"])
+    assert isinstance(names["stepper"](device_rows(sampler), mine.array(batch(2, 3)), **RUN), names["OneProduct"])
+    assert mine.backend.stepper is names["stepper"]
     for case in ("double", "unclipped", "v"):
         options = {"dtype": "float64"} | CASES[case]
         own = states(mine, (3, 2, 5), sampler=sampler, **options)
@@ -182,7 +183,7 @@ def test_the_tutorials_stepper_makes_the_portable_steps(sampler: str, registry: 
 
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
-def test_a_learned_variance_moves_as_the_portable_way_does(native: Any, variance: str, registry: Any) -> None:
+def test_steps_with_a_learned_variance_are_the_portable_ones(native: Any, variance: str, registry: Any) -> None:
     options = {"denoiser": Denoiser(wide, variance=variance)}
     own = states(native, (3, 2, 5), **options)
     portable(registry, native.name)
@@ -193,8 +194,8 @@ def test_a_learned_variance_moves_as_the_portable_way_does(native: Any, variance
 @given(
     st.sampled_from(SAMPLERS), st.integers(1, 6), st.integers(1, 90), st.sampled_from([16, 32, 64, 1024]), st.booleans()
 )
-def test_pieces_leave_no_seam(sampler: str, count: int, n: int, block: int, noisy: bool) -> None:
-    """However the elements are cut the moves are the same, bit for bit; so are the draws."""
+def test_steps_do_not_depend_on_the_pieces(sampler: str, count: int, n: int, block: int, noisy: bool) -> None:
+    """However the elements are cut into pieces, steps and draws have the same bits."""
     eta = 0.5 if noisy and sampler == "ddim" else 0.0
     index = [7 * k * k + 2**40 for k in range(count - 1)] + [2**64 - 1]
     options: dict[str, Any] = {"sampler": sampler, "eta": eta, "steps": STEPS, "index": index}
@@ -208,9 +209,9 @@ def test_pieces_leave_no_seam(sampler: str, count: int, n: int, block: int, nois
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("shape", [(5, 7), (3, 3, 5, 7), (3, 1, 151, 149), (5, 1, 331, 327)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_torchs_products_within_sums_leave_no_seam(sampler: str, shape: tuple[int, ...], dtype: str) -> None:
-    """Its loops end in other instructions than they run in, threads cut them anywhere, and a network's output may lie
-    differently in memory: a sample's bits stay the same."""
+def test_torchs_bits_do_not_depend_on_the_place_in_the_batch(sampler: str, shape: tuple[int, ...], dtype: str) -> None:
+    """The end of a loop runs other instructions than its body, threads cut it anywhere, and a network's output may have another
+    memory layout."""
     torch = pytest.importorskip("torch")
     x, value = (torch.from_numpy(batch(*shape, seed=seed).astype(dtype)) for seed in (5, 6))
     rows = methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(STEPS), 0.0)
@@ -235,16 +236,16 @@ def test_torchs_products_within_sums_leave_no_seam(sampler: str, shape: tuple[in
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_what_the_user_sees_stays(native: Any, sampler: str) -> None:
-    """Steps are snapshots: later moves leave them alone, and writing to them changes nothing of the run."""
+def test_steps_are_snapshots(native: Any, sampler: str) -> None:
+    """Later steps do not change them, and writing to them does not change the run."""
     options: dict[str, Any] = {"sampler": sampler, "steps": 6, "backend": native.name}
     end = native.host(CHAIN.sample(Denoiser(wavy), (2, 3), **options))
-    told: list[Any] = []
-    steps = CHAIN.trajectory(Denoiser(wavy), (2, 3), callback=told.append, **options)
+    reported: list[Any] = []
+    steps = CHAIN.trajectory(Denoiser(wavy), (2, 3), callback=reported.append, **options)
     seen = [(step, native.host(step.x)) for step in steps]
     for step, then in seen:
         np.testing.assert_array_equal(native.host(step.x), then)
-    for step, (_, then) in zip(told, seen[1:], strict=True):
+    for step, (_, then) in zip(reported, seen[1:], strict=True):
         np.testing.assert_array_equal(native.host(step.x), then)
     np.testing.assert_array_equal(seen[-1][1], end)
     if native.name != "jax":  # whose arrays can't be written to
@@ -281,8 +282,8 @@ def test_any_layout_of_the_networks_output(sampler: str, net: Any) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("net", [lambda x, t: x, lambda x, t: x[:1].expand(x.shape), lambda x, t: 0.5 * x.mT.mT])
-def test_torchs_parts_do_not_see_each_other_move(sampler: str, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network may return a view of the state it was called at, one sample's in place of another's even."""
+def test_a_network_may_return_a_view_of_the_state(sampler: str, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that puts a sample in another's place, while Torch makes the step in parts."""
     pytest.importorskip("torch")
     from tinyddpm_backends import _torch_steps
 
@@ -295,8 +296,8 @@ def test_torchs_parts_do_not_see_each_other_move(sampler: str, net: Any, monkeyp
 
 @pytest.mark.parametrize(("sampler", "eta"), [(s, 0.0) for s in SAMPLERS] + [("ddim", 1.0)])
 @pytest.mark.parametrize("shape", [(16, 3, 64, 64), (1, 3, 256, 256)])
-def test_no_move_allocates_a_state(sampler: str, eta: float, shape: tuple[int, ...]) -> None:
-    """The peak of the memory that NumPy asks for after the first move, which makes what the noise needs."""
+def test_no_step_of_numpys_allocates_a_state(sampler: str, eta: float, shape: tuple[int, ...]) -> None:
+    """The peak of the memory that NumPy allocates after the first step, which makes what the noise needs."""
     value = 0.1 * np.ones(shape, np.float32)
     rows = methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(6), eta)
     stepper = _host_steps.NumpyStepper(
@@ -314,7 +315,7 @@ def test_no_move_allocates_a_state(sampler: str, eta: float, shape: tuple[int, .
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_no_move_of_torchs_allocates_a_state(sampler: str) -> None:
+def test_no_step_of_torchs_allocates_a_state(sampler: str) -> None:
     torch = pytest.importorskip("torch")
     value = 0.1 * torch.ones(16, 3, 64, 64)
     rows = methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(6), 0.0)
@@ -339,7 +340,7 @@ def test_sample_copies_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_what_is_not_finite_is_named_with_its_step(native: Any, sampler: str, bad: float) -> None:
+def test_an_output_that_is_not_finite_is_named_with_its_step(native: Any, sampler: str, bad: float) -> None:
     def net(x: Any, t: Any) -> Any:
         return x * 0 + (bad if int(t[0]) <= 12 else 0.1)
 
@@ -348,14 +349,14 @@ def test_what_is_not_finite_is_named_with_its_step(native: Any, sampler: str, ba
         CHAIN.sample(Denoiser(net), (2, 3), sampler=sampler, steps=5, backend=native.name)
 
 
-def test_what_is_large_but_finite_passes(native: Any) -> None:
-    """Its square leaves float32's range, which the cheap check meets first."""
+def test_a_large_output_passes(native: Any) -> None:
+    """It is finite, though its square, which the check looks at first, is not."""
     x = CHAIN.sample(Denoiser(lambda x, t: x * 0 + 1e30), (2, 3), steps=4, backend=native.name)
     assert np.abs(native.host(x)).max() <= 1
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_narrow_states_take_the_portable_way(dtype: str) -> None:
+def test_half_precision_is_left_to_the_portable_steps(dtype: str) -> None:
     torch = pytest.importorskip("torch")
     x = CHAIN.sample(Denoiser(wavy), (2, 3), steps=4, backend="torch", dtype=dtype)
     assert x.dtype == getattr(torch, dtype)
@@ -365,23 +366,23 @@ def test_narrow_states_take_the_portable_way(dtype: str) -> None:
     assert stepper(rows, x, seed=0, index=np.arange(2), clip=CLIP, keep_x0=False) is NotImplemented
 
 
-# ------------------------------------------------------------------------------------- the moves of devices, on the host
+# ------------------------------------------------------------------------------------- the steps of devices, on the host
 
 
 def device_rows(sampler: str, eta: float = 0.0) -> Any:
     return methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(STEPS), eta)
 
 
-def run(stepper: Any, rows: Any, source: Any = None) -> list[Any]:
+def run(stepper: Any, rows: Any) -> list[Any]:
     result = []
-    for k, row in enumerate(rows):
-        stepper.step(k, wavy(stepper.state, None), None, None if source is None or not row.std else source(row.t))
+    for k in range(len(rows)):
+        stepper.step(k, wavy(stepper.state, None))
         result += [np.asarray(x).copy() for x in (stepper.state, stepper.x0)]
     return result
 
 
 def on_device(sampler: str) -> tuple[Any, Any, list[Any]]:
-    """Torch's moves for a device, here on the CPU, which takes another way: rows, stepper, the portable one's states."""
+    """Rows, Torch's stepper for devices, here on the CPU, and the portable states."""
     torch = pytest.importorskip("torch")
     from tinyddpm_backends._torch_device_steps import DeviceStepper
     from tinyddpm_backends.torch_backend import _first_counters, _normals
@@ -393,8 +394,8 @@ def on_device(sampler: str) -> tuple[Any, Any, list[Any]]:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_torchs_device_moves_are_the_portable_ones(sampler: str) -> None:
-    """One row of the table serves as the weights, as in a CUDA graph."""
+def test_torchs_device_steps_are_the_portable_ones(sampler: str) -> None:
+    """With the weights of one row of the table, as in a CUDA graph."""
     rows, stepper, plain = on_device(sampler)
     assert worst_ulps(run(stepper, rows), plain) <= 16
 
@@ -410,21 +411,21 @@ def test_torchs_noise_reads_its_step_on_the_device() -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_graph_of_network_and_move_takes_each_rows_numbers(sampler: str) -> None:
-    """As a CUDA graph is used, with the replay spelled out: only what lies in its static memory tells the moves apart."""
+def test_a_graph_of_network_and_step_takes_each_rows_numbers(sampler: str) -> None:
+    """The replay of a CUDA graph is spelled out: only the numbers in its static memory differ from step to step."""
     torch = pytest.importorskip("torch")
     from tinyddpm_backends._torch_device_steps import Graph
 
     rows, stepper, plain = on_device(sampler)
     assert stepper.fixed
-    told = []
+    called_at = []
 
     class Replayed(Graph):
         def _captured(self) -> Any:
             return self
 
         def replay(self) -> None:
-            told.append(int(self._t[0]))
+            called_at.append(int(self._t[0]))
             self._out = wavy(stepper.state, self._t)
             stepper.advance(self._out, self._weights, stepper.noise(self._step))
 
@@ -432,7 +433,7 @@ def test_a_graph_of_network_and_move_takes_each_rows_numbers(sampler: str) -> No
     for k, row in enumerate(rows):
         stepper.step(k, net(stepper.state, torch.full((3,), row.net_t)))
         states += [stepper.state.numpy().copy(), stepper.x0.numpy().copy()]
-    assert told == [row.net_t for row in rows]
+    assert called_at == [row.net_t for row in rows]
     assert worst_ulps(states, plain) <= 16
 
 
@@ -491,7 +492,7 @@ def test_a_compiled_run_is_the_eager_one(autocast: str | None) -> None:
     np.testing.assert_allclose(image(net, compile=True, autocast=autocast), image(net), rtol=0, atol=bound)
 
 
-def test_autocast_runs_the_network_narrow_and_keeps_the_states_dtype() -> None:
+def test_autocast_runs_the_network_in_bfloat16_and_keeps_the_states_dtype() -> None:
     torch = pytest.importorskip("torch")
     net, seen = image_net(), []
     net.inner.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
@@ -502,7 +503,7 @@ def test_autocast_runs_the_network_narrow_and_keeps_the_states_dtype() -> None:
     assert 0 < (x - wide).abs().max() < 0.05
 
 
-def test_weights_cast_once_a_run_are_autocasts_and_followed() -> None:
+def test_weights_are_cast_once_a_run_as_autocast_does() -> None:
     pytest.importorskip("torch")
     import torch
 
@@ -535,18 +536,16 @@ def test_a_cuda_graph_is_the_eager_run(sampler: str) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("shape", [(3, 2, 5), (2, 41), (1, 1)])
-@pytest.mark.parametrize("given", [False, True])
-def test_cupys_kernel_is_the_portable_move(cupys: Any, sampler: str, shape: tuple[int, ...], given: bool) -> None:
+def test_cupys_kernel_makes_the_portable_step(cupys: Any, sampler: str, shape: tuple[int, ...]) -> None:
     rows, x, index = device_rows(sampler), 1.5 * batch(*shape), np.arange(5, 5 + shape[0], dtype=np.uint64)
-    source = (lambda t: batch(*shape, seed=t)) if given else None
-    plain = run(ArrayApiStepper(rows, x, seed=4, index=index.tolist(), clip=CLIP, keep_x0=True), rows, source)
-    stepper = KernelStepper(cupys, rows, x, seed=4, index=index, clip=CLIP, keep_x0=True)
-    assert worst_ulps(run(stepper, rows, source), plain) <= 16
+    options: dict[str, Any] = {"seed": 4, "index": index, "clip": CLIP, "keep_x0": True}
+    own, plain = (run(make(rows, x, **options), rows) for make in (partial(KernelStepper, cupys), ArrayApiStepper))
+    assert worst_ulps(own, plain) <= 16
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_devices_moves_are_the_hosts(cuda: Any, sampler: str) -> None:
+def test_a_devices_steps_are_the_hosts(cuda: Any, sampler: str) -> None:
     options: dict[str, Any] = {"sampler": sampler, "steps": STEPS, "seed": 2}
     x = CHAIN.sample(Denoiser(wavy), (3, 2, 5), backend=cuda.name, device="cuda", **options)
     np.testing.assert_allclose(cuda.host(x), CHAIN.sample(Denoiser(wavy), (3, 2, 5), **options), rtol=0, atol=2e-5)

@@ -28,6 +28,9 @@ __all__ = ["as_words", "like", "normal", "numbers"]
 
 _WORD = 2**64
 
+Index = Sequence[int] | np.ndarray[Any, Any]
+"""Sample numbers: a range, a sequence of ints or an integer array."""
+
 
 def normal(
     seed: int,
@@ -90,9 +93,7 @@ def normal(
     return _drawing(seed, index, shape, stream, exact, backend, device, dtype)(step)
 
 
-def like(
-    x: backends.Array, seed: int, index: Sequence[int] | None, *, stream: int = 0
-) -> Callable[[int], backends.Array]:
+def like(x: backends.Array, seed: int, index: Index | None, *, stream: int = 0) -> Callable[[int], backends.Array]:
     """Return a function ``draw(step)`` that draws noise like x; use it to check the arguments once for many steps.
 
     Parameters
@@ -101,7 +102,7 @@ def like(
         The array whose shape, library, device and dtype the noise has.
     seed : int
         0..2^64-1.
-    index : sequence of ints or None
+    index : range, sequence of ints, integer array (n,) or None
         n sample numbers in 0..2^64-1; None stands for 0..n-1.
     stream : int, default 0
         0..2^64-1, as in `normal`.
@@ -130,12 +131,12 @@ def like(
     return _drawing(seed, numbers(index, x.shape[0]), tuple(x.shape[1:]), stream, False, *place)
 
 
-def numbers(index: Sequence[int] | None, n: int) -> Sequence[int]:
+def numbers(index: Index | None, n: int) -> Sequence[int]:
     """Return the sample numbers of n samples.
 
     Parameters
     ----------
-    index : sequence of ints or None
+    index : range, sequence of ints, integer array (n,) or None
         The numbers; None stands for 0..n-1.
     n : int
         How many there must be.
@@ -157,12 +158,13 @@ def numbers(index: Sequence[int] | None, n: int) -> Sequence[int]:
     >>> numbers(None, 3), numbers([7, 5], 2)
     (range(0, 3), [7, 5])
     """
-    index = range(n) if index is None else index
+    if index is None:
+        return range(n)
     if not hasattr(index, "__len__"):
         raise TypeError(f"index must be a sequence of ints, got {type(index).__name__}")
     if len(index) != n:
         raise ValueError(f"index must have {n} sample numbers, got {len(index)}")
-    return index
+    return cast(Sequence[int], index)
 
 
 def as_words(index: Iterable[int]) -> np.ndarray[Any, Any]:
