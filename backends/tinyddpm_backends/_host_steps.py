@@ -140,14 +140,15 @@ class NumpyStepper:
     def _combine(self, k: int, value: Array, piece: Piece) -> bool:
         """The step without noise in one piece; returns whether the network's output is finite there."""
         part, x, base, prediction, work = piece
-        row, value = self._folded[k], value[part]
+        of_value, of_state, clip, to_state, to_base = self._folded[k]
+        value = value[part]
         history = [x0[part] for x0 in self._history] or [prediction]
         if self._x0 is not None:
             _predict(*self._rows[k].x0_from, self._clip, value, x, self._x0[part], work)
-        _predict(row.of_value, row.of_state, row.clip, value, x, history[0], work)
-        _weighted_sum(row.state, base, history, x, work)
-        if row.base is not None:
-            _weighted_sum(row.base, base, history, base, work)
+        _predict(of_value, of_state, clip, value, x, history[0], work)
+        _weighted_sum(to_state, base, history, x, work)
+        if to_base is not None:
+            _weighted_sum(to_base, base, history, base, work)
         elif self._base is not self._flat and self._rows[k].std == 0.0:
             np.copyto(base, x)
         return math.isfinite(value.dot(value)) or bool(np.isfinite(value).all())  # the square may overflow
@@ -168,7 +169,8 @@ def _predict(of_value: float, of_state: float, clip: Clip, value: Array, x: Arra
     if of_state:
         np.add(out, np.multiply(x, of_state, out=work), out=out)
     if clip is not None:
-        out.clip(*clip, out=out)
+        low, high = clip
+        out.clip(low, high, out=out)
 
 
 def _weighted_sum(weights: Sequence[float], base: Array, history: Sequence[Array], out: Array, work: Array) -> None:

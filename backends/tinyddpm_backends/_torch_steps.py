@@ -106,10 +106,11 @@ class _Part:
             self._history = self._history[-1:] + self._history[:-1]
         if self._x0 is not None:
             self._predict(row.x0_from[0], row.x0_from[1] or None, value, self._clip, self._x0)
-        self._predict(folded.of_value, of_state if folded.of_state else None, value, folded.clip, self._history[0])
-        self._weighted_sum(folded.state, self._state)
-        if folded.base is not None:
-            self._weighted_sum(folded.base, self._base)
+        of_value, weight, clip, to_state, to_base = folded
+        self._predict(of_value, of_state if weight else None, value, clip, self._history[0])
+        self._weighted_sum(to_state, self._state)
+        if to_base is not None:
+            self._weighted_sum(to_base, self._base)
         elif self._separate_base and row.std == 0.0:
             self._base.copy_(self._state)
         return finite
@@ -123,7 +124,8 @@ class _Part:
         else:
             torch.mul(self._state, of_state, out=out).add_(value, alpha=of_value)
         if clip is not None:
-            out.clamp_(*clip)
+            low, high = clip
+            out.clamp_(low, high)
 
     def _weighted_sum(self, weights: Sequence[float], out: Tensor) -> None:
         """out = weights[0] * base + weights[1] * newest prediction + ...; `out` may be the base."""
