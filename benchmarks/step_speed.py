@@ -51,7 +51,7 @@ def ours(backend: backends.Backend, sampler: str, steps: int, x: Array, value: A
 
     def run() -> None:
         with backends.no_grad(x):
-            stepper = make(rows, x, seed=0, index=index, clip=sampler in CLIPPED, keep_x0=False)
+            stepper = make(rows, x, seed=0, index=index, clip=(-1.0, 1.0) if sampler in CLIPPED else None, keep_x0=False)
             for k in range(steps):
                 stepper.step(k, value)
             waited(backend, stepper.state)

@@ -1,12 +1,10 @@
-"""The registry finds backends, and each built-in one moves arrays, knows the normal CDF and says why it can't."""
+"""The registry finds backends; each built-in one copies arrays, knows the normal CDF and says why it can't be used."""
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.metadata
 import math
-import shutil
 import subprocess
 import sys
 import types
@@ -20,11 +18,12 @@ import mpmath
 import numpy as np
 import pytest
 import tinyddpm_backends
+from cuda_on_host import compiled, pointer
 from hypothesis import given
 from hypothesis import strategies as st
-from tinyddpm_backends import cupy_backend
+from tinyddpm_backends import _cupy_kernels
 
-from tinyddpm import backends
+from tinyddpm import backends, noise
 from tinyddpm.backends import BackendUnavailable
 
 BUILT_IN = ("numpy", "torch", "cupy", "jax")
@@ -54,23 +53,12 @@ def test_the_built_in_ones_are_found_under_their_names() -> None:
     for name in BUILT_IN:
         assert backends.get(name).name == name
         assert backends.get(name) is backends.get(name)
-
-
-def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(LookupError, match=r"backend must be one of numpy, torch, cupy, jax, got 'tensorflow'"):
+    with pytest.raises(LookupError, match=r"^backend must be one of numpy, torch, cupy, jax, .* got 'tensorflow'"):
         backends.get("tensorflow")
-    with pytest.raises(TypeError, match="backend"):
-        backends.get(np)  # type: ignore[arg-type]
 
 
 def test_an_array_belongs_to_its_librarys_backend(library: Any) -> None:
     assert backends.of(library.array(np.ones(3))).name == library.name
-
-
-@pytest.mark.parametrize("stranger", [[1.0], 1.0, None, "x"])
-def test_what_is_no_array_belongs_to_none(stranger: Any) -> None:
-    with pytest.raises(LookupError, match="array: no backend"):
-        backends.of(stranger)
 
 
 def test_a_third_party_registers_under_a_free_name(registry: Any) -> None:
@@ -80,10 +68,8 @@ def test_a_third_party_registers_under_a_free_name(registry: Any) -> None:
     assert "mine" in registry.names()
     assert registry.available()["mine"].devices == ("cpu",)
     for taken in ("mine", "torch"):
-        with pytest.raises(ValueError, match=f"backend: the name '{taken}' is taken"):
+        with pytest.raises(ValueError, match=f"backend must have a name that is not taken, got '{taken}'"):
             registry.register(replace(mine, name=taken))
-    with pytest.raises(TypeError, match="backend"):
-        registry.register("mine")
     with pytest.raises(FrozenInstanceError):
         mine.name = "other"
 
@@ -112,21 +98,27 @@ def test_a_broken_plug_in_harms_its_own_name_only(registry: Any, monkeypatch: py
     def raises() -> Any:
         raise KeyError("the third party's mistake")
 
-    _announce(monkeypatch, raises=raises, wrong=lambda: 3, fine=replace(backends.get("numpy"), name="fine"))
+    fine = replace(backends.get("numpy"), name="fine")
+    later = {"devices": replace(fine, name="devices", devices=raises), "version": replace(fine, name="version", version=raises)}
+    _announce(monkeypatch, raises=raises, wrong=lambda: 3, fine=fine, **later)
     for name, reason in (("raises", "third party's mistake"), ("wrong", "int"), ("missing", "no_such_module_anywhere")):
         with pytest.raises(BackendUnavailable, match=rf"^{name}\b"):
             registry.get(name)
         assert not registry.available()[name]
         assert reason in str(registry.available()[name])
-    assert registry.available()["fine"]
-    assert registry.available()["numpy"]
+    known = registry.available()
+    for name in later:
+        assert not known[name]
+        assert str(known[name]).startswith(f"{name} can't be used: KeyError")
+    assert known["fine"]
+    assert known["numpy"]
     assert registry.of(np.ones(2)).name == "numpy"
 
 
 # --------------------------------------------------------------------------------------------- installed or not, devices
 
 
-def test_what_can_be_used_has_a_version_and_devices(native: Any) -> None:
+def test_an_available_backend_has_a_version_and_devices(native: Any) -> None:
     status = backends.available()[native.name]
     assert status
     assert status.version == importlib.import_module(native.name).__version__
@@ -137,7 +129,7 @@ def test_what_can_be_used_has_a_version_and_devices(native: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["torch", "cupy", "jax"])
-def test_a_missing_library_is_told_with_the_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported_with_the_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)  # as if not installed
     backend = backends.get(name)
     for use in (backend.version, backend.devices, backend.namespace, lambda: backend.from_numpy(np.ones(2))):
@@ -162,7 +154,7 @@ def test_cupy_without_a_device_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("device", ["cpu:3", "nonsense", "", "cuda:99", 3])
 def test_a_device_that_is_not_here_is_named(native: Any, device: Any) -> None:
-    with pytest.raises(BackendUnavailable, match=f"device: {str(device)!r}|device: {device!r}"):
+    with pytest.raises(BackendUnavailable, match=f"^device must be .*, got ({str(device)!r}|{device!r})$"):
         native.backend.from_numpy(np.ones(2), device=device)
 
 
@@ -184,11 +176,11 @@ def test_imports_load_no_library() -> None:
     assert done.stdout.split() == ["[]", "[]"]
 
 
-# --------------------------------------------------------------------------------------------------- moves of arrays
+# --------------------------------------------------------------------------------------------------- copies of arrays
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_a_move_there_and_back_changes_nothing(native: Any, dtype: str) -> None:
+def test_a_copy_there_and_back_changes_nothing(native: Any, dtype: str) -> None:
     host = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(dtype)
     there = native.backend.from_numpy(host)
     assert backends.of(there).name == native.name
@@ -200,7 +192,7 @@ def test_a_move_there_and_back_changes_nothing(native: Any, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int64", "int32", "uint8", "bool"])
-def test_whole_numbers_move_too(native: Any, kind: str) -> None:
+def test_whole_numbers_are_copied_too(native: Any, kind: str) -> None:
     host = np.array([0, 1, 1, 0]).astype(kind)
     assert native.host(native.backend.from_numpy(host)).dtype == host.dtype
 
@@ -216,14 +208,14 @@ AWKWARD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("case", AWKWARD)
-def test_any_layout_moves(native: Any, case: str) -> None:
+def test_any_layout_is_copied(native: Any, case: str) -> None:
     host = AWKWARD[case](np.arange(24.0).reshape(6, 4))
     there = native.host(native.backend.from_numpy(host))
     assert there.shape == host.shape
     assert (there == host).all()
 
 
-def test_no_move_shares_memory_with_the_caller(native: Any) -> None:
+def test_no_copy_shares_memory_with_the_caller(native: Any) -> None:
     host = np.arange(4096.0)
     there = native.backend.from_numpy(host)
     host[:] = -1
@@ -239,16 +231,12 @@ def test_no_move_shares_memory_with_the_caller(native: Any) -> None:
     assert (frozen == [0, 1, 2]).all()
 
 
-@pytest.mark.parametrize("dtype", ["float8", "complex64", "f4", ""])
-def test_an_unknown_dtype_is_named(native: Any, dtype: str) -> None:
-    with pytest.raises(LookupError, match=f"dtype must be one of .*float32.*, got '{dtype}'"):
-        native.backend.from_numpy(np.ones(2), dtype=dtype)
-
-
-@pytest.mark.parametrize("junk", [np.array(["a"]), np.array([None]), np.array([1j])])
-def test_what_has_no_numbers_is_refused(native: Any, junk: Any) -> None:
-    with pytest.raises(TypeError, match=r"^array\b"):
-        native.backend.from_numpy(junk)
+def test_a_dtype_may_be_given_itself(library: Any) -> None:
+    for dtype in (library.xp.float64, np.float64, np.dtype("float64"), "float64"):
+        drawn = noise.normal(0, range(2), 1, (3,), backend=library.name, dtype=dtype)
+        assert drawn.dtype == library.xp.float64
+        if library.name != "strict":
+            assert library.backend.from_numpy(np.ones(2, np.float32), dtype=dtype).dtype == library.xp.float64
 
 
 def test_jax_without_x64_refuses_double_precision() -> None:
@@ -257,9 +245,9 @@ def test_jax_without_x64_refuses_double_precision() -> None:
     jax.config.update("jax_enable_x64", False)
     try:
         for options in ({}, {"dtype": "float64"}):
-            with pytest.raises(ValueError, match=r"dtype: JAX holds no float64 here.*jax_enable_x64"):
+            with pytest.raises(ValueError, match=r"dtype must be at most 32 bits wide.*got float64.*jax_enable_x64"):
                 backend.from_numpy(np.ones(2), **options)
-        with pytest.raises(ValueError, match="dtype: JAX holds no int64"):
+        with pytest.raises(ValueError, match=r"dtype must be .*got int64"):
             backend.from_numpy(np.array([2**40]))
         assert str(backend.from_numpy(np.ones(2), dtype="float32").dtype) == "float32"
         assert backend.to_numpy(backend.from_numpy(np.arange(3))).tolist() == [0, 1, 2]
@@ -345,7 +333,7 @@ def test_the_second_derivative_of_log_ndtr(differentiable: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_log_ndtr_of_what_is_not_finite(native: Any, dtype: str) -> None:
+def test_log_ndtr_of_infinity_and_nan(native: Any, dtype: str) -> None:
     x = native.array(np.array([-np.inf, np.inf, np.nan, 0.0]), dtype)
     value = native.host(native.backend.log_ndtr(x))
     assert value.dtype == dtype
@@ -384,14 +372,11 @@ extern "C" void log_ndtr(int n, const double *from, double *to)
 """
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the CUDA source for the host")
 def test_cupys_log_ndtr_run_on_the_host(tmp_path: Path) -> None:
-    (tmp_path / "source.cpp").write_text(ON_HOST.replace("BODY", cupy_backend.LOG_NDTR))
-    subprocess.run(["g++", "-O1", "-shared", "-fPIC", "-o", "log_ndtr.so", "source.cpp"], cwd=tmp_path, check=True)
-    run = ctypes.CDLL(str(tmp_path / "log_ndtr.so")).log_ndtr
+    run = compiled(tmp_path, ON_HOST.replace("BODY", _cupy_kernels.LOG_NDTR)).log_ndtr
     x = np.concatenate((_grid("float64"), [-np.inf, np.inf, np.nan]))
     value = np.empty_like(x)
-    run(len(x), ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(value.ctypes.data))
+    run(len(x), pointer(x), pointer(value))
     assert _worst(value[:-3], [_log_ndtr(float(xi)) for xi in x[:-3]]) < 1e-14
     assert str(value[-3:]) == "[-inf  -0.  nan]"
 
@@ -410,22 +395,14 @@ def test_a_device_knows_the_normal_cdf(cuda: Any) -> None:
     assert _worst(value, [_log_ndtr(float(xi)) for xi in x]) < 1e-14
 
 
-def test_gradients_are_off_while_samples_are_drawn() -> None:
-    torch = pytest.importorskip("torch")
-    no_grad = backends.get("torch").no_grad
-    assert no_grad is not None
-    with no_grad():
-        assert not torch.is_grad_enabled()
+def test_no_grad_switches_gradients_off(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, torch = library.array(np.ones(2)), pytest.importorskip("torch")
+    for context in (backends.no_grad(x), backends.gradients_off(x)()):
+        with context:
+            assert torch.is_grad_enabled() == (library.name != "torch")
     assert torch.is_grad_enabled()
-
-
-def test_gradients_are_off_for_an_arrays_library_where_it_has_any(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = library.array(np.ones(2))
-    with backends.no_grad(x):
-        if library.name == "torch":
-            assert not importlib.import_module("torch").is_grad_enabled()
     monkeypatch.setattr(backends, "_registered", {})
-    with backends.no_grad(x):  # an unregistered library too
+    with backends.no_grad(x):  # also for a library that no backend knows
         pass
 
 

@@ -115,7 +115,7 @@ def test_as_a_command() -> None:
     command = [sys.executable, str(BENCHMARKS / "sample_speed.py"), "--backend", "numpy", "--device", "cuda:0"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("sample_speed.py: device: 'cuda:0' is not here")
+    assert ended.stderr.startswith("sample_speed.py: device must be 'cpu' for NumPy, got 'cuda:0'")
     assert ended.stderr.count("\n") == 1
 
 

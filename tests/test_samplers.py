@@ -367,7 +367,7 @@ def test_an_unregistered_library_samples_where_no_noise_is_needed(monkeypatch: p
     d = Diffusion(schedules.linear(10))
     x = d.sample(exact(d), (2, 2), sampler="dpm++2m", x_T=x_T)
     assert type(x) is type(x_T)
-    with pytest.raises(LookupError, match="no backend for array_api_strict"):
+    with pytest.raises(LookupError, match=r"array must belong to a loaded backend, .* got array_api_strict"):
         d.sample(exact(d), (2, 2), x_T=x_T)
 
 

@@ -1,34 +1,45 @@
-"""The backends' own moves are the portable ones, in memory of their own and without leaking it to the user."""
+"""The backends' steppers make the portable steps, in memory of their own that the user never sees."""
 
 from __future__ import annotations
 
-import ctypes
-import math
 import shutil
-import subprocess
 import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pages
 import pytest
+from conftest import Library
+from cuda_on_host import KernelStepper, kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import batch
-from tinyddpm_backends import _host_noise, _host_steps, counters, cupy_backend, depth, table
+from tinyddpm_backends import _host_noise, _host_steps
 
-from tinyddpm import Denoiser, Diffusion, backends, guidance, noise, samplers, schedules
+from tinyddpm import Denoiser, Diffusion, backends, noise, samplers, schedules
 from tinyddpm._arrays.namespace import namespace_of
 from tinyddpm._sampling import rows as methods
 from tinyddpm._sampling.step import ArrayApiStepper
+from tinyddpm.backends import Row
 
 SAMPLERS = tuple(samplers.NAMES)
 CHAIN = Diffusion(schedules.linear(30, 1e-3, 0.2))
 STEPS = 9
+CLIP = (-1.0, 1.0)
+RUN: dict[str, Any] = {"seed": 4, "index": np.arange(2, dtype=np.uint64), "clip": CLIP, "keep_x0": True}
 EXACT = {"numpy": 8, "torch": 8, "jax": 8}
-"""Units in the last place of the largest number in play. All but JAX multiply a prediction by its weight where they read it, and
-the noise by its std where it is a radius; Torch and XLA fuse products and sums."""
+"""Units in the last place of the largest number of a run. NumPy and Torch compute a prediction times its weight, and multiply the
+radius of the noise by its std; Torch and XLA fuse products and sums."""
+
+
+@pytest.fixture(scope="module")
+def cupys(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """CuPy's kernels, run on the host."""
+    return kernels(tmp_path_factory.mktemp("kernels"))
 
 
 def wavy(x_t: Any, t: Any) -> Any:
@@ -62,6 +73,71 @@ def states(library: Any, shape: tuple[int, ...], **options: Any) -> list[np.ndar
     return [library.host(x) for step in steps for x in (step.x, step.x0) if x is not None]
 
 
+def formula(rows: list[Row], x: Any, values: Any, clip: Any, z: Any) -> Iterator[tuple[Any, Any]]:
+    """Each state and prediction, as `Row` defines them."""
+    state = base = x
+    history: list[Any] = []
+    for row, value in zip(rows, values, strict=True):
+        x0 = row.x0_from[0] * value + row.x0_from[1] * state
+        history = [x0 if clip is None else np.minimum(np.maximum(x0, clip[0]), clip[1]), *history]
+        state = np.tensordot(row.state, [base, *history[: len(row.state) - 1]], 1) + row.std * z
+        base = state if row.base is None else np.tensordot(row.base, [base, *history[: len(row.base) - 1]], 1)
+        yield state, history[0]
+
+
+WEIGHT = st.sampled_from([0.0, 1.0, -0.7, 0.4, 1e-3, -1e-5, 3.0])
+
+
+@st.composite
+def plans(draw: Any) -> list[Row]:
+    """Rows that no sampler has: negative, tiny and vanishing weights, with and without a base or noise."""
+
+    def weights(reach: int) -> tuple[float, ...]:
+        return tuple(draw(st.lists(WEIGHT, min_size=2, max_size=reach + 1)))
+
+    bases = [weights(k) if draw(st.booleans()) else None for k in (1, 2, 3, 3)]
+    return [
+        Row(9 - k, 8 - k, weights(min(k + 1, 3)), base, draw(WEIGHT), x0_from=(draw(WEIGHT), draw(WEIGHT)))
+        for k, base in enumerate(bases)
+    ]
+
+
+CLIPS = st.sampled_from([None, (-1.0, 1.0), (0.0, 1.0), (-0.25, 2.0)])
+
+
+@pytest.fixture(scope="module", params=["numpy", "torch", "jax", "array API", "torch's device", "cupy's kernel"])
+def kind(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    """A factory of steppers and the function that makes its arrays."""
+    if request.param == "array API":
+        return ArrayApiStepper, np.asarray
+    if request.param == "cupy's kernel":
+        return partial(KernelStepper, request.getfixturevalue("cupys")), np.asarray
+    name = request.param.split("'")[0]
+    pytest.importorskip(name)
+    if name == "jax":
+        pytest.importorskip("jax").config.update("jax_enable_x64", True)
+    backend = backends.get(name)
+    if name == request.param:
+        return backend.stepper, backend.from_numpy
+    from tinyddpm_backends._torch_device_steps import DeviceStepper
+
+    return lambda rows, x, clip, **_: DeviceStepper(rows, x, lambda t: t, clip=clip), backend.from_numpy
+
+
+@settings(max_examples=60)
+@given(rows=plans(), clip=CLIPS, keep_x0=st.booleans())
+def test_a_stepper_computes_its_rows_formula(kind: Any, rows: list[Row], clip: Any, keep_x0: bool) -> None:
+    make, array = kind
+    x, z, *values = (1.5 * batch(2, 5, seed=seed) for seed in range(2 + len(rows)))
+    index = np.arange(2, dtype=np.uint64)
+    stepper = make(tuple(rows), array(x), seed=0, index=index, clip=clip, keep_x0=keep_x0)
+    for k, (state, x0) in enumerate(formula(rows, x, values, clip, z)):
+        assert stepper.step(k, array(values[k]), None, array(z) if rows[k].std else None) is not False
+        np.testing.assert_allclose(np.asarray(stepper.state), state, rtol=1e-12, atol=1e-12)
+        if keep_x0:
+            np.testing.assert_allclose(np.asarray(stepper.x0), x0, rtol=1e-12, atol=1e-12)
+
+
 def worst_ulps(a: list[np.ndarray], b: list[np.ndarray]) -> float:
     top = max(np.abs(x).max() for x in b)
     return float(max(np.abs(x.astype(float) - y).max() for x, y in zip(a, b, strict=True)) / np.spacing(top))
@@ -79,7 +155,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("case", CASES)
-def test_the_backends_moves_are_the_portable_ones(native: Any, sampler: str, case: str, registry: Any) -> None:
+def test_the_backends_steps_are_the_portable_ones(native: Any, sampler: str, case: str, registry: Any) -> None:
     shape = (3, 2, 5)
     own = states(native, shape, sampler=sampler, **CASES[case])
     portable(registry, native.name)
@@ -87,8 +163,27 @@ def test_the_backends_moves_are_the_portable_ones(native: Any, sampler: str, cas
     assert worst_ulps(own, plain) <= EXACT[native.name]
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_tutorials_stepper_makes_the_portable_steps(sampler: str, registry: Any) -> None:
+    del registry["strict"]  # the page registers a backend of the same library
+    page, names = pages.ROOT / "docs/tutorials/backend.md", dict[str, Any]()
+    for block in pages.blocks(page.read_text(encoding="utf-8"), "python"):
+        pages.run(block, page, names)
+        if "MINE" in names:
+            break
+    mine = Library(names["MINE"])
+    assert isinstance(names["stepper"](device_rows(sampler), mine.array(batch(2, 3)), **RUN), names["OneProduct"])
+    assert mine.backend.stepper is names["stepper"]
+    for case in ("double", "unclipped", "v"):
+        options = {"dtype": "float64"} | CASES[case]
+        own = states(mine, (3, 2, 5), sampler=sampler, **options)
+        portable(registry, "mine")
+        assert worst_ulps(own, states(mine, (3, 2, 5), sampler=sampler, **options)) <= 8
+        registry["mine"] = names["MINE"]
+
+
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
-def test_a_learned_variance_moves_as_the_portable_way_does(native: Any, variance: str, registry: Any) -> None:
+def test_steps_with_a_learned_variance_are_the_portable_ones(native: Any, variance: str, registry: Any) -> None:
     options = {"denoiser": Denoiser(wide, variance=variance)}
     own = states(native, (3, 2, 5), **options)
     portable(registry, native.name)
@@ -97,14 +192,14 @@ def test_a_learned_variance_moves_as_the_portable_way_does(native: Any, variance
 
 @settings(max_examples=40)
 @given(st.sampled_from(SAMPLERS), st.integers(1, 6), st.integers(1, 90), st.sampled_from([16, 32, 64, 1024]), st.booleans())
-def test_pieces_leave_no_seam(sampler: str, count: int, n: int, block: int, noisy: bool) -> None:
-    """However the elements are cut the moves are the same, bit for bit; so are the draws."""
+def test_steps_do_not_depend_on_the_pieces(sampler: str, count: int, n: int, block: int, noisy: bool) -> None:
+    """However the elements are cut into pieces, steps and draws have the same bits."""
     eta = 0.5 if noisy and sampler == "ddim" else 0.0
     index = [7 * k * k + 2**40 for k in range(count - 1)] + [2**64 - 1]
     options: dict[str, Any] = {"sampler": sampler, "eta": eta, "steps": STEPS, "index": index}
     whole = CHAIN.sample(Denoiser(wavy), (count, n), **options)
     drawn = noise.normal(3, index, 5, (n,))
-    with patch.object(_host_noise, "BLOCK", block), patch.object(_host_steps, "BLOCK", block):
+    with patch.object(_host_noise, "PIECE", block), patch.object(_host_steps, "PIECE", block):
         np.testing.assert_array_equal(CHAIN.sample(Denoiser(wavy), (count, n), **options), whole)
         np.testing.assert_array_equal(noise.normal(3, index, 5, (n,)), drawn)
 
@@ -112,9 +207,9 @@ def test_pieces_leave_no_seam(sampler: str, count: int, n: int, block: int, nois
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("shape", [(5, 7), (3, 3, 5, 7), (3, 1, 151, 149), (5, 1, 331, 327)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_torchs_products_within_sums_leave_no_seam(sampler: str, shape: tuple[int, ...], dtype: str) -> None:
-    """Its loops end in other instructions than they run in, threads cut them anywhere, and a network's output may lie
-    differently in memory: a sample's bits stay the same."""
+def test_torchs_bits_do_not_depend_on_the_place_in_the_batch(sampler: str, shape: tuple[int, ...], dtype: str) -> None:
+    """The end of a loop runs other instructions than its body, threads cut it anywhere, and a network's output may have another
+    memory layout."""
     torch = pytest.importorskip("torch")
     x, value = (torch.from_numpy(batch(*shape, seed=seed).astype(dtype)) for seed in (5, 6))
     rows = methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(STEPS), 0.0)
@@ -122,7 +217,7 @@ def test_torchs_products_within_sums_leave_no_seam(sampler: str, shape: tuple[in
 
     def end(part: slice, threads: int, out: Any) -> Any:
         index = np.arange(shape[0], dtype=np.uint64)[part]
-        stepper, kept = make(rows, x[part], seed=2, index=index, clip=True, keep_x0=False), torch.get_num_threads()
+        stepper, kept = make(rows, x[part], seed=2, index=index, clip=CLIP, keep_x0=False), torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
             for k in range(len(rows)):
@@ -139,16 +234,16 @@ def test_torchs_products_within_sums_leave_no_seam(sampler: str, shape: tuple[in
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_what_the_user_sees_stays(native: Any, sampler: str) -> None:
-    """Steps are snapshots: later moves leave them alone, and writing to them changes nothing of the run."""
+def test_steps_are_snapshots(native: Any, sampler: str) -> None:
+    """Later steps do not change them, and writing to them does not change the run."""
     options: dict[str, Any] = {"sampler": sampler, "steps": 6, "backend": native.name}
     end = native.host(CHAIN.sample(Denoiser(wavy), (2, 3), **options))
-    told: list[Any] = []
-    steps = CHAIN.trajectory(Denoiser(wavy), (2, 3), callback=told.append, **options)
+    reported: list[Any] = []
+    steps = CHAIN.trajectory(Denoiser(wavy), (2, 3), callback=reported.append, **options)
     seen = [(step, native.host(step.x)) for step in steps]
     for step, then in seen:
         np.testing.assert_array_equal(native.host(step.x), then)
-    for step, (_, then) in zip(told, seen[1:], strict=True):
+    for step, (_, then) in zip(reported, seen[1:], strict=True):
         np.testing.assert_array_equal(native.host(step.x), then)
     np.testing.assert_array_equal(seen[-1][1], end)
     if native.name != "jax":  # whose arrays can't be written to
@@ -185,25 +280,25 @@ def test_any_layout_of_the_networks_output(sampler: str, net: Any) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("net", [lambda x, t: x, lambda x, t: x[:1].expand(x.shape), lambda x, t: 0.5 * x.mT.mT])
-def test_torchs_parts_do_not_see_each_other_move(sampler: str, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network may return a view of the state it was called at, one sample's in place of another's even."""
+def test_a_network_may_return_a_view_of_the_state(sampler: str, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that puts a sample in another's place, while Torch makes the step in parts."""
     pytest.importorskip("torch")
     from tinyddpm_backends import _torch_steps
 
     options: dict[str, Any] = {"sampler": sampler, "steps": 5, "backend": "torch"}
     whole = CHAIN.sample(Denoiser(net), (7, 2, 3, 3), **options)
-    monkeypatch.setattr(_torch_steps, "_BLOCK", 20)
+    monkeypatch.setattr(_torch_steps, "_PART", 20)
     assert CHAIN.sample(Denoiser(net), (7, 2, 3, 3), **options).equal(whole)
     assert CHAIN.sample(Denoiser(lambda x, t: net(x, t).clone()), (7, 2, 3, 3), **options).equal(whole)
 
 
 @pytest.mark.parametrize(("sampler", "eta"), [(s, 0.0) for s in SAMPLERS] + [("ddim", 1.0)])
 @pytest.mark.parametrize("shape", [(16, 3, 64, 64), (1, 3, 256, 256)])
-def test_no_move_allocates_a_state(sampler: str, eta: float, shape: tuple[int, ...]) -> None:
-    """The peak of the memory that NumPy asks for after the first move, which makes what the noise needs."""
+def test_no_step_of_numpys_allocates_a_state(sampler: str, eta: float, shape: tuple[int, ...]) -> None:
+    """The peak of the memory that NumPy allocates after the first step, which makes what the noise needs."""
     value = 0.1 * np.ones(shape, np.float32)
     rows = methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(6), eta)
-    stepper = _host_steps.Stepper(rows, value, seed=0, index=np.arange(shape[0], dtype=np.uint64), clip=True, keep_x0=True)
+    stepper = _host_steps.NumpyStepper(rows, value, seed=0, index=np.arange(shape[0], dtype=np.uint64), clip=CLIP, keep_x0=True)
     stepper.step(0, value)
     tracemalloc.start()
     try:
@@ -216,12 +311,12 @@ def test_no_move_allocates_a_state(sampler: str, eta: float, shape: tuple[int, .
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_no_move_of_torchs_allocates_a_state(sampler: str) -> None:
+def test_no_step_of_torchs_allocates_a_state(sampler: str) -> None:
     torch = pytest.importorskip("torch")
     value = 0.1 * torch.ones(16, 3, 64, 64)
     rows = methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(6), 0.0)
     make: Any = backends.get("torch").stepper
-    stepper = make(rows, value, seed=0, index=np.arange(16, dtype=np.uint64), clip=True, keep_x0=True)
+    stepper = make(rows, value, seed=0, index=np.arange(16, dtype=np.uint64), clip=CLIP, keep_x0=True)
     with torch.profiler.profile(profile_memory=True) as profile:
         for k in range(len(rows)):
             stepper.step(k, value)
@@ -241,7 +336,7 @@ def test_sample_copies_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_what_is_not_finite_is_named_with_its_step(native: Any, sampler: str, bad: float) -> None:
+def test_an_output_that_is_not_finite_is_named_with_its_step(native: Any, sampler: str, bad: float) -> None:
     def net(x: Any, t: Any) -> Any:
         return x * 0 + (bad if int(t[0]) <= 12 else 0.1)
 
@@ -250,53 +345,53 @@ def test_what_is_not_finite_is_named_with_its_step(native: Any, sampler: str, ba
         CHAIN.sample(Denoiser(net), (2, 3), sampler=sampler, steps=5, backend=native.name)
 
 
-def test_what_is_large_but_finite_passes(native: Any) -> None:
-    """Its square leaves float32's range, which the cheap check meets first."""
+def test_a_large_output_passes(native: Any) -> None:
+    """It is finite, though its square, which the check looks at first, is not."""
     x = CHAIN.sample(Denoiser(lambda x, t: x * 0 + 1e30), (2, 3), steps=4, backend=native.name)
     assert np.abs(native.host(x)).max() <= 1
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_narrow_states_take_the_portable_way(dtype: str) -> None:
+def test_half_precision_is_left_to_the_portable_steps(dtype: str) -> None:
     torch = pytest.importorskip("torch")
     x = CHAIN.sample(Denoiser(wavy), (2, 3), steps=4, backend="torch", dtype=dtype)
     assert x.dtype == getattr(torch, dtype)
     rows = methods.denoised(methods.ddim, CHAIN, Denoiser(wavy), (30, 0), 0.0)
     stepper = backends.get("torch").stepper
     assert stepper is not None
-    assert stepper(rows, x, seed=0, index=np.arange(2), clip=True, keep_x0=False) is NotImplemented
+    assert stepper(rows, x, seed=0, index=np.arange(2), clip=CLIP, keep_x0=False) is NotImplemented
 
 
-# ------------------------------------------------------------------------------------- the moves of devices, on the host
+# ------------------------------------------------------------------------------------- the steps of devices, on the host
 
 
 def device_rows(sampler: str, eta: float = 0.0) -> Any:
     return methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(STEPS), eta)
 
 
-def run(stepper: Any, rows: Any, source: Any = None) -> list[Any]:
+def run(stepper: Any, rows: Any) -> list[Any]:
     result = []
-    for k, row in enumerate(rows):
-        stepper.step(k, wavy(stepper.state, None), None, None if source is None or not row.std else source(row.t))
+    for k in range(len(rows)):
+        stepper.step(k, wavy(stepper.state, None))
         result += [np.asarray(x).copy() for x in (stepper.state, stepper.x0)]
     return result
 
 
 def on_device(sampler: str) -> tuple[Any, Any, list[Any]]:
-    """Torch's moves for a device, here on the CPU, which takes another way: rows, stepper, the portable one's states."""
+    """Rows, Torch's stepper for devices, here on the CPU, and the portable states."""
     torch = pytest.importorskip("torch")
-    from tinyddpm_backends._torch_steps import DeviceStepper
+    from tinyddpm_backends._torch_device_steps import DeviceStepper
     from tinyddpm_backends.torch_backend import _first_counters, _normals
 
     rows, x, index = device_rows(sampler), torch.from_numpy(1.5 * batch(3, 2, 5)), np.arange(3, dtype=np.uint64)
     first = _first_counters(index, (2, 5), "cpu")
-    stepper = DeviceStepper(rows, x, lambda step: _normals(4, first, step, (2, 5), 0, "float64"), clip=True)
-    return rows, stepper, run(ArrayApiStepper(rows, x.numpy(), seed=4, index=range(3), clip=True, keep_x0=True), rows)
+    stepper = DeviceStepper(rows, x, lambda step: _normals(4, first, step, (2, 5), 0, "float64"), clip=CLIP)
+    return rows, stepper, run(ArrayApiStepper(rows, x.numpy(), seed=4, index=range(3), clip=CLIP, keep_x0=True), rows)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_torchs_device_moves_are_the_portable_ones(sampler: str) -> None:
-    """One row of the table serves as the weights, as in a CUDA graph."""
+def test_torchs_device_steps_are_the_portable_ones(sampler: str) -> None:
+    """With the weights of one row of the table, as in a CUDA graph."""
     rows, stepper, plain = on_device(sampler)
     assert worst_ulps(run(stepper, rows), plain) <= 16
 
@@ -310,21 +405,21 @@ def test_torchs_noise_reads_its_step_on_the_device() -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_graph_of_network_and_move_takes_each_rows_numbers(sampler: str) -> None:
-    """As a CUDA graph is used, with the replay spelled out: only what lies in its static memory tells the moves apart."""
+def test_a_graph_of_network_and_step_takes_each_rows_numbers(sampler: str) -> None:
+    """The replay of a CUDA graph is spelled out: only the numbers in its static memory differ from step to step."""
     torch = pytest.importorskip("torch")
-    from tinyddpm_backends._torch_steps import Graph
+    from tinyddpm_backends._torch_device_steps import Graph
 
     rows, stepper, plain = on_device(sampler)
     assert stepper.fixed
-    told = []
+    called_at = []
 
     class Replayed(Graph):
         def _captured(self) -> Any:
             return self
 
         def replay(self) -> None:
-            told.append(int(self._t[0]))
+            called_at.append(int(self._t[0]))
             self._out = wavy(stepper.state, self._t)
             stepper.advance(self._out, self._weights, stepper.noise(self._step))
 
@@ -332,7 +427,7 @@ def test_a_graph_of_network_and_move_takes_each_rows_numbers(sampler: str) -> No
     for k, row in enumerate(rows):
         stepper.step(k, net(stepper.state, torch.full((3,), row.net_t)))
         states += [stepper.state.numpy().copy(), stepper.x0.numpy().copy()]
-    assert told == [row.net_t for row in rows]
+    assert called_at == [row.net_t for row in rows]
     assert worst_ulps(states, plain) <= 16
 
 
@@ -391,7 +486,7 @@ def test_a_compiled_run_is_the_eager_one(autocast: str | None) -> None:
     np.testing.assert_allclose(image(net, compile=True, autocast=autocast), image(net), rtol=0, atol=bound)
 
 
-def test_autocast_runs_the_network_narrow_and_keeps_the_states_dtype() -> None:
+def test_autocast_runs_the_network_in_bfloat16_and_keeps_the_states_dtype() -> None:
     torch = pytest.importorskip("torch")
     net, seen = image_net(), []
     net.inner.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
@@ -402,7 +497,7 @@ def test_autocast_runs_the_network_narrow_and_keeps_the_states_dtype() -> None:
     assert 0 < (x - wide).abs().max() < 0.05
 
 
-def test_weights_cast_once_a_run_are_autocasts_and_followed() -> None:
+def test_weights_are_cast_once_a_run_as_autocast_does() -> None:
     pytest.importorskip("torch")
     import torch
 
@@ -421,28 +516,6 @@ def test_weights_cast_once_a_run_are_autocasts_and_followed() -> None:
         np.testing.assert_array_equal(once, always)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"compile": True}, ValueError, "compile: the backend 'numpy'"),
-        ({"autocast": "bfloat16"}, ValueError, "autocast: the backend 'numpy'"),
-        ({"autocast": "float8", "backend": "torch"}, LookupError, "autocast must be one of bfloat16, float16, got 'float8'"),
-    ],
-)
-def test_what_can_not_be_made_faster_says_so(options: Any, error: type[Exception], message: str) -> None:
-    if options.get("backend") == "torch":
-        pytest.importorskip("torch")
-    with pytest.raises(error, match=message):
-        CHAIN.sample(Denoiser(wavy), (2, 3), steps=2, **options)
-
-
-def test_a_guided_network_is_not_compiled() -> None:
-    pytest.importorskip("torch")
-    guided = guidance.classifier(wavy, lambda x, t: x * 0, 1.0)
-    with pytest.raises(ValueError, match="compile: a network that a classifier's gradient guides"):
-        CHAIN.sample(Denoiser(guided), (2, 3), steps=2, backend="torch", compile=True)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_cuda_graph_is_the_eager_run(sampler: str) -> None:
@@ -455,76 +528,18 @@ def test_a_cuda_graph_is_the_eager_run(sampler: str) -> None:
     torch.testing.assert_close(graphed, eager, rtol=0, atol=1e-4)
 
 
-SHIM = """
-#include <cmath>
-#define __device__ static
-#define __global__
-static struct { unsigned long long x; } blockIdx, threadIdx, blockDim = {128};
-static unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
-{ return (unsigned __int128)a * b >> 64; }
-"""
-GRID = """
-extern "C" void grid(word grid, double *state, double *base, double *x0, double *before, double *earlier, double *value,
-                     double *std, double *z, double *row, word clip, word drawn, word *low, word *high, word a, word b,
-                     word c, word d, word e, word f)
-{
-    for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x)
-        for (threadIdx.x = 0; threadIdx.x < 128; ++threadIdx.x)
-            move_float64(state, base, x0, before, earlier, value, std, z, row, clip, drawn, low, high, a, b, c, d, e, f);
-}
-"""
-
-
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """CuPy's kernel, run thread by thread on the host."""
-    if shutil.which("g++") is None:
-        pytest.skip("no g++ to compile the CUDA source for the host")
-    folder = tmp_path_factory.mktemp("move")
-    (folder / "move.cpp").write_text(SHIM + cupy_backend.NOISE + GRID)
-    subprocess.run(["g++", "-O1", "-shared", "-fPIC", "-o", "move.so", "move.cpp"], cwd=folder, check=True)
-    return ctypes.CDLL(str(folder / "move.so")).grid
-
-
-class Emulated:
-    """CuPy's stepper with the launch replaced."""
-
-    def __init__(self, kernel: Any, rows: Any, x: np.ndarray, seed: int, index: np.ndarray) -> None:
-        self.kernel, self.rows, self.seed, self.n = kernel, rows, seed, math.prod(x.shape[1:])
-        self.state = x.copy()
-        self.base = x.copy() if any(row.base is not None for row in rows) else self.state
-        self.history = [np.zeros_like(x) for _ in range(depth(rows))]
-        self.table, self.counters = table(rows, 3), counters(index, -(-self.n // 8))
-
-    @property
-    def x0(self) -> np.ndarray:
-        return self.history[0]
-
-    def step(self, k: int, value: np.ndarray, std: Any = None, z: Any = None) -> None:
-        self.history = self.history[-1:] + self.history[:-1]
-        places = [self.state, self.base, *self.history, *[None] * (3 - len(self.history)), value, std, z, self.table[k]]
-        pointers = [ctypes.c_void_p(None if place is None else place.ctypes.data) for place in places]
-        blocks, count, drawn = -(-self.n // 8), len(value), z is None and self.rows[k].std != 0
-        words = [1, drawn], [self.seed, 0, self.rows[k].t, blocks, self.n, count]
-        flags, rest = ([ctypes.c_uint64(word) for word in group] for group in words)
-        low, high = (ctypes.c_void_p(words.ctypes.data) for words in self.counters)
-        grid = ctypes.c_uint64(-(-count * ((blocks + 1) // 2) // 128))
-        self.kernel(grid, *pointers, *flags, low, high, *rest)
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("shape", [(3, 2, 5), (2, 41), (1, 1)])
-@pytest.mark.parametrize("given", [False, True])
-def test_cupys_kernel_is_the_portable_move(kernel: Any, sampler: str, shape: tuple[int, ...], given: bool) -> None:
+def test_cupys_kernel_makes_the_portable_step(cupys: Any, sampler: str, shape: tuple[int, ...]) -> None:
     rows, x, index = device_rows(sampler), 1.5 * batch(*shape), np.arange(5, 5 + shape[0], dtype=np.uint64)
-    source = (lambda t: batch(*shape, seed=t)) if given else None
-    plain = run(ArrayApiStepper(rows, x, seed=4, index=index.tolist(), clip=True, keep_x0=True), rows, source)
-    assert worst_ulps(run(Emulated(kernel, rows, x, 4, index), rows, source), plain) <= 16
+    options: dict[str, Any] = {"seed": 4, "index": index, "clip": CLIP, "keep_x0": True}
+    own, plain = (run(make(rows, x, **options), rows) for make in (partial(KernelStepper, cupys), ArrayApiStepper))
+    assert worst_ulps(own, plain) <= 16
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_devices_moves_are_the_hosts(cuda: Any, sampler: str) -> None:
+def test_a_devices_steps_are_the_hosts(cuda: Any, sampler: str) -> None:
     options: dict[str, Any] = {"sampler": sampler, "steps": STEPS, "seed": 2}
     x = CHAIN.sample(Denoiser(wavy), (3, 2, 5), backend=cuda.name, device="cuda", **options)
     np.testing.assert_allclose(cuda.host(x), CHAIN.sample(Denoiser(wavy), (3, 2, 5), **options), rtol=0, atol=2e-5)

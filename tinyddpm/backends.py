@@ -1,8 +1,8 @@
-"""What a backend is, and how one is found.
+"""Array libraries: the registry of backends, and what a plug-in for one more library needs.
 
-The array-API standard covers almost all that diffusion needs. A `Backend` supplies the rest for one array library: moves
-between host and device, the log of the normal CDF, and optionally faster noise and a faster reverse move. NumPy, Torch,
-CuPy and JAX are built in; others come from `register` or from the entry-point group `tinyddpm.backends`.
+The array-API standard covers almost all that diffusion needs. A `Backend` adds the rest for one array library: transfers between
+host and device, the log of the normal CDF and, optionally, faster noise and a faster reverse step. NumPy, Torch, CuPy and JAX are
+built in; others come from `register` or from the entry-point group ``tinyddpm.backends``.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from tinyddpm._arrays.check import nearest
+from tinyddpm._arrays.check import as_dtype_name, as_instance, nearest
+from tinyddpm._backends.protocol import Backend, Row, Stepper, StepperFactory
+from tinyddpm._backends.steppers import counters, depth, reverse_step, row_weights, table
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -24,15 +24,23 @@ __all__ = [
     "Array",
     "Backend",
     "BackendUnavailable",
+    "Row",
     "Status",
     "Stepper",
+    "StepperFactory",
+    "as_dtype_name",
     "available",
+    "counters",
+    "depth",
     "get",
     "gradients_off",
     "names",
     "no_grad",
     "of",
     "register",
+    "reverse_step",
+    "row_weights",
+    "table",
 ]
 
 Array = Any
@@ -40,74 +48,27 @@ Array = Any
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend that can't be used here: its library is not installed, is broken, or finds no device."""
-
-
-@dataclass(frozen=True)
-class Backend:
-    """What tinyddpm needs of an array library beyond the array-API standard.
-
-    Every field after `version` is optional; without it the portable way is taken.
-    """
-
-    name: str
-    """The name it is found by."""
-    roots: tuple[str, ...]
-    """Top-level modules that own its array types, e.g. ``("torch",)``."""
-    namespace: Callable[[], Any]
-    """The array-API namespace; the library is imported when this is first called."""
-    from_numpy: Callable[..., Array]
-    """``from_numpy(array, *, dtype=None, device=None)``: to the device; `dtype` by name, e.g. ``"float32"``."""
-    to_numpy: Callable[[Array], np.ndarray[Any, Any]]
-    """Back to the host."""
-    log_ndtr: Callable[[Array], Array]
-    """Log of the standard normal CDF, elementwise."""
-    devices: Callable[[], tuple[str, ...]]
-    """Devices that can be used here; raises `BackendUnavailable` with the reason and the remedy."""
-    version: Callable[[], str]
-    """The library's version; raises `BackendUnavailable` with the reason and the remedy."""
-    normal: Callable[..., Array] | None = None
-    """A noise kernel, ``normal(seed, index, step, shape, *, stream, device, dtype)`` with checked arguments and `index` a uint64
-    array; None, or where it returns NotImplemented: drawn on the host and moved."""
-    stepper: Callable[..., Any] | None = None
-    """``stepper(rows, x, *, seed, index, clip, keep_x0) -> Stepper`` for a state like x, which is copied; `index` is uint64.
-    None, or where it returns NotImplemented: `samplers` moves with array-API operations."""
-    optimize_net: Callable[..., Any] | None = None
-    """``optimize_net(net, *, compile, autocast, stepper) -> net``: a faster form of a network (see `samplers.Options`). It may
-    make `stepper`'s steps too, if that is not None. None: there is no such form."""
-    no_grad: Callable[[], AbstractContextManager[Any]] | None = None
-    """A context that switches off gradient recording while samples are drawn; None: nothing to switch off."""
-
-
-class Stepper(Protocol):
-    """What carries one run's state through its rows of weights (`tinyddpm._sampling.rows.Row`), in memory of its own.
-
-    It is made with all the rows, and with `clip`, whether predictions are clipped to [-1, 1]. A move may overwrite `state`
-    and `x0`, in place; with `keep_x0` the caller reads both after each move, else only the last state.
-    """
-
-    state: Array
-    """What the network is called at next."""
-
-    @property
-    def x0(self) -> Array:
-        """The newest prediction of x_0."""
-
-    def step(self, k: int, value: Array, std: Array | None = None, z: Array | None = None) -> Any:
-        """Row k's move, after the network's output `value`; called for k = 0, 1, ... in turn.
-
-        `std` is the noise's standard deviation where the row has none, in memory that may be overwritten; `z` the noise where the
-        caller has his own, else that of (seed, index, row.t). Returns False where `value` was seen not to be finite.
-        """
+    """A backend can't be used here: its library is not installed, is broken, or finds no device."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What `available` says of one backend: its version and devices, or the reason why it can't be used."""
+    """What `available` says of one backend; true if the backend can be used here.
+
+    Examples
+    --------
+    >>> print(Status("2.0", ("cpu", "cuda:0")))
+    2.0 on cpu, cuda:0
+    >>> bool(Status(reason="not installed"))
+    False
+    """
 
     version: str | None = None
+    """The library's version; None if it can't be used."""
     devices: tuple[str, ...] = ()
+    """The devices that can be used here."""
     reason: str | None = None
+    """Why it can't be used; None if it can."""
 
     def __bool__(self) -> bool:
         return self.reason is None
@@ -121,27 +82,75 @@ _registered: dict[str, Backend] = {}
 
 
 def register(backend: Backend) -> None:
-    """Make `backend` known under its name for the rest of the process.
+    """Make a backend known under its name for the rest of the process.
 
-    Raises `TypeError` if it is no `Backend` and `ValueError` if the name is taken.
+    Parameters
+    ----------
+    backend : Backend
+        The backend, under a name that is not taken.
+
+    Raises
+    ------
+    TypeError
+        If `backend` is not a Backend.
+    ValueError
+        If its name is taken.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> register(replace(get("numpy"), name="numpy-portable", stepper=None))
+    >>> "numpy-portable" in names()
+    True
     """
-    if not isinstance(backend, Backend):
-        raise TypeError(f"backend must be a tinyddpm.backends.Backend, got {type(backend).__name__}")
+    as_instance("backend", backend, Backend)
     if backend.name in names():
-        raise ValueError(f"backend: the name {backend.name!r} is taken; dataclasses.replace(backend, name=...) renames it")
+        raise ValueError(f"backend must have a name that is not taken, got {backend.name!r}; rename it by dataclasses.replace")
     _registered[backend.name] = backend
 
 
 def names() -> tuple[str, ...]:
-    """Every known name: built-in, registered, and announced by an installed distribution. Loads none of them."""
+    """Return every known name: built in, registered, or announced by an installed distribution; no library is imported.
+
+    Returns
+    -------
+    tuple of str
+        The built-in names come first.
+
+    Examples
+    --------
+    >>> names()[:4]
+    ('numpy', 'torch', 'cupy', 'jax')
+    """
     return tuple(dict.fromkeys((*_BUILT_IN, *_registered, *_entries())))
 
 
 def get(name: str) -> Backend:
-    """The backend called `name`.
+    """Return the backend of this name.
 
-    Its library need not be installed: what needs the library then raises `BackendUnavailable`. Raises `LookupError` for
-    an unknown name and `BackendUnavailable` where a plug-in does not load.
+    Parameters
+    ----------
+    name : str
+        One of `names`. The library need not be installed: what needs it raises `BackendUnavailable` later.
+
+    Returns
+    -------
+    Backend
+        Always the same object for a name.
+
+    Raises
+    ------
+    TypeError
+        If `name` is not a str.
+    LookupError
+        If the name is unknown.
+    BackendUnavailable
+        If the name belongs to a plug-in that does not load.
+
+    Examples
+    --------
+    >>> get("numpy").roots
+    ('numpy',)
     """
     if not isinstance(name, str):
         raise TypeError(f"backend must be a name, got {type(name).__name__}")
@@ -156,9 +165,28 @@ def get(name: str) -> Backend:
 
 
 def of(array: Array) -> Backend:
-    """The backend that owns `array`, by the module of its type.
+    """Return the backend that an array belongs to, by the module that its type comes from.
 
-    Raises `LookupError` where no built-in or loaded backend does; a plug-in is loaded by `get`, never from here.
+    Parameters
+    ----------
+    array : array
+        An array of any shape and dtype.
+
+    Returns
+    -------
+    Backend
+        A built-in or loaded one: this function loads no plug-in.
+
+    Raises
+    ------
+    LookupError
+        If the array belongs to none of them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> of(np.zeros(3)).name
+    'numpy'
     """
     roots = {cls.__module__.partition(".")[0] for cls in type(array).__mro__} - {"builtins"}
     for name in (*_registered, *_BUILT_IN):
@@ -166,50 +194,105 @@ def of(array: Array) -> Backend:
         if not roots.isdisjoint(backend.roots):
             return backend
     raise LookupError(
-        f"array: no backend for {type(array).__module__}.{type(array).__qualname__}; loaded are "
-        f"{', '.join(dict.fromkeys((*_registered, *_BUILT_IN)))}; load a plug-in with tinyddpm.backends.get(name) first"
+        f"array must belong to a loaded backend, one of {', '.join(dict.fromkeys((*_registered, *_BUILT_IN)))}, got "
+        f"{type(array).__module__}.{type(array).__qualname__}; tinyddpm.backends.get(name) loads a plug-in"
     )
 
 
 def no_grad(array: Array) -> AbstractContextManager[Any]:
-    """A context in which `array`'s library records no gradients; one that does nothing where the library is not registered."""
+    """Return a context in which the array's library records no gradients.
+
+    Parameters
+    ----------
+    array : array
+        An array of any library. For one that has no backend the context does nothing.
+
+    Returns
+    -------
+    context manager
+        To be entered once.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> with no_grad(np.zeros(3)):
+    ...     pass
+    """
     return gradients_off(array)()
 
 
 def gradients_off(array: Array) -> Callable[[], AbstractContextManager[Any]]:
-    """What makes `no_grad`'s contexts, for those who need many."""
+    """Return a factory of `no_grad` contexts; use it to avoid the look-up in a loop.
+
+    Parameters
+    ----------
+    array : array
+        As for `no_grad`.
+
+    Returns
+    -------
+    callable
+        Each call returns a new context.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> context = gradients_off(np.zeros(3))
+    >>> for _ in range(2):
+    ...     with context():
+    ...         pass
+    """
     try:
         return of(array).no_grad or nullcontext
-    except LookupError:  # it records no gradients that we know of
+    except LookupError:  # a library that no backend knows
         return nullcontext
 
 
 def available() -> dict[str, Status]:
-    """For every known name, its version and devices, or the reason why it can't be used here."""
-    result = {}
-    for name in names():
-        try:
-            backend = get(name)
-            result[name] = Status(backend.version(), backend.devices())
-        except BackendUnavailable as error:
-            result[name] = Status(reason=str(error))
-    return result
+    """Return which backends can be used here; plug-ins are loaded.
+
+    Returns
+    -------
+    dict of str to Status
+        For every known name the library's version and devices, or the reason why it can't be used. A backend that fails in any
+        way affects its own name only.
+
+    Examples
+    --------
+    >>> available()["numpy"].devices
+    ('cpu',)
+    """
+    return {name: _status(name) for name in names()}
+
+
+def _status(name: str) -> Status:
+    """A backend's status, whatever its functions raise."""
+    try:
+        backend = get(name)
+        return Status(str(backend.version()), tuple(backend.devices()))
+    except BackendUnavailable as error:
+        return Status(reason=str(error))
+    except Exception as error:  # a plug-in may fail in any way
+        return Status(reason=f"{name} can't be used: {error!r}")
 
 
 def _entries() -> dict[str, EntryPoint]:
+    """What installed distributions announce, by name."""
     from importlib.metadata import entry_points  # slow to import
 
     return {entry.name: entry for entry in entry_points(group="tinyddpm.backends")}
 
 
 def _load(entry: EntryPoint) -> Backend:
+    """A plug-in's backend; whatever goes wrong becomes BackendUnavailable."""
     try:
         loaded = entry.load()
         backend = loaded if isinstance(loaded, Backend) else loaded()
     except BackendUnavailable:
         raise
-    except Exception as error:  # a plug-in may fail in any way; only its own name is affected
-        raise BackendUnavailable(f"{entry.name}: the plug-in {entry.value} does not load: {error!r}") from error
+    except Exception as error:  # a plug-in may fail in any way
+        raise BackendUnavailable(f"{entry.name} can't be used: its plug-in {entry.value} raised {error!r}") from error
     if not isinstance(backend, Backend):
-        raise BackendUnavailable(f"{entry.name}: the plug-in {entry.value} gives a {type(backend).__name__}, no Backend")
+        kind = type(backend).__name__
+        raise BackendUnavailable(f"{entry.name} can't be used: its plug-in {entry.value} is not a Backend but {kind}")
     return backend

@@ -210,9 +210,9 @@ class Diffusion(Process):
     @names_unknown_options
     def trajectory(
         self, denoiser: Denoiser, shape: Sequence[int], *, every: int = 1, sampler: SamplerName = "ddpm",
-        steps: int | None = None, spacing: Spacing | None = None, timesteps: Iterable[int] | None = None, eta: float | None = None, seed: int = 0,
-        index: Sequence[int] | None = None, x_T: Array | None = None, noise: Noise | None = None, backend: str | None = None,
-        device: Any = None, dtype: Any = "float32", compile: bool = False,
+        steps: int | None = None, spacing: Spacing | None = None, timesteps: Iterable[int] | None = None,
+        eta: float | None = None, seed: int = 0, index: Sequence[int] | None = None, x_T: Array | None = None,
+        noise: Noise | None = None, backend: str | None = None, device: Any = None, dtype: Any = "float32", compile: bool = False,
         autocast: Literal["bfloat16", "float16"] | None = None, progress: bool = False,
         callback: Callable[[Step], object] | None = None,
     ) -> Iterator[Step]:  # fmt: skip

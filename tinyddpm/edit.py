@@ -18,6 +18,8 @@ from tinyddpm._arrays.namespace import Array, array_like, cast_like, check_same_
 from tinyddpm._io.progress import progress_bar
 from tinyddpm._network.nets import refuse_nonfinite
 from tinyddpm._sampling import rows as methods
+from tinyddpm._sampling.options import SamplerName
+from tinyddpm.backends import Row
 from tinyddpm.denoiser import check_model
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ def interpolate(
     timesteps: Iterable[int] | None = None,
     encode: str = "diffuse",
     path: str = "linear",
-    sampler: str = "ddim",
+    sampler: SamplerName = "ddim",
     seed: int = 0,
     index: Sequence[int] | None = None,
     progress: bool = False,
@@ -188,7 +190,7 @@ def invert(
     return x
 
 
-def _inverse_move(d: Diffusion, denoiser: Denoiser, row: methods.Row, x_s: Array) -> Any:
+def _inverse_move(d: Diffusion, denoiser: Denoiser, row: Row, x_s: Array) -> Any:
     """The map whose fixed point is x_t: DDIM's move from there gives x_s."""
     t, s = row.t, row.s
     w_xt, w_x0 = row.state

@@ -1,13 +1,16 @@
-"""Noise as a pure function of (seed, sample, step): the same draw for any batch split, order, process or backend.
+"""Noise as a pure function of (seed, sample, step): the same draw however a batch is split, in any order, process and backend.
 
-A sample of n elements owns ``nb = ceil(n/8)`` blocks of the counter-based generator Philox4x64-10 (Salmon et al., 2011),
-those that NumPy's ``Philox(key=[seed, stream], counter=[index*nb, 0, step, 0])`` gives, `index*nb` carrying into the second
-word. Read as 8*nb little-endian uint32, the first half b gives ``u = (b + 1/2) 2^-32``, the second half, as int32 c, gives
-``angle = 2 pi c 2^-32``, and Box-Muller the normals ``sqrt(-2 log u) [cos(angle), sin(angle)]``, of which n are kept.
+A sample of n elements owns ``nb = ceil(n/8)`` blocks of the counter-based generator Philox4x64-10 (Salmon et al., 2011): those
+of NumPy's ``Philox(key=[seed, stream], counter=[index*nb, 0, step, 0])``, where `index*nb` carries into the second word. They
+are read as 8*nb little-endian uint32. With b from the first half and c, read as int32, from the second half,
 
-For one shape no two (seed, stream, step, index) share a block: seed and stream are the key, step and index*nb + j the
-counter, and each has its own words. Draws of different shapes with the same seed, stream and step do overlap: give them
-streams of their own. The period is 2^128 blocks a step; 2^64 samples of any size that fits in memory stay inside it.
+    u = (b + 1/2) 2^-32,  angle = 2 pi c 2^-32,  z = sqrt(-2 log u) [cos(angle), sin(angle)]   (Box and Muller, 1958),
+
+and the first n of these 8*nb normals are the sample's noise.
+
+For one shape no two (seed, stream, step, index) share a block, since seed and stream are the key, step and index*nb + j the
+counter, and each has words of its own. Draws of different shapes with the same seed, stream and step do overlap: give them
+different streams. A step has 2^128 blocks, more than 2^64 samples of any size that fits in memory can use.
 """
 
 from __future__ import annotations
@@ -18,12 +21,15 @@ from typing import Any, cast
 import numpy as np
 
 from tinyddpm import backends
-from tinyddpm._arrays.check import as_int, one_of
+from tinyddpm._arrays.check import as_dtype_name, as_int, one_of
 from tinyddpm._arrays.namespace import dtype_name
 
 __all__ = ["as_words", "like", "normal", "numbers"]
 
 _WORD = 2**64
+
+Index = Sequence[int] | np.ndarray[Any, Any]
+"""Sample numbers: a range, a sequence of ints or an integer array."""
 
 
 def normal(
@@ -36,101 +42,218 @@ def normal(
     exact: bool = False,
     backend: str = "numpy",
     device: Any = None,
-    dtype: str = "float32",
+    dtype: Any = "float32",
 ) -> backends.Array:
-    """Standard normal noise of shape ``(len(index), *shape)``: row i is sample ``index[i]``'s at `step`.
+    """Return standard normal noise: row i belongs to sample ``index[i]`` at `step`.
 
     Parameters
     ----------
-    seed, step, stream
-        Ints in 0..2^64-1. Streams 0..4 are tinyddpm's own: sampling, likelihood, training, data synthesis, editing.
-    index
-        Sample numbers in 0..2^64-1: a range, a sequence of ints or a 1-d integer array. A contiguous run is fastest.
-    shape
-        One sample's shape.
-    exact
-        Draw on the host and move, for the same bits on every backend and device; else they agree within 2e-6.
-    dtype
-        "float64" and "float32" are the same draw within 2e-6 (1e-3 where sqrt(-2 log u) < 0.02, which float32 does not
-        resolve); "float16" and "bfloat16" are the float32 draw, rounded.
+    seed : int
+        0..2^64-1.
+    index : range, sequence of ints or integer array (n,)
+        Sample numbers in 0..2^64-1. A range is drawn fastest.
+    step : int
+        0..2^64-1.
+    shape : sequence of ints
+        The shape of one sample.
+    stream : int, default 0
+        0..2^64-1. tinyddpm uses streams 0 to 4: sampling, likelihood, training, data synthesis, editing.
+    exact : bool, default False
+        Draw on the host and copy, for the same bits on every backend and device; they agree within 2e-6 otherwise.
+    backend : str, default "numpy"
+        The array library.
+    device : str or device, optional
+        By default the library's own default.
+    dtype : str or dtype, default "float32"
+        "float64" and "float32" are the same draw within 2e-6 (1e-3 if sqrt(-2 log u) < 0.02, which float32 does not resolve);
+        "float16" and "bfloat16" are the float32 draw, rounded.
 
-    Raises `ValueError` or `TypeError` naming the argument, `LookupError` for an unknown name, `BackendUnavailable`.
+    Returns
+    -------
+    array (n, *shape)
+        Of the given library, device and dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of a wrong type or out of range.
+    LookupError
+        If the backend or the dtype is unknown.
+    BackendUnavailable
+        If the library or the device is not here.
+
+    Examples
+    --------
+    >>> z = normal(0, range(4), 10, (3, 8, 8))
+    >>> z.shape, str(z.dtype)
+    ((4, 3, 8, 8), 'float32')
+    >>> bool((z[2] == normal(0, [2], 10, (3, 8, 8))[0]).all())
+    True
     """
     return _drawing(seed, index, shape, stream, exact, backend, device, dtype)(step)
 
 
-def like(x: backends.Array, seed: int, index: Sequence[int] | None, *, stream: int = 0) -> Callable[[int], backends.Array]:
-    """``draw(step)``, the noise of a step in x's shape (n, ...), library, device and dtype, for those who need that of many.
+def like(x: backends.Array, seed: int, index: Index | None, *, stream: int = 0) -> Callable[[int], backends.Array]:
+    """Return a function ``draw(step)`` that draws noise like x; use it to check the arguments once for many steps.
 
-    `index` holds n sample numbers, by default 0..n-1. What does not depend on the step is checked here, once.
+    Parameters
+    ----------
+    x : array (n, ...)
+        The array whose shape, library, device and dtype the noise has.
+    seed : int
+        0..2^64-1.
+    index : range, sequence of ints, integer array (n,) or None
+        n sample numbers in 0..2^64-1; None stands for 0..n-1.
+    stream : int, default 0
+        0..2^64-1, as in `normal`.
+
+    Returns
+    -------
+    callable
+        ``draw(step)``, which returns an array (n, ...).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of a wrong type or out of range.
+    LookupError
+        If no backend is known for x.
+
+    Examples
+    --------
+    >>> draw = like(np.zeros((4, 3)), 0, None)
+    >>> draw(10).shape
+    (4, 3)
     """
     from array_api_compat import device
 
-    where = backends.of(x).name, device(x), dtype_name(x)
-    return _drawing(seed, numbers(index, x.shape[0]), tuple(x.shape[1:]), stream, False, *where)
+    place = backends.of(x).name, device(x), dtype_name(x)
+    return _drawing(seed, numbers(index, x.shape[0]), tuple(x.shape[1:]), stream, False, *place)
 
 
-def numbers(index: Sequence[int] | None, n: int) -> Sequence[int]:
-    """`index`, where it holds n sample numbers; by default 0..n-1."""
-    index = range(n) if index is None else index
+def numbers(index: Index | None, n: int) -> Sequence[int]:
+    """Return the sample numbers of n samples.
+
+    Parameters
+    ----------
+    index : range, sequence of ints, integer array (n,) or None
+        The numbers; None stands for 0..n-1.
+    n : int
+        How many there must be.
+
+    Returns
+    -------
+    sequence of ints
+        `index`, or a range.
+
+    Raises
+    ------
+    TypeError
+        If `index` has no length.
+    ValueError
+        If its length is not n.
+
+    Examples
+    --------
+    >>> numbers(None, 3), numbers([7, 5], 2)
+    (range(0, 3), [7, 5])
+    """
+    if index is None:
+        return range(n)
     if not hasattr(index, "__len__"):
         raise TypeError(f"index must be a sequence of ints, got {type(index).__name__}")
     if len(index) != n:
         raise ValueError(f"index must have {n} sample numbers, got {len(index)}")
-    return index
+    return cast(Sequence[int], index)
+
+
+def as_words(index: Iterable[int]) -> np.ndarray[Any, Any]:
+    """Return sample numbers as an array.
+
+    Parameters
+    ----------
+    index : range, iterable of ints or integer array (n,)
+        Sample numbers in 0..2^64-1.
+
+    Returns
+    -------
+    NumPy array (n,) of uint64
+        The numbers.
+
+    Raises
+    ------
+    TypeError
+        If one is not an int.
+    ValueError
+        If one is out of range.
+
+    Examples
+    --------
+    >>> as_words([3, 2**64 - 1])
+    array([                   3, 18446744073709551615], dtype=uint64)
+    """
+    if isinstance(index, range) and index:
+        return _range_as_words(index)
+    if isinstance(index, str) or not isinstance(index, Iterable):
+        raise TypeError(f"index must be a sequence of ints, got {type(index).__name__}")
+    if hasattr(index, "shape"):
+        return _array_as_words(index)
+    return np.array([as_int("index", i, 0, _WORD - 1) for i in index], dtype=np.uint64)
+
+
+def _range_as_words(index: range) -> np.ndarray[Any, Any]:
+    """`as_words` of a range that is not empty."""
+    for end in (index[0], index[-1]):
+        as_int("index", end, 0, _WORD - 1)
+    try:
+        return np.uint64(index[0]) + np.arange(len(index), dtype=np.uint64) * np.uint64(index.step % _WORD)
+    except (MemoryError, OverflowError, ValueError):
+        raise ValueError(f"index is too long to allocate: {index}") from None
+
+
+def _array_as_words(index: Any) -> np.ndarray[Any, Any]:
+    """`as_words` of an array."""
+    try:
+        array = np.asarray(index)
+    except (TypeError, ValueError, RuntimeError):  # for example an array on a device
+        raise TypeError(f"index must be a range, a list or a NumPy array, got {type(index).__name__}") from None
+    if isinstance(index, np.ma.MaskedArray):
+        raise TypeError("index must be a plain array, got a masked one; use index.compressed()")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"index must be an integer array, got {array.dtype}")
+    if array.ndim != 1:
+        raise ValueError(f"index must be a 1-d array, got shape {array.shape}")
+    if array.size and array.min() < 0:
+        raise ValueError(f"index must be in 0..{_WORD - 1}, got {array.min()}")
+    return array.astype(np.uint64)
 
 
 def _drawing(
-    seed: int, index: Iterable[int], shape: Sequence[int], stream: int, exact: bool, backend: str, device: Any, dtype: str
+    seed: int, index: Iterable[int], shape: Sequence[int], stream: int, exact: bool, backend: str, device: Any, dtype: Any
 ) -> Callable[[int], backends.Array]:
-    """`normal` for all but the step."""
+    """`normal` as a function of the step; all other arguments are checked once."""
     seed, stream = as_int("seed", seed, 0, _WORD - 1), as_int("stream", stream, 0, _WORD - 1)
-    sizes, rows = _sizes(shape), as_words(index)
-    one_of("dtype", dtype, ("float16", "bfloat16", "float32", "float64"))
+    sample_shape, words = _sizes(shape), as_words(index)
+    dtype = one_of("dtype", as_dtype_name("dtype", dtype), ("float16", "bfloat16", "float32", "float64"))
     if not isinstance(exact, bool | np.bool_):
         raise TypeError(f"exact must be a bool, got {type(exact).__name__}")
-    there, host = backends.get(backend), backends.get("numpy")
-    kind = "float64" if dtype == "float64" else "float32"
+    library, host = backends.get(backend), backends.get("numpy")
+    host_dtype = "float64" if dtype == "float64" else "float32"
 
     def draw(step: int) -> backends.Array:
         step = as_int("step", step, 0, _WORD - 1)
-        if there.normal is not None and not exact:
-            drawn = there.normal(seed, rows, step, sizes, stream=stream, device=device, dtype=dtype)
+        if library.normal is not None and not exact:
+            drawn = library.normal(seed, words, step, sample_shape, stream=stream, device=device, dtype=dtype)
             if drawn is not NotImplemented:
                 return drawn
-        drawn = cast(Any, host.normal)(seed, rows, step, sizes, stream=stream, device=None, dtype=kind)
-        return there.from_numpy(drawn, dtype=dtype, device=device)
+        drawn = cast(Any, host.normal)(seed, words, step, sample_shape, stream=stream, device=None, dtype=host_dtype)
+        return library.from_numpy(drawn, dtype=dtype, device=device)
 
     return draw
 
 
 def _sizes(shape: Any) -> tuple[int, ...]:
+    """The shape of one sample as a tuple of ints."""
     if isinstance(shape, str) or not isinstance(shape, Iterable):
         raise TypeError(f"shape must be a sequence of ints, got {type(shape).__name__}")
     return tuple(as_int("shape", size, 0, 2**62) for size in shape)
-
-
-def as_words(index: Any) -> np.ndarray[Any, Any]:
-    """The sample numbers as a uint64 array, checked."""
-    if isinstance(index, range) and index:
-        for end in (index[0], index[-1]):
-            as_int("index", end, 0, _WORD - 1)
-        try:
-            return np.uint64(index[0]) + np.arange(len(index), dtype=np.uint64) * np.uint64(index.step % _WORD)
-        except (MemoryError, OverflowError, ValueError):
-            raise ValueError(f"index: {index} is too long to allocate") from None
-    if isinstance(index, str) or not isinstance(index, Iterable):
-        raise TypeError(f"index must be a sequence of ints, got {type(index).__name__}")
-    if hasattr(index, "shape"):
-        try:
-            array = np.asarray(index)
-        except (TypeError, ValueError, RuntimeError):  # on a device, say
-            raise TypeError(f"index must be a range, a list or a NumPy array, got {type(index).__name__}") from None
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"index must be an integer array, got {array.dtype}")
-        if array.ndim != 1:
-            raise ValueError(f"index must be a 1-d array, got shape {array.shape}")
-        if array.size and array.min() < 0:
-            raise ValueError(f"index must be in 0..{_WORD - 1}, got {array.min()}")
-        return array.astype(np.uint64)
-    return np.array([as_int("index", i, 0, _WORD - 1) for i in index], dtype=np.uint64)

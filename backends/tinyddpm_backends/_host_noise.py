@@ -1,6 +1,6 @@
 """Noise in host memory, for NumPy and for Torch on a CPU.
 
-It goes over its elements in pieces that stay in the caches from pass to pass, yet are worth a call each.
+It is made in pieces that stay in the caches from pass to pass, yet are large enough that a call for each costs little.
 """
 
 from __future__ import annotations
@@ -15,61 +15,60 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyddpm.backends import Row
+
 __all__ = ["Noise", "StepNoise", "normal"]
 
 Array = NDArray[Any]
 
 _WORD = 2**64
 _U8, _U4 = np.dtype("<u8"), np.dtype("<u4")
-BLOCK = 65_536  # elements of a piece, a multiple of 16: three halves of it are worked in at once
+PIECE = 65_536  # elements, a multiple of 16; three arrays of half the size are worked in at once
 
 
-_NOTHING: tuple[Any, Any] = (None, None)
+class _Newest(threading.local):
+    """A thread's newest `Noise` with its key: most runs draw one kind many times, and new memory can cost more than a draw."""
+
+    pair: tuple[Any, Any] = (None, None)  # one value, so that a signal handler that draws too never finds half of it
 
 
-class _Kept(threading.local):
-    """A thread's newest `Noise` and what it is of: one kind is mostly drawn again, and workspaces can cost more than a draw."""
-
-    newest = _NOTHING
-
-
-_kept = _Kept()
+_newest = _Newest()
 
 
 def normal(seed: int, index: NDArray[np.uint64], step: int, shape: tuple[int, ...], stream: int, dtype: str) -> Array:
-    """The draw of `tinyddpm.noise`, whose checks its arguments have passed, in float32 or float64."""
+    """The draw of `tinyddpm.noise`, which has checked the arguments, in float32 or float64."""
     try:
         out = np.empty((len(index), *shape), dtype)
     except (MemoryError, ValueError, OverflowError):
-        raise ValueError(f"shape: {len(index)} samples of shape {shape} can't be allocated") from None
+        raise ValueError(f"shape is more than can be allocated: {len(index)} samples of {shape}") from None
     if out.size:
-        with _known(seed, stream, index, math.prod(shape), dtype) as noise:
+        with _reused(seed, stream, index, math.prod(shape), dtype) as noise:
             noise.draw(step, out.reshape(len(index), -1))
     return out
 
 
 @contextmanager
-def _known(seed: int, stream: int, index: NDArray[np.uint64], n: int, dtype: str) -> Iterator[Noise]:
-    """The thread's newest noise, where it is of these, or a new one."""
+def _reused(seed: int, stream: int, index: NDArray[np.uint64], n: int, dtype: str) -> Iterator[Noise]:
+    """The thread's newest noise if it has the same key, or a new one."""
     key = seed, stream, index.tobytes(), n, dtype
-    (known, noise), _kept.newest = _kept.newest, _NOTHING  # out of reach of what may interrupt
-    if known != key:
+    (newest_key, noise), _newest.pair = _newest.pair, (None, None)  # nobody else finds it while it is in use
+    if newest_key != key:
         noise = Noise(seed, stream, index, n, dtype)
     yield noise
-    if len(index) <= 2**16:  # so that what is kept stays small
-        _kept.newest = key, noise
+    if len(index) <= 2**16:  # so that the key and the list of pieces stay small
+        _newest.pair = key, noise
 
 
 class Noise:
-    """The draws of `tinyddpm.noise` for samples of n elements, with workspaces of its own.
+    """The draws of `tinyddpm.noise` for samples of n elements, with memory of its own.
 
-    A piece is a few whole samples or, where one is too large, a range of one sample's first half and the same of its second.
+    A piece is a few whole samples or, if a sample is larger than that, a range of its first half and the same of its second.
     """
 
     def __init__(self, seed: int, stream: int, index: NDArray[np.uint64], n: int, dtype: Any) -> None:
         self.index, self.n, self.blocks, self.kind = index, n, -(-n // 8), np.dtype(dtype).type
         self.half = 4 * self.blocks
-        rows, width = max(1, BLOCK // max(1, 2 * self.half)), min(self.half, BLOCK // 2)
+        rows, width = max(1, PIECE // max(1, 2 * self.half)), min(self.half, PIECE // 2)
         self._pieces = [
             (first, min(first + rows, len(index)), start, min(start + width, self.half))
             for first in range(0, len(index), rows)
@@ -83,29 +82,29 @@ class Noise:
 
     def draw(self, step: int, out: Array) -> None:
         """Fill `out`, shape (len(index), n)."""
-        self._put(_fill, step, 1.0, out)
+        self._apply(_fill, step, 1.0, out)
 
     def add(self, step: int, std: float, out: Array) -> None:
         """Add `std` times the draw to `out`."""
-        self._put(_add, step, std, out)
+        self._apply(_add, step, std, out)
 
     def scale(self, step: int, out: Array) -> None:
         """Multiply `out` by the draw."""
-        self._put(_scale, step, 1.0, out)
+        self._apply(_scale, step, 1.0, out)
 
-    def _put(self, put: Callable[[Array, Array, Array], object], step: int, std: float, out: Array) -> None:
-        """``put(part, r, wave)`` for all parts of `out`, where r * wave is `std` times the noise."""
+    def _apply(self, operation: Callable[[Array, Array, Array], object], step: int, std: float, out: Array) -> None:
+        """Call ``operation(part, r, wave)`` for all parts of `out`; r * wave is `std` times the noise."""
         for piece in self._pieces:
             first, last, start, stop = piece
             r, *waves = self._polar(*self._words(piece, step))
-            if std != 1.0:  # half of the work of scaling what comes out
+            if std != 1.0:  # scaling the radius is half the work of scaling the result
                 np.multiply(r, std, out=r)
-            for place, wave in zip((start, self.half + start), waves, strict=True):
-                part = out[first:last, place : min(place + stop - start, self.n)]
-                put(part, r[:, : part.shape[1]], wave[:, : part.shape[1]])
+            for column, wave in zip((start, self.half + start), waves, strict=True):
+                part = out[first:last, column : min(column + stop - start, self.n)]
+                operation(part, r[:, : part.shape[1]], wave[:, : part.shape[1]])
 
     def several(self, steps: Sequence[int], std: Sequence[float]) -> Array:
-        """The draws of several steps at once, each times its std, shape (len(steps), len(index), n), where all fit one piece."""
+        """The draws of several steps, each times its std, shape (len(steps), len(index), n); all must fit into one piece."""
         words = np.concatenate([self._raw(step, *run) for step in steps for run in self._runs[0]])
         words = words.reshape(-1, 2, self.half)
         if self._work.shape[1] < words.size // 2:
@@ -137,12 +136,12 @@ class Noise:
         return self._philox.random_raw(4 * count).astype(_U8, copy=False).view(_U4)  # type: ignore[no-any-return]
 
     def _polar(self, radii: Array, angles: Array) -> tuple[Array, Array, Array]:
-        """Box-Muller's radius, cosine and sine, in the workspaces.
+        """Box-Muller's radius, cosine and sine, in memory that the next call overwrites.
 
         Every function that rounds runs over contiguous memory, so that a value's bits don't depend on its place.
         """
         kind = self.kind
-        r, cos, sin = (space[: radii.size].reshape(radii.shape) for space in self._work)
+        r, cos, sin = (array[: radii.size].reshape(radii.shape) for array in self._work)
         np.copyto(r, radii)
         np.add(r, kind(0.5), out=r)
         np.multiply(r, kind(2**-32), out=r)
@@ -157,7 +156,7 @@ class Noise:
 
 
 def _runs(index: NDArray[np.uint64], blocks: int, rows: int) -> dict[int, list[tuple[int, int]]]:
-    """For each `rows` of the index, by the first: (first block, number of blocks) of its runs of consecutive samples."""
+    """For every `rows` samples, by the first one's place: the runs of consecutive samples as (first block, number of blocks)."""
     jumps = np.flatnonzero((index[1:] != index[:-1] + np.uint64(1)) | (index[1:] == 0)) + 1
     runs: dict[int, list[tuple[int, int]]] = {}
     for a, b in itertools.pairwise(sorted({*range(0, len(index), rows), *jumps.tolist(), len(index)})):
@@ -166,44 +165,45 @@ def _runs(index: NDArray[np.uint64], blocks: int, rows: int) -> dict[int, list[t
 
 
 class StepNoise:
-    """The noise of one run's moves, for its state (n, ...) in place.
+    """The noise of one run's steps, for its state (n, ...), which is changed in place.
 
-    Small samples cost calls, not time, so the noise of as many moves as fill a piece is drawn at once; `each` makes of the draws,
-    shape (moves, n, ...), one array for each move.
+    For small samples the calls cost more than the numbers, so the noise of as many steps as fit into a piece is drawn at once.
+    `split` makes one array for each step of the draws, shape (steps, n, ...).
     """
 
     def __init__(
         self,
-        rows: Sequence[Any],
+        rows: Sequence[Row],
         state: Array,
         seed: int,
         index: NDArray[np.uint64],
-        each: Callable[[Array], Iterable[Any]] = iter,
+        split: Callable[[Array], Iterable[Any]] = iter,
     ) -> None:
-        self._rows, self._state, self._index, self._each = rows, state, index, each
+        self._rows, self._state, self._index, self._split = rows, state, index, split
         n = math.prod(state.shape[1:])
-        self._kind = seed, 0, index, n, str(state.dtype)
-        self._fit = BLOCK // (8 * -(-n // 8) * len(index)) if state.size else 0
+        self._key = seed, 0, index, n, str(state.dtype)
+        self._steps_at_once = PIECE // (8 * -(-n // 8) * len(index)) if state.size else 0
         self._ahead: dict[int, Any] = {}
 
     def drawn(self, k: int) -> Any:
-        """Row k's std times its noise; None where a move alone fills a piece: that is for `add`."""
-        if self._fit > 1 and k not in self._ahead:
+        """Row k's noise times its std; None if one step fills a piece, and `add` is to be used."""
+        if self._steps_at_once > 1 and k not in self._ahead:
             noisy = (j for j in range(k, len(self._rows)) if self._rows[j].std)
-            rows = list(itertools.islice(noisy, self._fit))
-            with _known(*self._kind) as noise:
-                z = noise.several([self._rows[j].t for j in rows], [self._rows[j].std for j in rows])
-            self._ahead = dict(zip(rows, self._each(z.reshape(len(rows), *self._state.shape)), strict=True))
+            numbers = list(itertools.islice(noisy, self._steps_at_once))
+            rows = [self._rows[j] for j in numbers]
+            with _reused(*self._key) as noise:
+                z = noise.several([row.t for row in rows], [row.std or 0.0 for row in rows])
+            self._ahead = dict(zip(numbers, self._split(z.reshape(len(rows), *self._state.shape)), strict=True))
         return self._ahead.get(k)
 
     def add(self, k: int, std: Array | None = None) -> None:
-        """Add row k's, times its std or, where the network decides that, times `std`, which is written over."""
+        """Add row k's noise times its std or, if the row has none, times `std`, which is overwritten."""
         if not self._state.size:
             return
         row, samples = self._rows[k], self._state.reshape(len(self._index), -1)
-        with _known(*self._kind) as noise:
+        with _reused(*self._key) as noise:
             if std is None:
-                noise.add(row.t, row.std, samples)
+                noise.add(row.t, row.std or 0.0, samples)
             else:
                 scaled = std.reshape(samples.shape)
                 noise.scale(row.t, scaled)
@@ -211,12 +211,15 @@ class StepNoise:
 
 
 def _fill(part: Array, r: Array, wave: Array) -> None:
+    """part = r * wave."""
     np.multiply(r, wave, out=part)
 
 
 def _add(part: Array, r: Array, wave: Array) -> None:
+    """part += r * wave."""
     np.add(part, np.multiply(r, wave, out=wave), out=part)
 
 
 def _scale(part: Array, r: Array, wave: Array) -> None:
+    """part *= r * wave."""
     np.multiply(part, np.multiply(r, wave, out=wave), out=part)

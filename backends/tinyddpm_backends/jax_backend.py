@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from tinyddpm.backends import Backend, BackendUnavailable
+from tinyddpm.backends import Backend, BackendUnavailable, Row, counters, depth, reverse_step, table
 
-from . import _host_noise, counters, depth, host_array, known, load, table
+from . import _host_noise, checked_dtype, host_copy, load
 
 __all__ = ["BACKEND"]
 
@@ -27,7 +28,7 @@ def _namespace() -> Any:
 
 
 def _found() -> dict[str, Any]:
-    """Name -> device: "cpu" for the host, "cuda:0" (or "tpu:0", ...) for others; "cuda" is the first of its kind."""
+    """The devices by name: "cpu" for the host, "cuda:0" or "tpu:0" and so on for others."""
     jax = _jax()
     try:
         devices = [*jax.devices()]
@@ -40,36 +41,38 @@ def _found() -> dict[str, Any]:
 
 
 def _device(device: Any) -> Any:
-    """A device that can be used here; None is JAX's default."""
+    """JAX's object for a device that can be used here; None stands for its default. "cuda" is the first of its kind."""
     found = _found()
     if device is None or device in found.values():
         return device
     name = f"{device}:0" if f"{device}:0" in found else "cpu" if device == "cpu:0" else str(device)
     if name not in found:
-        raise BackendUnavailable(f"device: {name!r} is not here; JAX has {', '.join(found)}")
+        raise BackendUnavailable(f"device must be one of {', '.join(found)} for JAX, got {name!r}")
     return found[name]
 
 
-def _held(dtype: Any) -> Any:
-    """What JAX makes of a dtype: 64 bits need its x64 mode."""
+def _canonical(dtype: Any) -> Any:
+    """The dtype that JAX uses for a dtype: 64 bits become 32 unless its x64 mode is on."""
     return _jax().dtypes.canonicalize_dtype(dtype)
 
 
-def _refuse(dtype: Any) -> ValueError:
+def _needs_x64(dtype: Any) -> ValueError:
+    """The error for a dtype that needs JAX's x64 mode."""
     return ValueError(
-        f'dtype: JAX holds no {dtype} here; pass a narrower one or call jax.config.update("jax_enable_x64", True) first'
+        f"dtype must be at most 32 bits wide in JAX's default mode, got {dtype}; "
+        'call jax.config.update("jax_enable_x64", True) first'
     )
 
 
-def _from_numpy(array: Any, *, dtype: str | None = None, device: Any = None) -> Any:
+def _from_numpy(array: Any, *, dtype: Any = None, device: Any = None) -> Any:
     jax, place = _jax(), _device(device)
-    host = host_array(array)
+    host = host_copy(array)
     if dtype is not None:
-        host = host.astype(jax.numpy.dtype(known("dtype", dtype, _DTYPES)), copy=False)
-    held = host.astype(_held(host.dtype), copy=False)
-    if held.dtype != host.dtype and (host.dtype.kind == "f" or not np.array_equal(held, host)):
-        raise _refuse(host.dtype)
-    return jax.device_put(held, place)
+        host = host.astype(jax.numpy.dtype(checked_dtype(dtype, _DTYPES)), copy=False)
+    narrowed = host.astype(_canonical(host.dtype), copy=False)
+    if narrowed.dtype != host.dtype and (host.dtype.kind == "f" or not np.array_equal(narrowed, host)):
+        raise _needs_x64(host.dtype)
+    return jax.device_put(narrowed, place)
 
 
 def _to_numpy(x: Any) -> np.ndarray[Any, Any]:
@@ -86,7 +89,8 @@ def _mills(x: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _function() -> Any:
+def _log_ndtr_function() -> Any:
+    """log Phi as a compiled function that JAX can differentiate."""
     jax = _jax()
     jnp, erfc, root = jax.numpy, jax.scipy.special.erfc, math.sqrt(2 * math.pi)
 
@@ -97,7 +101,7 @@ def _function() -> Any:
         return first + first * jnp.expm1(-(x - near) * (x + near) / 2)
 
     def hazard(x: Any) -> Any:
-        """phi(x) / Phi(x), the derivative of log Phi: by a continued fraction on the left, where both underflow."""
+        """phi(x) / Phi(x), the derivative of log Phi, by a continued fraction on the left, where both underflow."""
         left, inner = jnp.where(x < -4, x, -4), jnp.where(x < -4, -4, jnp.where(x > 40, 40, x))
         return jnp.where(x < -4, _mills(-left), density(inner) / (erfc(inner * -math.sqrt(0.5)) / 2))
 
@@ -121,26 +125,26 @@ def _function() -> Any:
 
 
 def _log_ndtr(x: Any) -> Any:
-    return _function()(x)
+    return _log_ndtr_function()(x)
 
 
 def _normal(seed: int, index: Any, step: int, shape: tuple[int, ...], *, stream: int, device: Any, dtype: str) -> Any:
-    """The noise kernel: on an accelerator; the host's own draw is faster on a CPU."""
+    """The noise kernel, on an accelerator; on a CPU NumPy draws faster."""
     place = _device(device) or _jax().devices()[0]
     return NotImplemented if place.platform == "cpu" else _draw(seed, index, step, shape, stream, place, dtype)
 
 
 def _draw(seed: int, index: Any, step: int, shape: tuple[int, ...], stream: int, place: Any, dtype: str) -> Any:
     """Philox4x64-10 and Box-Muller in one compiled function, laid out as `tinyddpm.noise` says."""
-    if dtype == "float64" and _held(dtype) != dtype:
-        raise _refuse(dtype)
+    if dtype == "float64" and _canonical(dtype) != dtype:
+        raise _needs_x64(dtype)
     words = np.array([seed, stream, step], np.uint64), *counters(index, -(-math.prod(shape) // 8))
     pairs = [np.stack((word & _LOW, word >> np.uint64(32))).astype(np.uint32) for word in words]
     return _kernel()(*_jax().device_put(pairs, place), shape=shape, dtype=dtype)
 
 
 def _add(x: Any, y: Any) -> tuple[Any, Any]:
-    """x + y of two uint64, each a (low, high) pair of uint32: all that JAX has without its x64 mode."""
+    """x + y of two uint64, each a (low, high) pair of uint32, since JAX has no uint64 outside its x64 mode."""
     low = x[0] + y[0]
     return low, x[1] + y[1] + (low < x[0]).astype(np.uint32)
 
@@ -204,54 +208,54 @@ def _kernel() -> Any:
 
 
 @lru_cache(maxsize=1)
-def _move() -> Any:
-    """One move, compiled: the formula of `table`."""
+def _compiled_step() -> Any:
+    """`reverse_step` with the weights of one row of `table`, compiled."""
     jax = _jax()
 
-    def weighed(weights: Any, arrays: Any) -> Any:
-        return sum(w * array for w, array in zip(weights, arrays, strict=True))
-
-    def move(state: Any, base: Any, history: Any, value: Any, weights: Any, std: Any, z: Any, *, clip: bool) -> Any:
+    def step(
+        state: Any, base: Any, history: Any, value: Any, weights: Any, std: Any, z: Any, *, separate_base: bool, clip: Any
+    ) -> Any:
         width = len(history) + 1
-        x0 = weights[0] * value + weights[1] * state
-        history = (x0.clip(-1.0, 1.0) if clip else x0, *history[:-1])
-        sources = state if base is None else base, *history
-        state = weighed(weights[3 : 3 + width], sources)
-        if z is not None:
-            state = state + (weights[2] if std is None else std) * z
-        if base is not None:
-            base = weighed(weights[3 + width :], (state, *sources))
+        split = weights[:2], weights[3 : 3 + width], weights[3 + width :] if separate_base else None
+        noise = None if z is None else (weights[2] if std is None else std) * z
+        state, base, history = reverse_step(state, base, history, value, split, noise, clip=clip, xp=jax.numpy)
         return state, base, history, jax.numpy.isfinite(value).all()
 
-    return jax.jit(move, static_argnames=("clip",))
+    return jax.jit(step, static_argnames=("separate_base", "clip"))
 
 
 class _Stepper:
-    """The moves of one run, each one compiled function; arrays are immutable, so each state is a new one."""
+    """The steps of one run, each one call of a compiled function; JAX's arrays are immutable, so each state is a new one."""
 
-    def __init__(self, rows: Any, x: Any, *, seed: int, index: Any, clip: bool, keep_x0: bool) -> None:
+    def __init__(
+        self, rows: Sequence[Row], x: Any, *, seed: int, index: Any, clip: tuple[float, float] | None, keep_x0: bool
+    ) -> None:
         (self._place,) = x.devices()
-        self._rows, self._seed, self._index, self._clip = rows, seed, index, clip
+        self._rows, self._seed, self._index = rows, seed, index
         self._table = table(rows, depth(rows)).astype(x.dtype)
-        self.state, self._base = x, x if any(row.base is not None for row in rows) else None
-        self._history = (_jax().numpy.zeros_like(x),) * depth(rows)
+        self.state = self._base = x
+        self._history = (x,) * depth(rows)
+        self._static = {"separate_base": any(row.base is not None for row in rows), "clip": clip}
 
     @property
     def x0(self) -> Any:
+        """The newest prediction of x_0."""
         return self._history[0]
 
     def step(self, k: int, value: Any, std: Any = None, z: Any = None) -> bool | None:
+        """Make the step of row k; on a CPU, return whether the network's output is finite."""
         row, on_host = self._rows[k], self._place.platform == "cpu"
         if z is None and row.std != 0.0:
-            place = self._seed, self._index, row.t, tuple(self.state.shape[1:]), 0
+            key = self._seed, self._index, row.t, tuple(self.state.shape[1:]), 0
             dtype = str(self.state.dtype)
-            z = _host_noise.normal(*place, dtype) if on_host else _draw(*place, self._place, dtype)
+            z = _host_noise.normal(*key, dtype) if on_host else _draw(*key, self._place, dtype)
         arrays = self.state, self._base, self._history, value, self._table[k], std, z
-        self.state, self._base, self._history, finite = _move()(*arrays, clip=self._clip)
+        self.state, self._base, self._history, finite = _compiled_step()(*arrays, **self._static)
         return bool(finite) if on_host else None
 
 
-def _stepper(rows: Any, x: Any, **options: Any) -> Any:
+def _stepper(rows: Sequence[Row], x: Any, **options: Any) -> Any:
+    """The steps compiled, for float32 and float64 on one device."""
     single = len(x.devices()) == 1 and str(x.dtype) in ("float32", "float64")
     return _Stepper(rows, x, **options) if single else NotImplemented
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from tinyddpm.backends import Backend, BackendUnavailable
+from tinyddpm.backends import Backend, BackendUnavailable, Row
 
-from . import _host_noise, _host_steps, host_array, known
+from . import _host_noise, _host_steps, checked_dtype, host_copy
 
 __all__ = ["BACKEND"]
 
@@ -22,15 +23,16 @@ def _namespace() -> Any:
     return array_api_compat.numpy
 
 
-def _from_numpy(array: Any, *, dtype: str | None = None, device: Any = None) -> np.ndarray[Any, Any]:
-    _check(device)
-    own = host_array(array)
-    return own if dtype is None else own.astype(known("dtype", dtype, _DTYPES), copy=False)
+def _from_numpy(array: Any, *, dtype: Any = None, device: Any = None) -> np.ndarray[Any, Any]:
+    _check_device(device)
+    host = host_copy(array)
+    return host if dtype is None else host.astype(checked_dtype(dtype, _DTYPES), copy=False)
 
 
-def _check(device: Any) -> None:
+def _check_device(device: Any) -> None:
+    """Raise BackendUnavailable unless the device is the CPU, NumPy's only one."""
     if device not in (None, "cpu"):
-        raise BackendUnavailable(f"device: {device!r} is not here; NumPy has cpu only")
+        raise BackendUnavailable(f"device must be 'cpu' for NumPy, got {device!r}")
 
 
 def _to_numpy(x: Any) -> np.ndarray[Any, Any]:
@@ -38,7 +40,7 @@ def _to_numpy(x: Any) -> np.ndarray[Any, Any]:
 
 
 def _log_ndtr(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """log Phi(x); SciPy's, save on the right, where its x**2 rounds away digits of tiny results. Computed in float64."""
+    """log Phi(x), computed in float64: SciPy's, except on the right, where its x**2 rounds away digits of tiny results."""
     from scipy.special import erfcx, log_ndtr
 
     wide = np.asarray(x, dtype=np.float64)
@@ -54,15 +56,16 @@ def _log_ndtr(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def _normal(
     seed: int, index: Any, step: int, shape: tuple[int, ...], *, stream: int, device: Any, dtype: str
 ) -> np.ndarray[Any, Any]:
-    _check(device)
-    known("dtype", dtype, _DTYPES)
-    return _host_noise.normal(seed, index, step, shape, stream, "float64" if dtype == "float64" else "float32").astype(
-        dtype, copy=False
-    )
+    """The draw of `tinyddpm.noise`."""
+    _check_device(device)
+    checked_dtype(dtype, _DTYPES)
+    drawn = _host_noise.normal(seed, index, step, shape, stream, "float64" if dtype == "float64" else "float32")
+    return drawn.astype(dtype, copy=False)
 
 
-def _stepper(rows: Any, x: np.ndarray[Any, Any], **options: Any) -> Any:
-    return _host_steps.Stepper(rows, x, **options) if x.dtype in (np.float32, np.float64) else NotImplemented
+def _stepper(rows: Sequence[Row], x: np.ndarray[Any, Any], **options: Any) -> Any:
+    """The steps in place, for float32 and float64."""
+    return _host_steps.NumpyStepper(rows, x, **options) if x.dtype in (np.float32, np.float64) else NotImplemented
 
 
 BACKEND = Backend(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from tinyddpm.backends import Backend, BackendUnavailable
+from tinyddpm.backends import Backend, BackendUnavailable, Row, counters
 
-from . import counters, host_array, known, load
+from . import checked_dtype, host_copy, load
 
 __all__ = ["BACKEND"]
 
@@ -37,14 +38,14 @@ def _device(device: Any) -> str:
     """The name of a device that can be used here; None is the CPU."""
     name = "cpu" if device is None else str(device)
     if name not in (devices := _devices()) and not (name == "cuda" and len(devices) > 1):
-        raise BackendUnavailable(f"device: {name!r} is not here; Torch has {', '.join(devices)}")
+        raise BackendUnavailable(f"device must be one of {', '.join(devices)} for Torch, got {name!r}")
     return name
 
 
-def _from_numpy(array: Any, *, dtype: str | None = None, device: Any = None) -> Any:
+def _from_numpy(array: Any, *, dtype: Any = None, device: Any = None) -> Any:
     torch, place = _torch(), _device(device)
-    to = None if dtype is None else getattr(torch, known("dtype", dtype, _DTYPES))
-    return torch.from_numpy(host_array(array)).to(place, to)
+    to = None if dtype is None else getattr(torch, checked_dtype(dtype, _DTYPES))
+    return torch.from_numpy(host_copy(array)).to(place, to)
 
 
 def _to_numpy(x: Any) -> np.ndarray[Any, Any]:
@@ -67,7 +68,8 @@ def _hazard(x: Any) -> Any:
     return torch.where(x > 0, upper, math.sqrt(2 / math.pi) / torch.special.erfcx(left * -math.sqrt(0.5)))
 
 
-def _value(x: Any) -> Any:
+def _log_cdf(x: Any) -> Any:
+    """log Phi(x), without a gradient: by erfcx on the left, by log1p of the upper tail on the right."""
     torch = _torch()
     left, right = torch.clamp(x, max=0), torch.clamp(x, min=0, max=40)
     upper = torch.log1p(_density(right) * torch.special.erfcx(right * math.sqrt(0.5)) / -2)
@@ -76,17 +78,18 @@ def _value(x: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _function() -> Any:
+def _log_ndtr_function() -> Any:
+    """log Phi as a function that Torch can differentiate."""
     torch = _torch()
 
     class LogNdtr(torch.autograd.Function):  # type: ignore[name-defined, misc]
-        """log Phi with a gradient that holds in the tail, where Torch's own is 0/0."""
+        """log Phi with a gradient that is right in the left tail, where Torch's is 0/0."""
 
         generate_vmap_rule = True
 
         @staticmethod
         def forward(x: Any) -> Any:
-            return _value(x)
+            return _log_cdf(x)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -102,11 +105,12 @@ def _function() -> Any:
 def _log_ndtr(x: Any) -> Any:
     torch = _torch()
     half = x.dtype in (torch.float16, torch.bfloat16)
-    return _function().apply(x.float()).to(x.dtype) if half else _function().apply(x)
+    function = _log_ndtr_function()
+    return function.apply(x.float()).to(x.dtype) if half else function.apply(x)
 
 
 def _normal(seed: int, index: Any, step: int, shape: tuple[int, ...], *, stream: int, device: Any, dtype: str) -> Any:
-    """The noise kernel: on a CUDA device; the host's own draw is faster on a CPU."""
+    """The noise kernel, on a CUDA device; on a CPU NumPy draws faster."""
     place = _device(device)
     return NotImplemented if place == "cpu" else _draw(seed, index, step, shape, stream, place, dtype)
 
@@ -117,14 +121,14 @@ def _draw(seed: int, index: Any, step: int, shape: tuple[int, ...], stream: int,
 
 
 def _first_counters(index: Any, shape: tuple[int, ...], place: Any) -> tuple[Any, Any]:
-    """The two words of each sample's first counter, (len(index), 1): uint64, held as int64."""
+    """The two words of each sample's first counter, shape (len(index), 1): the bits of uint64 as int64."""
     words = counters(index, -(-math.prod(shape) // 8))
     low, high = (_torch().from_numpy(word.view(np.int64)).to(place)[:, None] for word in words)
     return low, high
 
 
 def _normals(seed: int, first: tuple[Any, Any], step: Any, shape: tuple[int, ...], stream: int, dtype: str) -> Any:
-    """The noise of samples with these first counters; the step may be a number on their device."""
+    """The noise of samples with these first counters; the step is an int or a scalar on their device."""
     torch, n, count = _torch(), math.prod(shape), len(first[0])
     real = torch.float64 if dtype == "float64" else torch.float32
     pairs = _philox(seed, first, step, -(-n // 8), stream).view(torch.int32).reshape(count, 2, -1)
@@ -136,7 +140,7 @@ def _normals(seed: int, first: tuple[Any, Any], step: Any, shape: tuple[int, ...
 
 
 def _philox(seed: int, first: tuple[Any, Any], step: Any, blocks: int, stream: int) -> Any:
-    """Each sample's 4 * blocks Philox words, of shape (count, blocks, 4): uint64, held as int64."""
+    """Each sample's 4 * blocks Philox words, shape (count, blocks, 4): the bits of uint64 as int64."""
     torch, (low, high) = _torch(), first
     a = low + torch.arange(blocks, dtype=torch.int64, device=low.device)
     carry = (a ^ _SIGN) < (low ^ _SIGN)
@@ -154,32 +158,34 @@ def _philox(seed: int, first: tuple[Any, Any], step: Any, blocks: int, stream: i
 
 
 def _high(x: Any, y: int) -> Any:
-    """The high word of the unsigned 128-bit product x * y, from 32-bit halves; int64 wraps, as needed."""
+    """The high word of the unsigned 128-bit product x * y, from 32-bit halves; int64 wraps as uint64 does."""
     x0, x1, y0, y1 = x & _LOW, x >> 32 & _LOW, y & _LOW, y >> 32
     middle = x1 * y0 + (x0 * y0 >> 32 & _LOW)
     return x1 * y1 + (middle >> 32 & _LOW) + (x0 * y1 + (middle & _LOW) >> 32 & _LOW)
 
 
 def _int64(word: int) -> int:
-    """The int64 of the same bits as `word` modulo 2**64."""
+    """The int64 with the bits of `word` modulo 2**64."""
     return (word + 2**63) % 2**64 - 2**63
 
 
-def _stepper(rows: Any, x: Any, *, seed: int, index: Any, clip: bool, keep_x0: bool) -> Any:
+def _stepper(rows: Sequence[Row], x: Any, *, seed: int, index: Any, clip: tuple[float, float] | None, keep_x0: bool) -> Any:
+    """The steps in place, for float32 and float64."""
     torch = _torch()
     if x.dtype not in (torch.float32, torch.float64):
         return NotImplemented
-    from . import _torch_steps
+    from ._torch_device_steps import DeviceStepper
+    from ._torch_steps import HostStepper
 
     if x.device.type == "cpu":
-        return _torch_steps.HostStepper(rows, x, seed=seed, index=index, clip=clip, keep_x0=keep_x0)
+        return HostStepper(rows, x, seed=seed, index=index, clip=clip, keep_x0=keep_x0)
     shape, dtype = tuple(x.shape[1:]), str(x.dtype).rpartition(".")[2]
     first = _first_counters(index, shape, x.device)
 
     def draw(step: Any) -> Any:
         return _normals(seed, first, step, shape, 0, dtype)
 
-    return _torch_steps.DeviceStepper(rows, x, draw, clip=clip)
+    return DeviceStepper(rows, x, draw, clip=clip)
 
 
 def _optimize_net(net: Any, **options: Any) -> Any:

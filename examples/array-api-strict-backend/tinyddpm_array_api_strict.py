@@ -1,4 +1,4 @@
-"""array-api-strict, which has the array-API standard and nothing else, as a backend of tinyddpm."""
+"""A backend of tinyddpm for array-api-strict, a library that has the array-API standard and nothing else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyddpm.backends import Backend, BackendUnavailable
+from tinyddpm.backends import Array, Backend, BackendUnavailable, as_dtype_name
 
 __all__ = ["BACKEND"]
 
@@ -20,19 +20,19 @@ def _namespace() -> Any:
     return array_api_strict
 
 
-def _from_numpy(array: Any, *, dtype: str | None = None, device: Any = None) -> Any:
+def _from_numpy(array: Any, *, dtype: Any = None, device: Any = None) -> Array:
     xp = _namespace()
-    place = xp.Device(device) if isinstance(device, str) else device
-    return xp.asarray(np.array(array), dtype=None if dtype is None else getattr(xp, dtype), device=place)
+    to = None if dtype is None else getattr(xp, as_dtype_name("dtype", dtype))
+    return xp.asarray(np.array(array), dtype=to, device=xp.Device(device) if isinstance(device, str) else device)
 
 
-def _to_numpy(x: Any) -> Any:
+def _to_numpy(x: Array) -> np.ndarray[Any, Any]:
     xp = _namespace()
     return np.array(xp.asarray(x, device=xp.Device("CPU_DEVICE")))
 
 
-def _log_ndtr(x: Any) -> Any:
-    """The standard has no normal CDF: SciPy's, on the host."""
+def _log_ndtr(x: Array) -> Array:
+    """SciPy's, on the host, since the standard has no normal CDF."""
     from scipy.special import log_ndtr
 
     return _from_numpy(log_ndtr(_to_numpy(x)), device=x.device)

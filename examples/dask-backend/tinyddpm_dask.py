@@ -1,4 +1,4 @@
-"""Dask arrays, cut in chunks and computed when needed, as a backend of tinyddpm: for data sets larger than memory."""
+"""A backend of tinyddpm for Dask arrays, which are cut in chunks and computed when needed: for data sets larger than memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyddpm.backends import Backend, BackendUnavailable
+from tinyddpm.backends import Array, Backend, BackendUnavailable, as_dtype_name
 
 __all__ = ["BACKEND"]
 
@@ -27,17 +27,17 @@ def _namespace() -> Any:
     return array_api_compat.dask.array
 
 
-def _from_numpy(array: Any, *, dtype: str | None = None, device: Any = None) -> Any:
+def _from_numpy(array: Any, *, dtype: Any = None, device: Any = None) -> Array:
     if device not in (None, "cpu"):
-        raise BackendUnavailable(f"device: {device!r} is not here; this plug-in has cpu only")
-    return _dask().from_array(np.asarray(array, dtype))
+        raise BackendUnavailable(f"device must be 'cpu' for Dask, got {device!r}")
+    return _dask().from_array(np.asarray(array, None if dtype is None else as_dtype_name("dtype", dtype)))
 
 
-def _to_numpy(x: Any) -> Any:
+def _to_numpy(x: Array) -> np.ndarray[Any, Any]:
     return np.array(x)
 
 
-def _log_ndtr(x: Any) -> Any:
+def _log_ndtr(x: Array) -> Array:
     from scipy.special import log_ndtr
 
     return _dask().map_blocks(log_ndtr, x, dtype=x.dtype)

@@ -130,3 +130,14 @@ def as_callable(name: str, value: Any, call: str) -> Any:
     if not callable(value):
         raise TypeError(f"{name} must be a callable {call}, got {type(value).__name__}")
     return value
+
+
+def as_dtype_name(name: str, value: Any) -> str:
+    """The name of a dtype that is given by name or as the dtype itself, of any library; it is not looked up anywhere."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, type | np.dtype):  # numpy.float32, jax.numpy.float32, numpy.dtype("float32")
+        return np.dtype(value).name
+    if type(value).__name__.lower() == "dtype":  # torch.float32
+        return str(value).rpartition(".")[2]
+    raise TypeError(f"{name} must be a dtype or its name, got {type(value).__name__}")

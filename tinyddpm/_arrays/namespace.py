@@ -34,6 +34,8 @@ def namespace_of(*, scalars: bool = False, **arrays: Array) -> Any:
 
     first, xp = "", None
     for name, x in arrays.items():
+        if isinstance(x, np.ndarray):
+            _check_plain(name, x)
         try:
             own = array_namespace(x)
         except TypeError:
@@ -49,6 +51,15 @@ def namespace_of(*, scalars: bool = False, **arrays: Array) -> Any:
         if x.ndim == 0 and not scalars:
             raise ValueError(f"{name} must be an array of shape (B, ...), got a scalar")
     return xp
+
+
+def _check_plain(name: str, x: np.ndarray[Any, Any]) -> None:
+    """Raise TypeError for a masked NumPy array, and for one in foreign byte order, which other libraries can't read."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain array, got a masked one; use {name}.filled(value)")
+    if not x.dtype.isnative:
+        native = x.dtype.newbyteorder("=")
+        raise TypeError(f"{name} must be in native byte order, got {x.dtype.str}; use {name}.astype({str(native)!r})")
 
 
 def is_array_of(xp: Any, x: Any) -> bool:

@@ -16,6 +16,7 @@ from tinyddpm._arrays.value import FrozenValue
 from tinyddpm._numerics import double
 from tinyddpm._numerics.double import Double
 from tinyddpm._numerics.weights import LogVarWeights, Weights, half, minus, one_minus_exp, pair_weights, pair_weights_on_device
+from tinyddpm.conversions import Kind
 
 Table = NDArray[np.float64]
 
@@ -145,7 +146,7 @@ class Tables(FrozenValue):
         w = self._checked_pair_weights(t, s)
         return w.w_xs, w.beta
 
-    def conversion(self, source: str, target: str) -> tuple[Table, Table | None]:
+    def conversion(self, source: Kind, target: Kind) -> tuple[Table, Table | None]:
         """Tables (a, b) of ``target = a * source + b * x_t``; see `tinyddpm.conversions.tables`.
 
         Returns

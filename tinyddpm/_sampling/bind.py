@@ -12,7 +12,8 @@ import numpy as np
 from tinyddpm._arrays.namespace import Array, dtype_name, namespace_of
 from tinyddpm._network.nets import Net
 from tinyddpm._process import Process
-from tinyddpm._sampling.rows import Method, Row
+from tinyddpm._sampling.rows import Method
+from tinyddpm.backends import Row
 from tinyddpm.denoiser import Denoiser
 
 
@@ -34,8 +35,6 @@ def _bound_rows(method: Method, d: Process, denoiser: Denoiser, timesteps: tuple
             std=std,
             x0_from=(float(of_output[row.t]), 0.0 if of_state is None else float(of_state[row.t])),
             net_t=row.t - 1 + denoiser.first_t,
-            over_kept=row.state,
-            base_over_kept=row.base or (),
         )
         for row, std in zip(rows, _fixed_std(d, denoiser, rows), strict=True)
     )

@@ -19,36 +19,9 @@ from typing import Any
 import numpy as np
 
 from tinyddpm._numerics.tables import Tables
+from tinyddpm.backends import Row
 
 Method = Callable[[Tables, tuple[int, ...], float], "list[Row]"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One network call at time t and what follows from it.
-
-    `x0_from` weighs (the network's output, the state) for the prediction of x_0, which is then clipped where that is wanted.
-    `state` and `base` weigh (base, newest x_0, the one before, ...): the network is called at the state, while the base is
-    the last point known to the method's full order. The noise has standard deviation `std` (None: the network's own).
-    `denoised` fills in what is not the sampler's: an ancestral move's `std`, `x0_from` and what follows it.
-    """
-
-    t: int
-    s: int
-    state: tuple[float, ...]
-    base: tuple[float, ...] | None = None
-    """None: the new state."""
-    std: float | None = 0.0
-    ends_step: bool = True
-    """Whether the move to s is complete (the first half of Heun's is not)."""
-    x0_from: tuple[float, float] = (1.0, 0.0)
-    net_t: int = 0
-    """The number by which the network knows t."""
-    factor: float = 1.0
-    """What a stepper may multiply the prediction by where it reads it: its weight, which then need not be multiplied by. `state`
-    and `base` over predictions that are kept so are `over_kept` and `base_over_kept`."""
-    over_kept: tuple[float, ...] = ()
-    base_over_kept: tuple[float, ...] = ()
 
 
 def ddpm(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:

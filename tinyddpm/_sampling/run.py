@@ -30,9 +30,9 @@ from tinyddpm._network.nets import NeedsChain, refuse_nonfinite, torch_parameter
 from tinyddpm._process import Process
 from tinyddpm._sampling.bind import bound_rows, check_range
 from tinyddpm._sampling.options import BEST_SPACING, Noise, Options, Step
-from tinyddpm._sampling.rows import METHODS, Row
+from tinyddpm._sampling.rows import METHODS
 from tinyddpm._sampling.step import ArrayApiStepper
-from tinyddpm.backends import Stepper
+from tinyddpm.backends import Row, Stepper
 from tinyddpm.denoiser import Denoiser, check_model
 from tinyddpm.noise import as_words, normal, numbers
 
@@ -137,13 +137,12 @@ def _stepper(
         make = backends.of(x).stepper
     except LookupError:  # a library that is not registered can be used as long as no noise of ours is needed
         make = None
-    accelerated = NotImplemented
+    accelerated: Any = NotImplemented
     if make is not None:
         accelerated = make(rows, x, seed=seed, index=as_words(index), clip=clip, keep_x0=keep_x0)
     if accelerated is NotImplemented:
         return ArrayApiStepper(rows, x, seed=seed, index=index, clip=clip, keep_x0=keep_x0)
-    stepper: Stepper = accelerated
-    return stepper
+    return accelerated  # type: ignore[no-any-return]
 
 
 def _optimized(denoiser: Denoiser, x: Array, stepper: Stepper | None, options: Options) -> Denoiser:

@@ -183,7 +183,7 @@ class TrainConfig:
 
     def denoiser(self, net: Any) -> Denoiser:
         """How the run's network is read: it counts steps from 0, as the paper's does."""
-        return Denoiser(net, predicts=self.predicts, variance=self.variance, first_t=0)
+        return Denoiser(net, predicts=self.predicts, variance=self.variance, first_t=0)  # type: ignore[arg-type]
 
     def images(self) -> Images:
         """The run's data, those that it holds out included."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tinyddpm import Denoiser, Diffusion, conversions, guidance, likelihood, losses, schedules
+from tinyddpm._losses.call import target
 from tinyddpm.analytic import GaussianData, MixtureData
 from tinyddpm.noise import normal
 from tinyddpm.verify._core import Laws, Place, apart, relative
@@ -105,7 +106,7 @@ def _snr(place: Place) -> float:
         denoiser = Denoiser(lambda x, t: 0.0 * x, kind, clip_x0=False)
         found = place.host(losses.weighted(d, denoiser, x0, STEPS, eps, "snr"))
         x_t, slope = d.q_sample(x0, STEPS, eps), d.conversion(kind, "x0")[0][STEPS]
-        truth = place.host(losses.target(d, kind, x0, x_t, STEPS, eps, place.backend.namespace()))
+        truth = place.host(target(d, kind, x0, x_t, STEPS, eps, place.backend.namespace()))
         error = max(error, apart(found / (snr * slope**2 * np.mean(truth**2, axis=1)), 1.0))
     return error
 
