@@ -34,6 +34,7 @@ def _cupy() -> Any:
 
 
 def _namespace() -> Any:
+    """array-api-compat's namespace for CuPy."""
     _cupy()
     import array_api_compat.cupy
 
@@ -41,6 +42,7 @@ def _namespace() -> Any:
 
 
 def _devices() -> tuple[str, ...]:
+    """The CUDA devices."""
     return tuple(f"cuda:{i}" for i in range(_cupy().cuda.runtime.getDeviceCount()))
 
 
@@ -58,6 +60,7 @@ def _device(device: Any) -> int:
 
 
 def _from_numpy(array: Any, *, dtype: Any = None, device: Any = None) -> Any:
+    """A copy on the device."""
     cupy, place = _cupy(), _device(device)
     host = host_copy(array)
     if dtype is not None:
@@ -67,6 +70,7 @@ def _from_numpy(array: Any, *, dtype: Any = None, device: Any = None) -> Any:
 
 
 def _to_numpy(x: Any) -> np.ndarray[Any, Any]:
+    """A copy on the host."""
     return np.asarray(_cupy().asnumpy(x))
 
 
