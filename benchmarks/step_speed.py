@@ -30,7 +30,7 @@ import numpy as np
 
 from tinyddpm import Denoiser, Diffusion, backends, noise, samplers
 from tinyddpm._arrays.check import as_positive_int
-from tinyddpm._sampling import rows as methods
+from tinyddpm._sampling.bind import bound_rows
 
 Array = Any
 D = Diffusion()
@@ -45,7 +45,7 @@ SCHEDULERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "dpm++2m": "DPMS
 def ours(backend: backends.Backend, sampler: str, steps: int, x: Array, value: Array) -> Callable[[], object]:
     """A run's moves by the backend's stepper, clipped where diffusers' are."""
     denoiser, plan = Denoiser(lambda x_t, t: x_t), D.timesteps(steps)
-    rows = methods.denoised(samplers.NAMES[sampler], D, denoiser, plan, 0.0)
+    rows = bound_rows(samplers.NAMES[sampler], D, denoiser, plan, 0.0)
     index = np.arange(x.shape[0], dtype=np.uint64)
     make: Any = backend.stepper
 

@@ -24,8 +24,9 @@ import _report
 import numpy as np
 import sample_speed
 
-from tinyddpm import Denoiser, backends
+from tinyddpm import backends
 from tinyddpm._arrays.check import as_positive_int
+from tinyddpm._network.nets import check_output
 
 Task = Callable[[], object]
 PIECE = 65_536  # what the moves take
@@ -70,11 +71,10 @@ def after_network(net: Any, rounds: int) -> list[dict[str, Any]]:
     import torch
 
     x, t = torch.randn(16, 1, 8, 8), torch.full((16,), 5)
-    denoiser = Denoiser(net)
     out, half = net(x, t), torch.tensor(0.5)
     state, x0, z = (torch.zeros_like(x) for _ in range(3))
     parts: dict[str, Task] = {
-        "the output's shape, dtype, device": lambda: denoiser._check_output(out, x, 5, torch),
+        "the output's shape, dtype, device": lambda: check_output(out, x, 5, torch, False),
         "is it finite": lambda: out.sum().item(),
         "multiply": lambda: torch.mul(state, half, out=x0),
         "multiply and add": lambda: x0.add_(out, alpha=0.5),

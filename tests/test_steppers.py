@@ -22,7 +22,7 @@ from tinyddpm_backends import _host_noise, _host_steps
 
 from tinyddpm import Denoiser, Diffusion, backends, noise, samplers, schedules
 from tinyddpm._arrays.namespace import namespace_of
-from tinyddpm._sampling import rows as methods
+from tinyddpm._sampling.bind import bound_rows
 from tinyddpm._sampling.step import ArrayApiStepper
 from tinyddpm.backends import Row
 
@@ -148,7 +148,7 @@ CASES: dict[str, dict[str, Any]] = {
     "double": {"dtype": "float64"},
     "unclipped": {"denoiser": Denoiser(wavy, clip_x0=False)},
     "v": {"denoiser": Denoiser(wavy, "v", variance="beta_tilde")},
-    "weights that vanish": {"chain": Diffusion(schedules.constant(900, 0.9)), "denoiser": Denoiser(wavy, "x0")},
+    "weights that vanish": {"chain": Diffusion(schedules.constant(900, 0.9)), "denoiser": Denoiser(wavy, "x0"), "spacing": "even"},
     "own noise": {"noise": lambda t, index, shape: batch(len(index), *shape, seed=t)},
 }
 
@@ -212,7 +212,7 @@ def test_torchs_bits_do_not_depend_on_the_place_in_the_batch(sampler: str, shape
     memory layout."""
     torch = pytest.importorskip("torch")
     x, value = (torch.from_numpy(batch(*shape, seed=seed).astype(dtype)) for seed in (5, 6))
-    rows = methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(STEPS), 0.0)
+    rows = bound_rows(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(STEPS), 0.0)
     make: Any = backends.get("torch").stepper
 
     def end(part: slice, threads: int, out: Any) -> Any:
@@ -297,7 +297,7 @@ def test_a_network_may_return_a_view_of_the_state(sampler: str, net: Any, monkey
 def test_no_step_of_numpys_allocates_a_state(sampler: str, eta: float, shape: tuple[int, ...]) -> None:
     """The peak of the memory that NumPy allocates after the first step, which makes what the noise needs."""
     value = 0.1 * np.ones(shape, np.float32)
-    rows = methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(6), eta)
+    rows = bound_rows(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(6), eta)
     stepper = _host_steps.NumpyStepper(rows, value, seed=0, index=np.arange(shape[0], dtype=np.uint64), clip=CLIP, keep_x0=True)
     stepper.step(0, value)
     tracemalloc.start()
@@ -314,7 +314,7 @@ def test_no_step_of_numpys_allocates_a_state(sampler: str, eta: float, shape: tu
 def test_no_step_of_torchs_allocates_a_state(sampler: str) -> None:
     torch = pytest.importorskip("torch")
     value = 0.1 * torch.ones(16, 3, 64, 64)
-    rows = methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(6), 0.0)
+    rows = bound_rows(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(6), 0.0)
     make: Any = backends.get("torch").stepper
     stepper = make(rows, value, seed=0, index=np.arange(16, dtype=np.uint64), clip=CLIP, keep_x0=True)
     with torch.profiler.profile(profile_memory=True) as profile:
@@ -328,7 +328,7 @@ def test_sample_copies_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(x: Any) -> None:
         raise AssertionError("copied")
 
-    monkeypatch.setattr(samplers, "copy_array", refuse)
+    monkeypatch.setattr("tinyddpm._sampling.run.copy_array", refuse)
     CHAIN.sample(Denoiser(wavy), (2, 3), steps=4)
     with pytest.raises(AssertionError, match="copied"):
         CHAIN.sample(Denoiser(wavy), (2, 3), steps=4, callback=lambda step: None)
@@ -342,7 +342,7 @@ def test_an_output_that_is_not_finite_is_named_with_its_step(native: Any, sample
 
     t = next(t for t in CHAIN.timesteps(5) if t <= 12)
     with pytest.raises(ValueError, match=f"net returned NaN or infinity at t = {t}"):
-        CHAIN.sample(Denoiser(net), (2, 3), sampler=sampler, steps=5, backend=native.name)
+        CHAIN.sample(Denoiser(net), (2, 3), sampler=sampler, steps=5, spacing="even", backend=native.name)
 
 
 def test_a_large_output_passes(native: Any) -> None:
@@ -356,7 +356,7 @@ def test_half_precision_is_left_to_the_portable_steps(dtype: str) -> None:
     torch = pytest.importorskip("torch")
     x = CHAIN.sample(Denoiser(wavy), (2, 3), steps=4, backend="torch", dtype=dtype)
     assert x.dtype == getattr(torch, dtype)
-    rows = methods.denoised(methods.ddim, CHAIN, Denoiser(wavy), (30, 0), 0.0)
+    rows = bound_rows(samplers.NAMES["ddim"], CHAIN, Denoiser(wavy), (30, 0), 0.0)
     stepper = backends.get("torch").stepper
     assert stepper is not None
     assert stepper(rows, x, seed=0, index=np.arange(2), clip=CLIP, keep_x0=False) is NotImplemented
@@ -366,7 +366,7 @@ def test_half_precision_is_left_to_the_portable_steps(dtype: str) -> None:
 
 
 def device_rows(sampler: str, eta: float = 0.0) -> Any:
-    return methods.denoised(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(STEPS), eta)
+    return bound_rows(samplers.NAMES[sampler], CHAIN, Denoiser(wavy), CHAIN.timesteps(STEPS), eta)
 
 
 def run(stepper: Any, rows: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from oracles import Tables, log_mass, log_mass_gradient, log_ndtr, mp
 
 import tinyddpm.likelihood
 from tinyddpm import Denoiser, Diffusion, backends, cli, gaussian, guidance, losses, samplers, schedules, verify
-from tinyddpm._sampling import rows as methods
+from tinyddpm._sampling import run
 from tinyddpm.analytic import ExactNet
 from tinyddpm.verify import _gaussians, _sampling, _truth
 
@@ -170,7 +170,7 @@ MISTAKES = {
         "noise does not depend", _sampling, "normal", lambda f: lambda seed, index, *a, **o: f(seed, range(len(index)), *a, **o)
     ),
     "noise at the last move": (
-        "ancestral sampling with variance beta_tilde", methods, "denoised", noisy_to_the_end
+        "ancestral sampling with variance beta_tilde", run, "bound_rows", noisy_to_the_end
     ),
     "eta": ("DDIM at eta = 1", samplers.NAMES, "ddim", lambda f: lambda d, plan, eta: f(d, plan, 0.9 * eta)),
     "a fixed variance": ("ancestral sampling with variance beta has", Denoiser, "log_var_from", off_by_a_little),

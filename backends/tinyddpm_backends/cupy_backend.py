@@ -32,6 +32,7 @@ def _cupy() -> Any:
 
 
 def _namespace() -> Any:
+    """array-api-compat's namespace for CuPy."""
     _cupy()
     import array_api_compat.cupy
 
@@ -39,6 +40,7 @@ def _namespace() -> Any:
 
 
 def _devices() -> tuple[str, ...]:
+    """The CUDA devices."""
     return tuple(f"cuda:{i}" for i in range(_cupy().cuda.runtime.getDeviceCount()))
 
 
@@ -56,6 +58,7 @@ def _device(device: Any) -> int:
 
 
 def _from_numpy(array: Any, *, dtype: Any = None, device: Any = None) -> Any:
+    """A copy on the device."""
     cupy, place = _cupy(), _device(device)
     host = host_copy(array)
     if dtype is not None:
@@ -65,6 +68,7 @@ def _from_numpy(array: Any, *, dtype: Any = None, device: Any = None) -> Any:
 
 
 def _to_numpy(x: Any) -> np.ndarray[Any, Any]:
+    """A copy on the host."""
     return np.asarray(_cupy().asnumpy(x))
 
 

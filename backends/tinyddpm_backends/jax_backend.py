@@ -20,10 +20,12 @@ _LOW = np.uint64(2**32 - 1)
 
 
 def _jax() -> Any:
+    """JAX, imported."""
     return load("jax", 'pip install "tinyddpm[jax]"')
 
 
 def _namespace() -> Any:
+    """jax.numpy."""
     return _jax().numpy
 
 
@@ -65,6 +67,7 @@ def _needs_x64(dtype: Any) -> ValueError:
 
 
 def _from_numpy(array: Any, *, dtype: Any = None, device: Any = None) -> Any:
+    """A copy on the device."""
     jax, place = _jax(), _device(device)
     host = host_copy(array)
     if dtype is not None:
@@ -76,6 +79,7 @@ def _from_numpy(array: Any, *, dtype: Any = None, device: Any = None) -> Any:
 
 
 def _to_numpy(x: Any) -> np.ndarray[Any, Any]:
+    """A copy on the host; NumPy has no bfloat16, which becomes float32."""
     host = np.array(x, copy=True)
     return host.astype(np.float32) if host.dtype.name == "bfloat16" else host
 
@@ -119,12 +123,14 @@ def _log_ndtr_function() -> Any:
         return log_ndtr(x), hazard(x) * dx
 
     def widened(x: Any) -> Any:
+        """log Phi(x), in float32 for narrower dtypes."""
         return log_ndtr(x.astype(jnp.float32)).astype(x.dtype) if x.dtype.itemsize < 4 else log_ndtr(x)
 
     return jax.jit(widened)
 
 
 def _log_ndtr(x: Any) -> Any:
+    """log Phi(x)."""
     return _log_ndtr_function()(x)
 
 
@@ -169,13 +175,16 @@ def _multiply(x: Any, y: int) -> tuple[Any, Any]:
 
 @lru_cache(maxsize=1)
 def _kernel() -> Any:
+    """The noise kernel, compiled: words of (seed, stream, step) and the samples' first counters to normals."""
     jax = _jax()
     jnp = jax.numpy
 
     def constant(word: int) -> tuple[Any, Any]:
+        """A uint64 as a (low, high) pair."""
         return np.uint32(word & 0xFFFFFFFF), np.uint32(word >> 32)
 
     def turn(_: Any, state: Any) -> Any:
+        """One of Philox's ten rounds."""
         (a, b, c, d), key0, key1 = state
         (low0, high0), (low1, high1) = _multiply(a, 0xD2E7470EE14C6C93), _multiply(c, 0xCA5A826395121157)
         a = tuple(x ^ y ^ k for x, y, k in zip(high1, b, key0, strict=True))
@@ -195,6 +204,7 @@ def _kernel() -> Any:
         return jnp.stack([part for word in words for part in word], -1).reshape(low.shape[1], -1)
 
     def normal(scalars: Any, low: Any, high: Any, *, shape: tuple[int, ...], dtype: str) -> Any:
+        """The samples' normals."""
         n, count = math.prod(shape), low.shape[1]
         real = jnp.float64 if dtype == "float64" else jnp.float32
         pairs = philox(scalars, low, high, -(-n // 8)).reshape(count, 2, -1)
@@ -212,16 +222,16 @@ def _compiled_step() -> Any:
     """`reverse_step` with the weights of one row of `table`, compiled."""
     jax = _jax()
 
-    def step(
-        state: Any, base: Any, history: Any, value: Any, weights: Any, std: Any, z: Any, *, separate_base: bool, clip: Any
-    ) -> Any:
-        width = len(history) + 1
-        split = weights[:2], weights[3 : 3 + width], weights[3 + width :] if separate_base else None
+    def step(state: Any, base: Any, history: Any, value: Any, weights: Any, std: Any, z: Any, *, clip: Any) -> Any:
+        """The new state, base and predictions, and whether the network's output is finite; None for a base that is the state."""
+        separate, width = base is not None, len(history) + 1
+        split = weights[:2], weights[3 : 3 + width], weights[3 + width :] if separate else None
         noise = None if z is None else (weights[2] if std is None else std) * z
+        finite, base = jax.numpy.isfinite(value).all(), base if separate else state
         state, base, history = reverse_step(state, base, history, value, split, noise, clip=clip, xp=jax.numpy)
-        return state, base, history, jax.numpy.isfinite(value).all()
+        return state, base if separate else None, history, finite  # the same array twice would be copied
 
-    return jax.jit(step, static_argnames=("separate_base", "clip"))
+    return jax.jit(step, static_argnames=("clip",))
 
 
 class _Stepper:
@@ -231,11 +241,10 @@ class _Stepper:
         self, rows: Sequence[Row], x: Any, *, seed: int, index: Any, clip: tuple[float, float] | None, keep_x0: bool
     ) -> None:
         (self._place,) = x.devices()
-        self._rows, self._seed, self._index = rows, seed, index
+        self._rows, self._seed, self._index, self._clip = rows, seed, index, clip
         self._table = table(rows, depth(rows)).astype(x.dtype)
-        self.state = self._base = x
+        self.state, self._base = x, x if any(row.base is not None for row in rows) else None
         self._history = (x,) * depth(rows)
-        self._static = {"separate_base": any(row.base is not None for row in rows), "clip": clip}
 
     @property
     def x0(self) -> Any:
@@ -250,7 +259,7 @@ class _Stepper:
             dtype = str(self.state.dtype)
             z = _host_noise.normal(*key, dtype) if on_host else _draw(*key, self._place, dtype)
         arrays = self.state, self._base, self._history, value, self._table[k], std, z
-        self.state, self._base, self._history, finite = _compiled_step()(*arrays, **self._static)
+        self.state, self._base, self._history, finite = _compiled_step()(*arrays, clip=self._clip)
         return bool(finite) if on_host else None
 
 

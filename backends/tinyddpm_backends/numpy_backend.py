@@ -18,12 +18,14 @@ _DTYPES = ("float16", "float32", "float64")
 
 
 def _namespace() -> Any:
+    """array-api-compat's namespace for NumPy."""
     import array_api_compat.numpy
 
     return array_api_compat.numpy
 
 
 def _from_numpy(array: Any, *, dtype: Any = None, device: Any = None) -> np.ndarray[Any, Any]:
+    """A copy."""
     _check_device(device)
     host = host_copy(array)
     return host if dtype is None else host.astype(checked_dtype(dtype, _DTYPES), copy=False)
@@ -36,6 +38,7 @@ def _check_device(device: Any) -> None:
 
 
 def _to_numpy(x: Any) -> np.ndarray[Any, Any]:
+    """A copy."""
     return np.array(x, copy=True)
 
 

@@ -20,10 +20,12 @@ _LOW, _SIGN = 2**32 - 1, -(2**63)
 
 
 def _torch() -> Any:
+    """Torch, imported."""
     return load("torch", 'pip install "tinyddpm[torch]"')
 
 
 def _namespace() -> Any:
+    """array-api-compat's namespace for Torch."""
     _torch()
     import array_api_compat.torch
 
@@ -31,6 +33,7 @@ def _namespace() -> Any:
 
 
 def _devices() -> tuple[str, ...]:
+    """The CPU and the CUDA devices."""
     return ("cpu", *(f"cuda:{i}" for i in range(_torch().cuda.device_count())))
 
 
@@ -43,12 +46,14 @@ def _device(device: Any) -> str:
 
 
 def _from_numpy(array: Any, *, dtype: Any = None, device: Any = None) -> Any:
+    """A copy on the device."""
     torch, place = _torch(), _device(device)
     to = None if dtype is None else getattr(torch, checked_dtype(dtype, _DTYPES))
     return torch.from_numpy(host_copy(array)).to(place, to)
 
 
 def _to_numpy(x: Any) -> np.ndarray[Any, Any]:
+    """A copy on the host; NumPy has no bfloat16, which becomes float32."""
     x = x.detach()
     return np.array((x.float() if x.dtype == _torch().bfloat16 else x).cpu().numpy())
 
@@ -103,6 +108,7 @@ def _log_ndtr_function() -> Any:
 
 
 def _log_ndtr(x: Any) -> Any:
+    """log Phi(x), in float32 for narrower dtypes."""
     torch = _torch()
     half = x.dtype in (torch.float16, torch.bfloat16)
     function = _log_ndtr_function()
@@ -189,6 +195,7 @@ def _stepper(rows: Sequence[Row], x: Any, *, seed: int, index: Any, clip: tuple[
 
 
 def _optimize_net(net: Any, **options: Any) -> Any:
+    """A faster form of a network."""
     _torch()
     from . import _torch_steps
 

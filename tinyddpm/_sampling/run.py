@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 
 from tinyddpm import backends, plans
-from tinyddpm._arrays.check import allocating, as_bool, as_callable, as_int, as_real, lookup, refuse_unknown_options
+from tinyddpm._arrays.check import (
+    allocating,
+    as_bool,
+    as_callable,
+    as_dtype_name,
+    as_int,
+    as_real,
+    lookup,
+    refuse_unknown_options,
+)
 from tinyddpm._arrays.namespace import (
     Array,
     array_like,
@@ -171,7 +180,7 @@ def _given_noise(noise: Noise, index: Sequence[int], x: Array, t: int) -> Array:
 
 def _start(denoiser: Denoiser, shape: tuple[int, ...], seed: int, index: Sequence[int], options: Options) -> Array:
     """The state at the plan's first step."""
-    x_T, dtype = options.get("x_T"), options.get("dtype", "float32")
+    x_T, dtype = options.get("x_T"), as_dtype_name("dtype", options.get("dtype", "float32"))
     backend, device = _place(denoiser, options)
     if x_T is None:
         with allocating("shape", shape):
