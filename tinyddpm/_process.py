@@ -222,8 +222,10 @@ class Process(Tables):
         a, b = self.existing_conversion(t, source, target)
         if source == target and isinstance(t, int | np.ndarray):
             return value
-        converted: Any = gather(a, t, value, xp) * value
-        return converted if b is None else converted + gather(b, t, value, xp) * cast_like(x_t, value, xp)
+        converted = gather(a, t, value, xp) * value
+        if b is not None:
+            converted = converted + gather(b, t, value, xp) * cast_like(x_t, value, xp)
+        return converted  # type: ignore[no-any-return]
 
     def existing_conversion(self, t: Any, source: Kind, target: Kind) -> tuple[Table, Table | None]:
         """`conversion`, or ValueError if it does not exist at a step t that the host can read."""

@@ -38,8 +38,8 @@ def call_net(net: Net, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str) 
 def torch_parameter(net: Any) -> Any:
     """The first parameter of a network that is, or wraps as attribute `net`, a ``torch.nn.Module``; None for others."""
     for _ in range(8):
-        if callable(parameters := getattr(net, "parameters", None)) and hasattr(net, "state_dict"):
-            return next(iter(parameters()), None)
+        if hasattr(net, "parameters") and hasattr(net, "state_dict"):
+            return next(iter(net.parameters()), None)
         net = getattr(net, "net", None)
     return None
 
