@@ -97,7 +97,7 @@ def vlb(d: Process, denoiser: Denoiser, x0: A, t: Steps, eps: A, decoder: Decode
     >>> from tinyddpm import Denoiser, Diffusion
     >>> denoiser = Denoiser(lambda x_t, t: np.zeros_like(x_t), variance="beta_tilde")
     >>> vlb(Diffusion([0.1, 0.2]), denoiser, np.zeros((1, 1)), 2, np.ones((1, 1))).round(4).tolist()
-    [1.0]
+    [1.25]
     """
     check_range("x0", x0, 256, decoder)
     return vlb_term(d, denoiser, call_on_noised(d, denoiser, x0, t, eps), decoder)  # type: ignore[no-any-return]

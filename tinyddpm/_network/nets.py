@@ -11,7 +11,7 @@ import numpy as np
 from tinyddpm._arrays.namespace import Array, array_like, is_array_of, namespace_of
 
 Net = Callable[[Any, Any], Any]
-"""``net(x_t, t)``: x_t (B, ...), t an integer array (B,)."""
+"""``net(x_t, t)`` with x_t of shape (B, ...) and an integer array t of shape (B,)."""
 
 
 class NeedsChain:
