@@ -27,7 +27,7 @@ FLOORS = (  # from the ground up: a module may import from its own floor or from
     {"denoiser"},
     {"_sampling", "_losses"},
     {"samplers", "losses", "_likelihood"},
-    {"diffusion", "guidance", "likelihood"},
+    {"diffusion", "guidance", "likelihood", "_editing"},
     {"analytic", "edit"},
     {"nn", "training", "verify"},
     {"plots"},

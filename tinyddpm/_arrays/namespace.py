@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -148,12 +149,17 @@ def host_numbers(name: str, values: Any) -> np.ndarray[Any, Any]:
     if hasattr(values, "detach"):  # Torch: NumPy knows no bfloat16, and does not read what requires gradients
         values = values.detach().cpu()
         values = values.float() if dtype_name(values) == "bfloat16" else values
-    if isinstance(values, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be a plain array, got a masked one; use .filled(value) or .compressed()")
     try:
-        array = np.asarray(values)
+        array = np.asanyarray(values)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be numbers, got {type(values).__name__}") from None
+    _check_plain(name, array)
+    array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array  # JAX's
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{name} must be numbers, got {type(values).__name__} of {array.dtype}")
     return array
+
+
+def quiet() -> AbstractContextManager[Any]:
+    """A context in which NumPy, the only library that would, does not complain of results outside the float range."""
+    return np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore")
