@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tinyddpm._arrays.namespace import Array, array_like
 from tinyddpm._arrays.steps import Steps, gather
 from tinyddpm._numerics import double
-from tinyddpm._numerics.double import Double
+from tinyddpm._numerics.double import Double, half, minus, one_minus_exp
 
 
 class Weights(NamedTuple):
@@ -42,23 +42,6 @@ class LogVarWeights(NamedTuple):
         """From weights on the host; the logarithm of 0 is -inf."""
         with np.errstate(divide="ignore"):
             return cls(w.w_x0, w.w_xt, np.log(w.beta_tilde), w.w_xs, np.log(w.beta))
-
-
-def half(a: Double) -> Double:
-    """a / 2."""
-    return Double(a.hi / 2, a.lo / 2)
-
-
-def minus(a: Double, b: Double) -> Double:
-    """a - b for a finite b and an a that may be -inf."""
-    with np.errstate(invalid="ignore"):
-        difference = double.sub(a, b)
-    return double.where(np.isneginf(a.hi), Double(-np.inf, 0.0), difference)
-
-
-def one_minus_exp(a: Double) -> Double:
-    """1 - exp(a)."""
-    return double.neg(double.expm1(a))
 
 
 def pair_weights(log_t: Double, log_s: Double, beta: Double | None = None) -> Weights:
