@@ -1,8 +1,8 @@
 """Double-double arithmetic: numbers of about 106 bits, each an unevaluated sum of two float64 arrays.
 
 Tables of many small factors (alpha_bar over 100 000 steps, one minus it, differences of its logarithm) are computed in
-this arithmetic and rounded once. The algorithms are Dekker's and Knuth's error-free transformations; every function is
-elementwise and broadcasts.
+this arithmetic and rounded once. The algorithms are Dekker's and Knuth's error-free transformations. Every function is
+elementwise and broadcasts. The lower part of a tiny number may underflow, which loses nothing that float64 could show.
 """
 
 from __future__ import annotations
@@ -63,11 +63,10 @@ def sub(a: Double, b: Double) -> Double:
     return add(a, neg(b))
 
 
+@np.errstate(all="ignore")
 def minus(a: Double, b: Double) -> Double:
     """a - b for an a that may be -inf."""
-    with np.errstate(invalid="ignore"):
-        difference = sub(a, b)
-    return where(np.isneginf(a.hi), Double(-np.inf, 0.0), difference)
+    return where(np.isneginf(a.hi), Double(-np.inf, 0.0), sub(a, b))
 
 
 def half(a: Double) -> Double:
@@ -93,6 +92,7 @@ def where(condition: Any, a: Double, b: Double) -> Double:
     return Double(np.where(condition, a.hi, b.hi), np.where(condition, a.lo, b.lo))
 
 
+@np.errstate(all="ignore")
 def log(a: Double) -> Double:
     """The natural logarithm of a >= 0, to about 1e-31 relative also next to 1; log(0) is -inf."""
     inside = (a.hi > 0) & (a.hi < np.inf)
@@ -107,16 +107,17 @@ def log(a: Double) -> Double:
         series = add(mul(series, zz), odd)
     series = mul(series, z)
     result = add(mul(double(exponent), _LN2), Double(2 * series.hi, 2 * series.lo))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return where(inside, result, Double(np.log(a.hi), 0.0))
+    return where(inside, result, Double(np.log(a.hi), 0.0))
 
 
+@np.errstate(all="ignore")
 def exp(a: Double) -> Double:
     """The exponential of a."""
     e, _, change = _exponential(a)
     return add(e, change)
 
 
+@np.errstate(all="ignore")
 def expm1(a: Double) -> Double:
     """exp(a) - 1, to about 1e-30 relative also next to 0."""
     _, e_minus_1, change = _exponential(a)
@@ -128,6 +129,7 @@ def one_minus_exp(a: Double) -> Double:
     return neg(expm1(a))
 
 
+@np.errstate(all="ignore")
 def cumsum(a: Double) -> Double:
     """Sums of a's first 1, 2, ... entries along axis 0, in log2(n) passes; from an entry of -inf on they are -inf."""
     empty = np.logical_or.accumulate(a.hi == -np.inf, axis=0)
@@ -143,13 +145,12 @@ def cumsum(a: Double) -> Double:
 def _exponential(a: Double) -> tuple[Double, Double, Double]:
     """Return e = exp(a) in float64, e - 1, and the correction to both from one Newton step on the logarithm."""
     near = np.abs(a.hi) < 0.5
-    with np.errstate(under="ignore", over="ignore"):
-        e, small = double(np.exp(a.hi)), double(np.expm1(np.where(near, a.hi, 0.0)))
-        e_minus_1 = where(near, small, two_sum(e.hi, -1.0))
-        e = where(near, two_sum(1.0, small.hi), e)
-        valid = (e.hi > 1e-310) & (e.hi < np.inf)  # below, a.lo is less than the last place
-        r = sub(where(valid, a, double(0.0)), log(where(valid, e, _ONE)))
-        return e, e_minus_1, mul(e, r)
+    e, small = double(np.exp(a.hi)), double(np.expm1(np.where(near, a.hi, 0.0)))
+    e_minus_1 = where(near, small, two_sum(e.hi, -1.0))
+    e = where(near, two_sum(1.0, small.hi), e)
+    valid = (e.hi > 1e-310) & (e.hi < np.inf)  # below, a.lo is less than the last place
+    r = sub(where(valid, a, double(0.0)), log(where(valid, e, _ONE)))
+    return e, e_minus_1, mul(e, r)
 
 
 def _normal(a: Float, b: Float) -> Double:
