@@ -1,10 +1,11 @@
 # `make demo` and `make test` are all that a newcomer needs: each makes .venv and installs what is missing, once.
 
 PYTHON ?= python3
-BIN := .venv/bin
+VENV := .venv
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all mutation docs dist api-check lint format clean
+.PHONY: demo test test-all test-lowest mutation docs dist api-check lint format clean
 
 demo: .venv/installed-train
 	$(BIN)/tinyddpm demo --out demo
@@ -15,6 +16,12 @@ test: .venv/installed-test
 
 test-all: .venv/installed-test .venv/installed-lint .venv/installed-docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m ''
+
+# With the lowest versions that pyproject.toml allows, in an environment of its own.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt --editable '.[test-core]'
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 -p no:cacheprovider
 
 # About half an hour of one core; docs/mutation.md reads what it leaves in build/mutation.
 mutation: .venv/installed-mutation
@@ -38,13 +45,14 @@ lint: .venv/installed-test .venv/installed-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -q tests/test_caller_types.py
 
 format: .venv/installed-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest demo build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/pyvenv.cfg:
 	$(PYTHON) -m venv .venv

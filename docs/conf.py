@@ -26,7 +26,7 @@ include_patterns = ["*.md", "docs/**.md", "examples/**.md", "benchmarks/results/
 exclude_patterns = [".*", "build", "demo", "dist", "runs", "site"]
 suppress_warnings = ["myst.xref_missing", "myst.header", "ref.python"]  # tests/test_docs.py checks links
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 default_role = "py:obj"
@@ -57,11 +57,11 @@ def named(pages: list[str]) -> list[str]:
 
 TUTORIALS = [f"docs/tutorials/{name}" for name in ("train", "likelihood", "diffusers", "many-machines", "backend")]
 API = [f"docs/api/{name}" for name in ("process", "sampling", "likelihood", "backends", "torch", "tools", "commands")]
-TEXTS = ["docs/derivation", "docs/design", "docs/how-to"]
+TEXTS = ["docs/derivation", "docs/design", "docs/sample-flow", "docs/how-to"]
 NAVIGATION = {
     "Learn": others("docs/tutorials/*.md", *TUTORIALS),
     "Use": ["docs/how-to", "examples/README", *others("examples/*/README.md"), *others("docs/migration/*.md")],
-    "Understand": ["The derivation <docs/derivation>", "docs/design"],
+    "Understand": ["The derivation <docs/derivation>", "docs/design", "docs/sample-flow"],
     "Reference": others("docs/api/*.md", *API),
     "Evidence": named([*others("docs/*.md", *TEXTS)[len(TEXTS) :], *others("benchmarks/results/*.md")]),
     "Project": [page for page in others("*.md", "CHANGELOG", "CONTRIBUTING") if page != root_doc],

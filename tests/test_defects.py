@@ -17,7 +17,6 @@ from strategies import batch
 
 from tinyddpm import Denoiser, Diffusion, gaussian, guidance, losses, noise, schedules
 from tinyddpm.analytic import GaussianData, MixtureData
-from tinyddpm.training import to_uint8
 
 D = Diffusion()
 X = batch(4, 3)
@@ -264,6 +263,9 @@ def test_defect_13_an_image_averaged_with_its_neighbours() -> None:
 
 def test_defect_14_pixels_cut_off_instead_of_rounded() -> None:
     """Half a level darker on average, a whole one at worst; 8-bit images no longer come back as they were."""
+    pytest.importorskip("torch")
+    from tinyddpm.training import to_uint8
+
     x = np.linspace(-1, 1, 100_001)
     exact_level = 127.5 * (x + 1)
     cut, ours = (level.astype(float) - exact_level for level in (exact_level.astype(np.uint8), to_uint8(x)))

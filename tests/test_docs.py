@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -123,6 +125,24 @@ def test_every_public_module_has_its_reference() -> None:
             assert re.search(rf"(automodule|autoclass):: {re.escape(module.name)}\b", documented) or any(
                 f"autoclass:: tinyddpm.{name}" in documented for name in importlib.import_module(module.name).__all__
             ), module.name
+
+
+def attribute_docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """The strings that document attributes: those that follow an assignment in a module or class."""
+    for node in ast.walk(ast.parse(text(path))):
+        body = node.body if isinstance(node, ast.Module | ast.ClassDef) else []
+        for before, after in itertools.pairwise(body):
+            value = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else None
+            if isinstance(before, ast.Assign | ast.AnnAssign) and isinstance(value, str):
+                yield after.lineno, value
+
+
+def test_no_attribute_is_rendered_with_its_description_for_a_type() -> None:
+    """Napoleon takes what precedes a colon in an attribute's first line for its type, unless it is code."""
+    for path in sorted((pages.ROOT / "tinyddpm").rglob("*.py")):
+        for line, docstring in attribute_docstrings(path):
+            first = re.sub(r"``.*?``|`.*?`", "", docstring.splitlines()[0])
+            assert not re.search(r":\s", first), f"{path.name}:{line}: {docstring.splitlines()[0]}"
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 import tinyddpm
 
 ROOT = Path(tinyddpm.__file__).parent
+BACKENDS = ROOT.parent / "backends/tinyddpm_backends"
 FLOORS = (  # from the ground up: a module may import from its own floor or from below
     {"_arrays"},
     {"_io", "_backends"},
@@ -44,45 +45,66 @@ def floor(module: str) -> int:
     return found[0]
 
 
-def module_level(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Import statements that run when the module is imported; those for types only don't."""
-    for node in tree.body:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield node
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of whatever a file imports: at its head, in functions, and for types only."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = module_name(path).split(".")
+            package = parts if path.name == "__init__.py" else parts[:-1]
+            base = ".".join([*package[: len(package) + 1 - node.level], *([node.module] if node.module else [])])
+            base = base if node.level else node.module or ""
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
 
 
-def imported(node: ast.Import | ast.ImportFrom) -> set[str]:
-    if isinstance(node, ast.Import):
-        return {alias.name for alias in node.names}
-    if node.module == "tinyddpm":
-        return {f"tinyddpm.{alias.name}" for alias in node.names}
-    return {node.module or ""}
+def module_name(path: Path) -> str:
+    root = BACKENDS if BACKENDS in path.parents else ROOT
+    return ".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py" or path.parent != ROOT)
+MODULES = {module_name(path): path for path in (*FILES, *BACKENDS.glob("*.py"))}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down(path: Path) -> None:
-    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    for node in module_level(ast.parse(path.read_text(encoding="utf-8"))):
-        for name in imported(node):
-            root, _, rest = name.partition(".")
-            target = rest.partition(".")[0]
-            if root == "tinyddpm" and target not in ("", "__version__", "Denoiser", "Diffusion", "Gaussian"):
-                assert floor(target) <= floor(own), f"{path.name}:{node.lineno}: {own} must not import {target}"
-            if own not in {"nn", "training"}:
-                assert root not in HEAVY, f"{path.name}:{node.lineno}: {root} is imported at module level"
-            assert root != "tinyddpm_backends", "the core reaches plug-ins through backends.get only"
+    here = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    for line, name in imported(path):
+        root, _, rest = name.partition(".")
+        target = rest.partition(".")[0]
+        if root == "tinyddpm" and target not in ("", "__version__", "Denoiser", "Diffusion", "Gaussian"):
+            assert floor(target) <= floor(here), f"{path.name}:{line}: {here} must not import {target}"
+        assert root != "tinyddpm_backends", f"{path.name}:{line}: the core reaches plug-ins through backends.get only"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT.parent / "backends/tinyddpm_backends").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_core_imports_no_heavy_library_at_its_head(path: Path) -> None:
+    if path.relative_to(ROOT).parts[0] not in {"nn", "training"}:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.partition(".")[0] not in HEAVY, f"{path.name}:{node.lineno}: {name}"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Whatever the kind of import: a graph without circles can be taken apart from its leaves."""
+    graph = {}
+    for name, path in MODULES.items():
+        targets = {t if t in MODULES else t.rpartition(".")[0] for _, t in imported(path)} & set(MODULES)
+        graph[name] = {t for t in targets if t != name and not name.startswith(f"{t}.")}
+    while leaves := [name for name, targets in graph.items() if not targets & set(graph)]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, f"in a circle, or above one: {sorted(graph)}"
+
+
+@pytest.mark.parametrize("path", sorted(BACKENDS.glob("*.py")), ids=lambda p: p.name)
 def test_plug_ins_import_the_registry_and_their_own_library(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import | ast.ImportFrom) and not (isinstance(node, ast.ImportFrom) and node.level):
-            for name in imported(node):
-                if name.startswith("tinyddpm"):
-                    assert name == "tinyddpm.backends", f"{path.name}:{node.lineno}: imports {name}"
+    for line, name in imported(path):
+        if name.startswith("tinyddpm."):
+            assert name.startswith("tinyddpm.backends"), f"{path.name}:{line}: imports {name}"
 
 
 def test_importing_the_package_loads_numpy_only() -> None:
@@ -104,4 +126,9 @@ def test_every_public_module_says_what_it_is_and_what_it_offers() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         tinyddpm.nonsense  # noqa: B018
-    assert "nn" in dir(tinyddpm)
+
+
+def test_dir_lists_the_public_names_once_each() -> None:
+    names = dir(tinyddpm)
+    assert len(names) == len(set(names))
+    assert set(names) == {*tinyddpm.__all__, "cli", "nn", "plots", "training", "verify", "__version__"}

@@ -1,5 +1,8 @@
 """The backends' steppers make the portable steps, in memory of their own that the user never sees."""
 
+# mypy: disable-error-code="arg-type"
+# Names are parameters of type str here, and wrong arguments are passed on purpose.
+
 from __future__ import annotations
 
 import shutil
@@ -148,7 +151,11 @@ CASES: dict[str, dict[str, Any]] = {
     "double": {"dtype": "float64"},
     "unclipped": {"denoiser": Denoiser(wavy, clip_x0=False)},
     "v": {"denoiser": Denoiser(wavy, "v", variance="beta_tilde")},
-    "weights that vanish": {"chain": Diffusion(schedules.constant(900, 0.9)), "denoiser": Denoiser(wavy, "x0"), "spacing": "even"},
+    "weights that vanish": {
+        "chain": Diffusion(schedules.constant(900, 0.9)),
+        "denoiser": Denoiser(wavy, "x0"),
+        "spacing": "even",
+    },
     "own noise": {"noise": lambda t, index, shape: batch(len(index), *shape, seed=t)},
 }
 

@@ -52,7 +52,7 @@ class Diffusion(Process):
     --------
     >>> from tinyddpm import Diffusion, schedules
     >>> Diffusion(schedules.cosine(T=500))
-    Diffusion(T=500, beta=8.291e-05..0.999, alpha_bar_T=9.713e-09)
+    Diffusion(T=500, beta=8.742e-05..0.999, alpha_bar_T=9.715e-09)
     """
 
     def timesteps(self, steps: int, spacing: Spacing = "even") -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tinyddpm._arrays.check import as_real, lookup
 from tinyddpm._arrays.namespace import A
 from tinyddpm._arrays.steps import Steps, gather
-from tinyddpm._losses.call import call_on_noised, check_range, detached, eps_error, mean_square, vlb_term
+from tinyddpm._losses.call import Decoder, call_on_noised, check_range, detached, eps_error, mean_square, vlb_term
 from tinyddpm._losses.times import LossAwareT, UniformT
 from tinyddpm._process import Process
 from tinyddpm.denoiser import Denoiser
@@ -23,7 +23,6 @@ __all__ = ["LossAwareT", "UniformT", "hybrid", "simple", "vlb", "weighted"]
 
 Table = NDArray[np.float64]
 Weighting = Literal["uniform", "snr", "min_snr", "p2"]
-Decoder = Literal["exact", "ho2020", "density"]
 
 
 def simple(d: Process, denoiser: Denoiser, x0: A, t: Steps, eps: A) -> A:
@@ -98,7 +97,7 @@ def vlb(d: Process, denoiser: Denoiser, x0: A, t: Steps, eps: A, decoder: Decode
     >>> from tinyddpm import Denoiser, Diffusion
     >>> denoiser = Denoiser(lambda x_t, t: np.zeros_like(x_t), variance="beta_tilde")
     >>> vlb(Diffusion([0.1, 0.2]), denoiser, np.zeros((1, 1)), 2, np.ones((1, 1))).round(4).tolist()
-    [1.0]
+    [1.25]
     """
     check_range("x0", x0, 256, decoder)
     return vlb_term(d, denoiser, call_on_noised(d, denoiser, x0, t, eps), decoder)  # type: ignore[no-any-return]

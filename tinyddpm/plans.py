@@ -92,7 +92,7 @@ def log_snr(table: Table, steps: int) -> tuple[int, ...]:
     --------
     >>> from tinyddpm import Diffusion
     >>> log_snr(Diffusion().log_snr, 4)
-    (1000, 294, 38, 1, 0)
+    (1000, 604, 74, 1, 0)
     """
     T = len(table) - 1
     if steps == 1:

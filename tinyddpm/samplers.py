@@ -53,9 +53,8 @@ def sample(d: Process, denoiser: Denoiser, shape: Sequence[int], **options: Unpa
     >>> sample(Diffusion(), Denoiser(lambda x_t, t: 0 * x_t), (2, 3), steps=5).shape
     (2, 3)
     """
-    for step in run(d, denoiser, shape, None, options):
-        x = step.x
-    return x
+    (step,) = run(d, denoiser, shape, None, options)
+    return step.x
 
 
 def trajectory(

@@ -133,7 +133,20 @@ def as_callable(name: str, value: Any, call: str) -> Any:
 
 
 def as_dtype_name(name: str, value: Any) -> str:
-    """The name of a dtype that is given by name or as the dtype itself, of any library; it is not looked up anywhere."""
+    """The name of a dtype that is given by name or as the dtype itself, of any library; it is not looked up anywhere.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for messages.
+    value : str or dtype
+        "float32", ``numpy.float32``, ``torch.float32`` or the like.
+
+    Returns
+    -------
+    str
+        For example "float32".
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, type | np.dtype):  # numpy.float32, jax.numpy.float32, numpy.dtype("float32")

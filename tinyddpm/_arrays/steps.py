@@ -19,7 +19,7 @@ from tinyddpm._arrays.check import as_int
 from tinyddpm._arrays.namespace import Array, HasShape, array_like, host_values, integer_namespace, library_name
 
 Steps = SupportsIndex | HasShape
-"""A step argument as callers give it: an int, or an integer array of shape (B,) or ()."""
+"""A step argument as callers give it, an int or an integer array of shape (B,) or ()."""
 
 
 def check_steps(name: str, t: Any, x: Array, xp: Any, low: int, high: int) -> Any:

@@ -116,6 +116,7 @@ class StepperFactory(Protocol):
         Stepper
             Or NotImplemented, for example for a dtype without a kernel.
         """
+        ...
 
 
 @dataclass(frozen=True)

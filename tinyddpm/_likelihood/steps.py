@@ -109,7 +109,9 @@ class Columns:
     """
 
     def __init__(self, xp: Any, keep: bool = True) -> None:
-        self._xp, self._keep, self._waiting, self._done = xp, keep, [], []  # type: ignore[var-annotated]
+        self._xp, self._keep = xp, keep
+        self._waiting: list[Array] = []
+        self._done: list[Table] = []
 
     def add(self, column: Array) -> None:
         """The next column."""

@@ -7,7 +7,7 @@ network predicts; that number is computed in float64 on the host.
 from __future__ import annotations
 
 import sys
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from tinyddpm.conversions import Kind
 from tinyddpm.denoiser import Denoiser, check_model
 
 Table = NDArray[np.float64]
-DECODERS = ("exact", "ho2020", "density")
+Decoder = Literal["exact", "ho2020", "density"]
 
 
 class Call(NamedTuple):
@@ -76,9 +76,9 @@ def eps_error(d: Process, predicts: Kind) -> Table:
     return d.conversion(predicts, "eps")[0] ** 2
 
 
-def check_range(name: str, x0: Array, levels: int, decoder: str) -> None:
+def check_range(name: str, x0: Array, levels: int, decoder: Decoder) -> None:
     """Raise unless the decoder is known and, if it is of discretized data, x0 within half a bin of [-1, 1]."""
-    one_of("decoder", decoder, DECODERS)
+    one_of("decoder", decoder, get_args(Decoder))
     if decoder == "density":
         return
     host = host_values(x0) if hasattr(x0, "dtype") else None
@@ -87,7 +87,7 @@ def check_range(name: str, x0: Array, levels: int, decoder: str) -> None:
                          "for continuous data")  # fmt: skip
 
 
-def vlb_term(d: Process, denoiser: Denoiser, call: Call, decoder: str) -> Array:
+def vlb_term(d: Process, denoiser: Denoiser, call: Call, decoder: Decoder) -> Array:
     """L_{t-1} in nats per dimension, (B,), from the network's unclipped output."""
     x_t, t, xp = call.x_t, call.t, call.xp
     log_var = denoiser.log_var_from(d, call.raw, x_t, t, None, xp)
@@ -103,11 +103,11 @@ def vlb_term(d: Process, denoiser: Denoiser, call: Call, decoder: str) -> Array:
     return xp.where(first, l_0, mean_over_dims(_divergence(d, denoiser, call, log_var), xp))
 
 
-def _reconstruction(x0: Array, mean: Array, log_var: Any, decoder: str, xp: Any) -> Array:
+def _reconstruction(x0: Array, mean: Array, log_var: Any, decoder: Decoder, xp: Any) -> Array:
     """-log p(x_0 | x_1), elementwise: of x_0's bin among 256 levels, or its density."""
     if decoder == "density":
         return -gaussian.Gaussian(mean, log_var).log_prob(x0)
-    return -gaussian.discretized_log_likelihood(clip_array(x0, -1.0, 1.0, xp), mean, log_var / 2, 256, decoder)  # type: ignore[arg-type]
+    return -gaussian.discretized_log_likelihood(clip_array(x0, -1.0, 1.0, xp), mean, log_var / 2, 256, decoder)
 
 
 def _divergence(d: Process, denoiser: Denoiser, call: Call, log_var: Any) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 from tinyddpm._arrays.namespace import Array, array_like, is_array_of, namespace_of
 
 Net = Callable[[Any, Any], Any]
-"""``net(x_t, t)``: x_t (B, ...), t an integer array (B,)."""
+"""``net(x_t, t)`` with x_t of shape (B, ...) and an integer array t of shape (B,)."""
 
 
 class NeedsChain:
@@ -38,8 +38,8 @@ def call_net(net: Net, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str) 
 def torch_parameter(net: Any) -> Any:
     """The first parameter of a network that is, or wraps as attribute `net`, a ``torch.nn.Module``; None for others."""
     for _ in range(8):
-        if callable(parameters := getattr(net, "parameters", None)) and hasattr(net, "state_dict"):
-            return next(iter(parameters()), None)
+        if hasattr(net, "parameters") and hasattr(net, "state_dict"):
+            return next(iter(net.parameters()), None)
         net = getattr(net, "net", None)
     return None
 

@@ -10,7 +10,7 @@ from tinyddpm._arrays.namespace import Array
 from tinyddpm.plans import Spacing
 
 Noise = Callable[[int, Sequence[int], tuple[int, ...]], Array]
-"""``noise(t, index, shape) -> (len(index), *shape)``: the noise of the step that starts at t."""
+"""``noise(t, index, shape) -> (len(index), *shape)`` returns the noise of the step that starts at t."""
 
 SamplerName = Literal["ddpm", "ddim", "dpm++2m", "heun", "unipc"]
 

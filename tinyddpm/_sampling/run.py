@@ -197,12 +197,12 @@ def _start(denoiser: Denoiser, shape: tuple[int, ...], seed: int, index: Sequenc
 
 def _place(denoiser: Denoiser, options: Options) -> tuple[str, Any]:
     """The backend's name and the device: as named, else of x_T, else of a Torch network, else NumPy."""
-    backend, device = options.get("backend"), options.get("device")
+    backend, device, x_T = options.get("backend"), options.get("device"), options.get("x_T")
     if backend is not None:
         return backends.get(backend).name, device
-    if options.get("x_T") is not None:
+    if x_T is not None:
         try:
-            return backends.of(options["x_T"]).name, device
+            return backends.of(x_T).name, device
         except LookupError:  # an array of a library that is not registered is used as it is
             return "numpy", device
     parameter = torch_parameter(denoiser.net)
