@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import re
 from typing import Any
 
 import numpy as np
@@ -153,7 +152,7 @@ def test_kl_full_of_nearly_equal_covariances_does_not_cancel() -> None:
     squares = [np.array([[r**2]]) for r in (3.0, 3.0 + 2.0**-19)]  # whose roots are exact
     with mp.workdps(80):
         truth = oracles.kl_full(np.zeros(1), squares[1], np.zeros(1), squares[0])
-    assert relative(gaussian.kl_full(np.zeros(1), squares[1], np.zeros(1), squares[0]), truth) < 1e-14
+    assert relative(float(gaussian.kl_full(np.zeros(1), squares[1], np.zeros(1), squares[0])), truth) < 1e-14
 
 
 def test_kl_full_runs_on_every_library(library: Library) -> None:
@@ -161,25 +160,6 @@ def test_kl_full_runs_on_every_library(library: Library) -> None:
     (m1, m2), (c1, c2) = rng.normal(size=(2, 4, 3)), covariances(rng, 2, 4, 3)
     value = gaussian.kl_full(*(library.array(a) for a in (m1, c1, m2, c2[0])))
     np.testing.assert_allclose(library.host(value), gaussian.kl_full(m1, c1, m2, c2[0]), rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("cov", "message"),
-    [
-        ([[1.0, 2.0], [2.0, 1.0]], "the covariance is not positive definite"),
-        ([[1.0, 0.5], [0.0, 1.0]], "the covariance is not symmetric"),
-        ([[1.0, math.nan], [math.nan, 1.0]], ""),
-        ([[0.0, 0.0], [0.0, 0.0]], "the covariance is not positive definite"),
-        ([np.eye(2), [[1.0, 0.5], [0.0, 1.0]]], "the covariance is not symmetric"),
-        ([[1.0]], r"shape \(..., 2, 2\)"),
-    ],
-)
-def test_kl_full_refuses(library: Library, cov: Any, message: str) -> None:
-    mean, unit = library.array(np.zeros(2)), library.array(np.eye(2))
-    wrong = library.array(np.array(cov))
-    for name, covs in (("cov1", (wrong, unit)), ("cov2", (unit, wrong))):
-        with pytest.raises(ValueError, match=rf"^{name}\b"):
-            gaussian.kl_full(mean, covs[0], mean, covs[1])
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
@@ -190,7 +170,7 @@ def test_kl_full_takes_what_rounding_leaves_unsymmetric(scale: float) -> None:
         if fine:
             assert gaussian.kl_full(mean, cov, mean, unit) == pytest.approx(np.log(1 / scale) - 1 + scale, rel=1e-6)
         else:
-            with pytest.raises(ValueError, match=r"^cov1: the covariance is not symmetric"):
+            with pytest.raises(ValueError, match=r"^cov1 must be symmetric"):
                 gaussian.kl_full(mean, cov, mean, unit)
 
 
@@ -378,39 +358,14 @@ def test_ho2020_is_the_published_approximation(library: Library) -> None:
         assert (error <= 1e-15 * np.exp(-truth) + 1e-13).all()
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"x": np.array([0.0, 1.2])}, ValueError, "x must be in .*got 1.2"),
-        ({"x": np.array([0.0, 1 + 1.01 / 255])}, ValueError, r"x must be in .*got 1\.0039\d+"),
-        ({"x": np.array([1 + 1 / 255, 1.2])}, ValueError, "x must be in .*got 1.2"),
-        ({"x": np.array([0.0, math.nan])}, ValueError, "x must be in .*got nan"),
-        ({"x": np.array([0.0, 255.0])}, ValueError, "x must be in .*got 255.0"),
-        ({"x": np.array([0, 1])}, TypeError, r"^x\b"),
-        ({"mean": np.zeros(3)}, ValueError, "mean: shape"),
-        ({"log_std": np.zeros(3)}, ValueError, "log_std: shape"),
-        ({"log_std": np.zeros((2, 3))}, ValueError, "log_std: shape"),
-        ({"log_std": math.nan}, ValueError, r"^log_std\b"),
-        ({"log_std": True}, TypeError, r"^log_std\b"),
-        ({"log_std": "x"}, TypeError, r"^log_std\b"),
-        ({"log_std": np.array([1, 2])}, TypeError, r"^log_std\b"),
-        ({"levels": 1}, ValueError, r"^levels\b"),
-        ({"levels": 65537}, ValueError, r"^levels\b"),
-        ({"levels": 256.0}, TypeError, r"^levels\b"),
-        ({"method": "logistic"}, LookupError, "method must be one of exact, ho2020, got 'logistic'"),
-    ],
-)
-def test_decoder_refuses(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    arguments: dict[str, Any] = {"x": np.zeros(2), "mean": np.zeros(2), "log_std": 0.0, **change}
-    with pytest.raises(error, match=message):
-        gaussian.discretized_log_likelihood(**arguments)
-
-
 def test_arguments_broadcast_and_may_be_numbers(library: Library) -> None:
     x = library.array(np.linspace(-1, 1, 8))
     log_mass = library.host(gaussian.discretized_log_likelihood(x, 0.3, -1.0, levels=8))
     each = gaussian.discretized_log_likelihood(np.linspace(-1, 1, 8), np.full(8, 0.3), np.full(8, -1.0), levels=8)
     np.testing.assert_allclose(log_mass, each, rtol=1e-13)
+    number = gaussian.kl(0.5, 0.0, library.array(np.zeros(2), "float32"), 0.0)
+    assert library.host(number).tolist() == [0.125, 0.125]
+    assert number.dtype == library.array(0.0, "float32").dtype
     means = library.array(np.array([[0.0], [1.0]]))
     many = library.host(gaussian.kl(means, 0.0, library.array(np.array([0.0, 1.0])), library.array(np.array(0.5))))
     assert many.shape == (2, 2)
@@ -439,7 +394,7 @@ def test_bins_are_integrals_of_the_density() -> None:
     assert mass == pytest.approx(bin_mass, rel=1e-6)  # the midpoint rule's own error
 
 
-@pytest.mark.parametrize("log_var", [-1.0, 0, np.float32(0.5), -math.inf])
+@pytest.mark.parametrize("log_var", [-1.0, 0, np.float32(0.5), -math.inf, np.float32(-np.inf)])
 def test_a_float_log_variance_stays_one(library: Library, log_var: float) -> None:
     g = Gaussian(library.array(np.ones((2, 3)), "float32"), log_var)
     assert type(g.log_var) is float
@@ -456,6 +411,7 @@ def test_an_array_log_variance_broadcasts(library: Library) -> None:
     log_var = np.array([[0.0], [-2.0]])
     g = Gaussian(library.array(np.zeros((2, 3))), library.array(log_var))
     np.testing.assert_allclose(library.host(g.var), np.exp(log_var), rtol=1e-15)
+    assert Gaussian(g.mean, library.array(np.zeros(3))).std.shape == (3,)
     drawn = library.host(g.sample(library.array(np.ones((2, 3)))))
     np.testing.assert_allclose(drawn, np.exp(log_var / 2) + np.zeros((2, 3)), rtol=1e-15)
 
@@ -473,8 +429,6 @@ def test_samples_have_the_means_shape_and_dtype(library: Library) -> None:
     g = Gaussian(library.array(np.zeros(2), "float32"), 0.0)
     assert g.sample(library.array(np.ones(2))).dtype == g.mean.dtype
     assert Gaussian(g.mean, library.array(np.zeros(2))).std.dtype == g.mean.dtype
-    with pytest.raises(ValueError, match=r"^eps: shape \(1,\) differs from mean's \(2,\)"):
-        g.sample(library.array(np.ones(1)))
 
 
 def test_divergence_and_decoder_of_the_class() -> None:
@@ -528,41 +482,6 @@ def test_frozen() -> None:
         g.mean = np.ones(2)  # type: ignore[misc]
 
 
-def test_mixed_libraries_are_refused() -> None:
-    torch = pytest.importorskip("torch")
-    g = Gaussian(np.zeros(2), 0.0)
-    for wrong in (lambda: g.sample(torch.zeros(2)), lambda: g.log_prob(torch.zeros(2)), lambda: Gaussian(g.mean, torch.zeros(2))):
-        with pytest.raises(TypeError, match="libraries don't mix"):
-            wrong()
-
-
-@pytest.mark.parametrize("shape", [(2,), (3, 3), (1, 2, 3), (2, 3, 3)])
-def test_a_log_variance_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=rf"^log_var: shape {re.escape(str(shape))} does not .* mean's \(2, 3\)"):
-        Gaussian(np.zeros((2, 3)), np.zeros(shape))
-    assert Gaussian(np.zeros((2, 3)), np.zeros(3)).std.shape == (3,)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"mean2": np.zeros((4, 3))}, "mean2: has 3 dimensions, but mean1 2"),
-        ({"mean2": np.zeros((3, 2))}, r"mean2: shape \(3,\) does not broadcast against \(4,\)"),
-        ({"cov1": np.ones((3, 2, 2))}, r"cov1: shape \(3,\) does not broadcast against \(4,\)"),
-        ({"cov2": np.ones((5, 2, 2))}, r"cov2: shape \(5,\) does not broadcast against \(4,\)"),
-    ],
-)
-def test_kl_full_names_what_does_not_fit(change: dict[str, np.ndarray], message: str) -> None:
-    mean, cov = np.zeros((4, 2)), np.eye(2)
-    with pytest.raises(ValueError, match=f"^{message}"):
-        gaussian.kl_full(**{"mean1": mean, "cov1": cov, "mean2": mean, "cov2": cov, **change})
-
-
-def test_the_other_of_a_divergence_is_a_gaussian() -> None:
-    with pytest.raises(TypeError, match=r"^other\b"):
-        Gaussian(np.zeros(2), 0.0).kl(np.zeros(2))  # type: ignore[arg-type]
-
-
 def test_numbers_alone_are_refused() -> None:
     with pytest.raises(TypeError, match=r"^mean1 must be an array, got float"):
         gaussian.kl(0.0, 0.0, 0.0, 0.0)
@@ -570,16 +489,19 @@ def test_numbers_alone_are_refused() -> None:
         Gaussian(0.0, 0.0)
 
 
-@pytest.mark.parametrize("log_var", [math.nan, math.inf])
-def test_no_variance(log_var: float) -> None:
-    with pytest.raises(ValueError, match=r"^log_var\b"):
-        Gaussian(np.zeros(2), log_var)
-
-
-def test_results_out_of_range_are_infinite_without_warnings() -> None:
-    far = np.array([1e200])
-    assert gaussian.discretized_log_likelihood(np.zeros(1), far, -18.0).tolist() == [-math.inf]
-    assert Gaussian(np.zeros(1), -100.0).log_prob(far).tolist() == [-math.inf]
+@np.errstate(all="raise")
+def test_results_out_of_range_are_infinite_or_zero_without_an_error() -> None:
+    zero, tiny, far = np.zeros(1), np.full(1, 1e-200), np.full(1, 1e200)
+    assert gaussian.discretized_log_likelihood(zero, far, -18.0).tolist() == [-math.inf]
+    assert gaussian.discretized_log_likelihood(np.linspace(-1, 1, 3), np.zeros(3), -18.0, 3).tolist()[1] == 0
+    assert gaussian.discretized_log_likelihood(zero, zero, -18.0, 3, "ho2020") == 0
+    assert Gaussian(zero, -100.0).log_prob(far).tolist() == [-math.inf]
+    assert Gaussian(zero, 0.0).log_prob(tiny).tolist() == Gaussian(zero, 0.0).log_prob(zero).tolist()
     assert gaussian.kl(far, 0.0, -far, 0.0).tolist() == [math.inf]
-    assert gaussian.kl(np.zeros(1), 1000.0, np.zeros(1), 0.0).tolist() == [math.inf]
-    assert Gaussian(np.zeros(1), 1000.0).var == math.inf
+    assert gaussian.kl(tiny, 0.0, zero, 0.0).tolist() == [0]
+    assert gaussian.kl(zero, 1000.0, zero, 0.0).tolist() == [math.inf]
+    assert gaussian.kl_full(tiny, np.eye(1), zero, np.eye(1)) == 0
+    for mean, log_var in ((zero, 1000.0), (zero, np.array([1000.0])), (zero.astype(np.float32), 200.0)):
+        assert Gaussian(mean, log_var).var == math.inf
+        assert Gaussian(mean, -2 * log_var).std == 0
+        assert Gaussian(mean, -1.5 * log_var).sample(np.full(1, 1e-30, mean.dtype)) == 0

@@ -20,6 +20,7 @@ FLOORS = (  # from the ground up: a module may import from its own floor or from
     {"backends"},
     {"conversions", "plans"},
     {"_numerics", "noise"},
+    {"_schedules"},
     {"schedules"},
     {"gaussian"},
     {"_process"},

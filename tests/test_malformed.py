@@ -43,6 +43,7 @@ T = 5
 D = Diffusion(schedules.linear(T, 0.1, 0.5))
 X = np.random.default_rng(0).uniform(-1, 1, (2, 4, 3))
 NO_INT = (True, 1.5, "3", None, [1], np.bool_(True), np.float64(2))
+NO_LENGTH = (0, -3, 10**11, 10**18, 2**80)
 NO_NUMBER = (True, "0.1", None, [0.1], 1j)
 NO_NAME = (3, None, b"linear", ("linear",))
 NO_OPTIONAL_NAME = (3, b"linear", ("linear",))
@@ -91,7 +92,7 @@ def ends(**options: Any) -> dict[str, Any]:
     """What every schedule from beta_1 to beta_T refuses."""
     return {
         "types": {"T": NO_INT, "beta_1": NO_NUMBER, "beta_T": NO_NUMBER} | options.get("types", {}),
-        "values": {"T": (0, -3, 2**80), "beta_1": (0.0, -0.1, 1.5, NAN, INF), "beta_T": (0.0, 1.01, NAN, -INF)}
+        "values": {"T": NO_LENGTH, "beta_1": (0.0, -0.1, 1.0, 1.5, NAN, INF), "beta_T": (0.0, 1.01, NAN, -INF)}
         | options.get("values", {}),
     }
 
@@ -100,25 +101,28 @@ SCHEDULES = [
     call(schedules.linear, **ends()),
     call(schedules.quadratic, **ends()),
     call(schedules.geometric, **ends()),
-    call(schedules.warmup, **ends(types={"fraction": NO_NUMBER}, values={"fraction": (-0.1, 1.1, NAN)})),
-    call(schedules.sigmoid, **ends(types={"start": NO_NUMBER, "end": NO_NUMBER}, values={"start": (NAN, INF)})),
-    call(schedules.constant, types={"T": NO_INT, "beta": NO_NUMBER}, values={"T": (0,), "beta": (0.0, -1, 1.1, NAN)}),
-    call(schedules.jsd, types={"T": NO_INT}, values={"T": (0, -1)}),
+    call(schedules.warmup, **ends(types={"fraction": NO_NUMBER}, values={"fraction": (-0.1, 1.1), "beta_T": (0, 1, NAN)})),
+    call(schedules.sigmoid, **ends(types={"start": NO_NUMBER, "end": NO_NUMBER}, values={"start": (NAN, INF), "end": (NAN,)})),
+    call(schedules.constant, types={"T": NO_INT, "beta": NO_NUMBER}, values={"T": NO_LENGTH, "beta": (0.0, -1, 1.0, 1.1, NAN)}),
+    call(schedules.jsd, types={"T": NO_INT}, values={"T": NO_LENGTH}),
     call(
         schedules.cosine,
         types={"T": NO_INT, "s": NO_NUMBER, "max_beta": NO_NUMBER},
-        values={"T": (0,), "s": (-0.1, NAN), "max_beta": (0.0, 1.1, -1)},
+        values={"T": NO_LENGTH, "s": (-0.1, NAN, INF, 1e300), "max_beta": (0.0, 1.1, -1)},
     ),
     call(
         schedules.sigmoid_alpha_bar,
         types={"T": NO_INT, "start": NO_NUMBER, "end": NO_NUMBER, "tau": NO_NUMBER, "max_beta": NO_NUMBER},
-        values={"T": (0,), "end": (-3, -5, INF), "tau": (0.0, -1, NAN), "max_beta": (0.0, 2.0)},
+        values={"T": NO_LENGTH, "start": (NAN, -INF, -5e3), "end": (-3, -5, INF, NAN), "tau": (0, -1, NAN), "max_beta": (0, 2)},
     ),
     call(
         schedules.from_alpha_bar,
         f=[0.9, 0.5],
-        types={"f": (None, "f", [None, 0.5], [1j], ["a", "b"]), "T": (True, 1.5, "3")},
-        values={"f": (3, [], [1.0, 0.5], [0.5, 0.5], [0.5, 0.9], [[0.9]], [0.9, NAN], [0.9, -0.1]), "T": (3, 0)},
+        types={"f": (None, "f", [None, 0.5], [1j], ["a", "b"], [0.5, [0.1]], np.ma.array([0.5])), "T": (True, 1.5, "3")},
+        values={
+            "f": (3, [], [1.0, 0.5], [0.5, 0.5], [0.5, 0.9], [[0.9]], [0.9, NAN], [0.9, -0.1], [0.5, 0, 0], [0.9, 1e-20, 1e-40]),
+            "T": (3, 0),
+        },
     ),
     call(
         schedules.from_alpha_bar,
@@ -126,13 +130,16 @@ SCHEDULES = [
         f=lambda u: 1 - 0.9 * u,
         T=4,
         types={"f": (lambda u: "a", lambda u: None, lambda u: [u]), "T": (True, 1.5)},
-        values={"f": (lambda u: NAN, lambda u: u, lambda u: 1.0), "T": (None, 0)},
+        values={"f": (lambda u: NAN, lambda u: u, lambda u: 1.0, lambda u: 1 / u - 1 if u else INF), "T": (None, *NO_LENGTH)},
     ),
-    call(
-        schedules.zero_terminal_snr,
-        beta=[0.1, 0.2],
-        types={"beta": (None, "b", ["a"])},
-        values={"beta": (3, [], [0.0], [1.5], [[0.1]], [NAN], [1.0, 0.1])},
+    *(
+        call(
+            function,
+            beta=[0.1, 0.2],
+            types={"beta": (None, "b", ["a"], [1j], [True], [0.1, [0.1]], np.ma.array([0.1]), np.array([0.1], ">f4"))},
+            values={"beta": (3, [], [0.0], [-0.1], [1.5], [[0.1]], [NAN], [1.0, 0.1], [0.1, 1.0, 0.1])},
+        )
+        for function in (schedules.checked, schedules.zero_terminal_snr)
     ),
 ]
 
@@ -432,9 +439,9 @@ def maths(L: Libraries) -> list[Call]:
         call(D.convert, value=x, x_t=x, t=3, source="eps", target="x0",
              **merged(steps(L, 1), kinds, types={"value": NO_ARRAY, "x_t": wrong} | kinds["types"], values={"value": (short,)})),
         call(Gaussian, mean=x, log_var=0.0, types={"mean": L.not_data, "log_var": (None, "a", True, L.other, L.ints)},
-             values={"log_var": (NAN, INF, short)}),
+             values={"log_var": (NAN, INF, np.float32(INF), short, L.array(np.zeros(4)), L.array(np.zeros((1, 2, 4, 3))))}),
         call(p.sample, eps=x, types={"eps": wrong}, values={"eps": (short,)}),
-        call(p.log_prob, x=x, types={"x": NO_ARRAY[:1] + NO_ARRAY[2:]}, values={"mean": ()}),
+        call(p.log_prob, x=x, types={"x": wrong}, values={"x": (short,)}),
         call(p.discretized_log_prob, x=x, types={"levels": NO_INT}, values={"x": (x * 3, x * NAN), "levels": (1, 0, 65537)}),
         call(p.kl, other=p, types={"other": (None, 3, x)}),
         call(gaussian.kl, mean1=x, log_var1=0.0, mean2=x, log_var2=0.0,
@@ -444,12 +451,14 @@ def maths(L: Libraries) -> list[Call]:
         call(gaussian.kl_full, mean1=x[:, 0, :], cov1=L.array(np.eye(3)), mean2=x[:, 1, :], cov2=L.array(np.eye(3)),
              types={"mean1": NO_ARRAY, "cov1": (None, 1.0, L.ints), "mean2": (None, L.other), "cov2": (None, L.other)},
              values={"cov1": tuple(map(L.array, (-np.eye(3), np.eye(2), np.ones((3, 3)) + np.arange(3), np.eye(3) * NAN))),
-                     "cov2": (L.array(np.zeros((3, 3))),), "mean2": (x[:, 0, :2], scalar, L.array(np.ones((5, 3)))),
+                     "cov2": tuple(map(L.array, (np.zeros((3, 3)), [np.eye(3), np.tri(3)], np.ones((5, 3, 3)), np.ones(3)))),
+                     "mean2": (x[:, 0, :2], scalar, L.array(np.ones((5, 3)))),
                      "mean1": (scalar,)}),
         call(gaussian.discretized_log_likelihood, x=x, mean=x, log_std=-1.0,
-             types={"x": (None, "a", L.ints), "mean": (None, L.other), "log_std": (None, True), "levels": NO_INT,
+             types={"x": (None, "a", L.ints), "mean": (None, L.other), "log_std": (None, True, "a", L.ints), "levels": NO_INT,
                     "method": NO_NAME},
-             values={"x": (x * 3, x * INF), "mean": (short, NAN), "log_std": (NAN, INF), "levels": (1, 2**17)},
+             values={"x": (x * 3, x * INF, x * NAN, x * 0 + 1.004), "mean": (short, NAN, -INF), "log_std": (NAN, INF, short),
+                     "levels": (1, 65537)},
              names={"method": ("tanh", "")}),
         call(NORMAL.log_prob, x=x, types={"x": L.not_data}, values={"x": (short, scalar, L.array(X[0]))}),
         call(NORMAL.net(D), label="ExactNet", x_t=x, t=3,

@@ -146,15 +146,17 @@ def library_name(x: Array) -> str:
 
 def host_numbers(name: str, values: Any) -> np.ndarray[Any, Any]:
     """A caller's numbers as a NumPy array: a list, or an array of any library, also one that requires gradients."""
-    if hasattr(values, "detach"):  # Torch: NumPy knows no bfloat16, and does not read what requires gradients
-        values = values.detach().cpu()
-        values = values.float() if dtype_name(values) == "bfloat16" else values
+    if isinstance(values, np.ndarray):
+        _check_plain(name, values)
     try:
-        array = np.asanyarray(values)
+        if hasattr(values, "detach"):  # Torch: NumPy knows no bfloat16, and does not read what requires gradients
+            values = values.detach().cpu()
+            values = values.float() if dtype_name(values) == "bfloat16" else values
+        array = np.asarray(values)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be numbers, got {type(values).__name__}") from None
-    _check_plain(name, array)
-    array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array  # JAX's
+    if array.dtype.name == "bfloat16":  # JAX
+        array = array.astype(np.float32)
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{name} must be numbers, got {type(values).__name__} of {array.dtype}")
     return array
