@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -319,8 +320,7 @@ def test_an_array_that_another_process_completes_is_kept(
     moment: str, stopped: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if moment == "before the lock":
-        from tinyddpm._commands import saving
-
+        saving: Any = importlib.import_module("tinyddpm._commands.saving")
         locked = saving.locked
 
         def late(*args: Any, **options: Any) -> Any:
