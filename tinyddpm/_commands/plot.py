@@ -69,7 +69,7 @@ def _denoising(args: argparse.Namespace) -> Figure:
 def _loss(args: argparse.Namespace) -> Figure:
     from tinyddpm._commands.runs import read_log
 
-    return plots.loss(read_log(_named(args)))
+    return plots.loss(read_log(_model_path(args)))
 
 
 def _of_bound(figure: str, args: argparse.Namespace) -> Figure:
@@ -98,10 +98,10 @@ def _sampler_error(args: argparse.Namespace) -> Figure:
 def _run(args: argparse.Namespace) -> Run:
     from tinyddpm._commands.runs import open_run
 
-    return open_run(_named(args), args.device)
+    return open_run(_model_path(args), args.device)
 
 
-def _named(args: argparse.Namespace) -> str:
+def _model_path(args: argparse.Namespace) -> str:
     """The path after --model, which must be given."""
     if args.model is None:
         raise ValueError(f"model must be given for plot {args.what}: --model DIR")

@@ -19,7 +19,6 @@ from tinyddpm._commands.runs import open_run
 from tinyddpm._commands.saving import save_array, save_folder
 from tinyddpm._io.files import replacing
 from tinyddpm.training import image_grid, save_png
-from tinyddpm.training.checkpoint import naming
 
 EXAMPLES = (
     "--model runs/digits --out grid.png",
@@ -70,18 +69,19 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     _check_kind(kind, out, model.shape[0], size)
     scale = max(1, 64 // max(model.shape[1:])) if args.scale is None else args.scale
     image_grid(np.zeros((1, 1, 1, 1), np.uint8), args.columns, scale)
-    frames = as_int("frames", args.frames, 2, 1000)
-    with naming(f"out {out}"):
+    positions = _positions(options["steps"], as_int("frames", args.frames, 2, 1000))
+    try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if kind == ".npz":
             save_array(drawing, out)
         elif kind == ".png":
             save_png(image_grid(drawing.pixels(), args.columns, scale), out)
         elif kind == ".gif":
-            states = drawing.frames(_positions(options["steps"], frames))
-            _save_gif([image_grid(state, args.columns, scale) for state in states], out)
+            _save_gif([image_grid(state, args.columns, scale) for state in drawing.frames(positions)], out)
         else:
             save_folder(drawing, out)
+    except OSError as error:
+        raise OSError(f"out {out} can't be written: {error.strerror or error}") from error
     about = {"out": os.fspath(out), "index": [index.start, index.stop], **options}
     about |= {"label": args.label, "guidance": args.guidance}
     yield json.dumps(about, indent=2) if args.json else os.fspath(out)
@@ -138,7 +138,7 @@ def _range(text: str) -> range:
 
 
 def _index(n: int | None, index: range | None) -> range:
-    """The samples to draw: `index`, of which there may be at most n, or 0..n-1."""
+    """The samples to draw: `index`, which may hold at most n, or 0..n-1."""
     n = n if n is None else as_positive_int("n", n)
     if index is None:
         return range(n or 64)

@@ -20,6 +20,7 @@ import numpy as np
 
 from tinyddpm._commands.drawing import Drawing
 from tinyddpm._io.files import locked, replacing
+from tinyddpm.nn.weights import read_json
 from tinyddpm.training import save_png
 
 NOTE = "samples.json"
@@ -71,7 +72,7 @@ def save_array(drawing: Drawing, file: Path) -> None:
         if _comment(file) != _as_json(about):
             if not ours:
                 stream.seek(0)
-                _check_note(stream.readline(_NOTE_LIMIT), about, part)
+                _compare(_parse(stream.readline(_NOTE_LIMIT), part), about, part)
             _append(drawing, stream, note)
             _write_array(drawing, stream, len(note), file, about)
         if ours:
@@ -122,7 +123,7 @@ def _check_picture(file: Path, shape: tuple[int, ...]) -> None:
 
     channels, height, width = shape
     try:
-        with Image.open(file) as picture:
+        with Image.open(file, formats=["PNG"]) as picture:
             fits = picture.size == (width, height) and picture.mode == ("L" if channels == 1 else "RGB")
             picture.verify()
     except (OSError, SyntaxError):  # Pillow raises SyntaxError for a broken PNG file
@@ -148,16 +149,19 @@ def _claim(folder: Path, about: Mapping[str, Any]) -> None:
         except OSError:  # a file system without links
             os.replace(fresh, note)
         fresh.unlink(missing_ok=True)
-    with open(note, "rb") as stored:
-        _check_note(stored.read(_NOTE_LIMIT), about, note)
+    _compare(read_json(note), about, note)
 
 
-def _check_note(note: bytes, about: Mapping[str, Any], file: Path) -> None:
-    """Raise ValueError unless the note, which stands in `file`, says what `about` says."""
+def _parse(line: bytes, file: Path) -> dict[str, Any]:
+    """The note in the first line of `file`."""
     try:
-        stored = dict(json.loads(note))
+        return dict(json.loads(line))
     except (ValueError, TypeError, RecursionError):
         raise ValueError(f"out: {file} is damaged or foreign; {_REMEDY}") from None
+
+
+def _compare(stored: Mapping[str, Any], about: Mapping[str, Any], file: Path) -> None:
+    """Raise ValueError unless the note stored in `file` says what `about` says."""
     for key, value in about.items():
         if stored.get(key) != value:
             raise ValueError(f"{key} must be {stored.get(key)}, as in {file}, got {value}; {_REMEDY}")

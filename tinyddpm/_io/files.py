@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,23 +32,17 @@ def replacing(file: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 def open_in_place(file: Path) -> BinaryIO:
     """Open a regular file for reading and writing and keep its content; make a missing one; refuse links and devices."""
-    try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise ValueError(f"{file} must be a regular file, got a link") from None
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+    if file.is_symlink() or file.exists() and not file.is_file():
         raise ValueError(f"{file} must be a regular file")
-    return open(descriptor, "r+b")
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # a link that appears meanwhile is not followed
+    return open(file, "r+b", opener=lambda name, _: os.open(name, flags, 0o666))
 
 
 @contextmanager
 def locked(file: Path, *, announce: bool) -> Iterator[BinaryIO]:
     """Open `file` in place and lock it; while another process holds the lock, wait, and say so if `announce`.
 
-    The process that holds the lock may remove the file; the one that waited for it then opens a new one.
+    A process that holds the lock may remove the file; the one that waited for it then opens a new one.
     """
     import fcntl
 
@@ -62,14 +54,6 @@ def locked(file: Path, *, announce: bool) -> Iterator[BinaryIO]:
                 if announce:
                     sys.stderr.write(f"waiting for the process that writes {file}\n")
                 fcntl.flock(stream, fcntl.LOCK_EX)
-            if _is_at(stream, file):
+            if os.fstat(stream.fileno()).st_nlink:  # not removed meanwhile
                 yield stream
                 return
-
-
-def _is_at(stream: BinaryIO, file: Path) -> bool:
-    """Return whether the open file is still the one at this path."""
-    try:
-        return os.path.samestat(os.fstat(stream.fileno()), os.lstat(file))
-    except FileNotFoundError:
-        return False

@@ -31,12 +31,12 @@ def progress_bar(items: Iterable[Item], total: int, *, enabled: bool, label: str
 
 def _lines(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
     """Write a line at the end, and each time a tenth of the run so far has passed, but at least 5 s and at most 600 s."""
-    start = shown = time.monotonic()
+    start = last = time.monotonic()
     for count, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if count == total or now - shown > min(max((now - start) / 10, 5), 600):
-            shown = now
+        if count == total or now - last > min(max((now - start) / 10, 5), 600):
+            last = now
             left = (now - start) / count * (total - count)
             sys.stderr.write(f"{label}: {count}/{total}{f', {_duration(left)} left' if count < total else ''}\n")
 
