@@ -76,7 +76,7 @@ def save_array(drawing: Drawing, file: Path) -> None:
             _append(drawing, stream, note)
             _write_array(drawing, stream, len(note), file, about)
         if ours:
-            part.unlink()
+            part.unlink(missing_ok=True)
 
 
 def _append(drawing: Drawing, stream: BinaryIO, note: bytes) -> None:

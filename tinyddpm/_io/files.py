@@ -32,7 +32,7 @@ def replacing(file: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 def open_in_place(file: Path) -> BinaryIO:
     """Open a regular file for reading and writing and keep its content; make a missing one; refuse links and devices."""
-    if file.is_symlink() or file.exists() and not file.is_file():
+    if file.is_symlink() or (file.exists() and not file.is_file()):
         raise ValueError(f"{file} must be a regular file")
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # a link that appears meanwhile is not followed
     return open(file, "r+b", opener=lambda name, _: os.open(name, flags, 0o666))
