@@ -83,7 +83,7 @@ LINES = [f"{command} {case}" for command, cases in WRONG.items() for case in cas
 def test_bad_input_is_refused_in_one_line_and_nothing_is_written(
     case: str, model: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before the arrow stands the command, behind it what the message names."""
+    """Each case is a command, an arrow, and the words that the message must contain."""
     words, _, named = case.partition("->")
     before = {p: p.stat().st_mtime_ns for p in data.rglob("*")}
     assert main([word.format(out=tmp_path / "out", model=model, data=data) for word in words.split()]) == 2

@@ -46,8 +46,8 @@ def held_out(run: Run, data: str, limit: int | None = None) -> Images:
 def score(run: Run, images: Images, *, seed: int = 0, batch_size: int = 250, terms: bool = False, progress: bool = False) -> VLB:
     """The bound of the run's model on the images, with the terms of each step only if `terms`; see `vlb`."""
     if images.shape != run.shape:
-        theirs, own = ("x".join(map(str, shape)) for shape in (images.shape, run.shape))
-        raise ValueError(f"data must have images of {own} (channels, height, width), got {theirs}")
+        given, expected = ("x".join(map(str, shape)) for shape in (images.shape, run.shape))
+        raise ValueError(f"data must have images of {expected} (channels, height, width), got {given}")
     torch, device = backends.get("torch"), device_of(run)
     parts = []
     for rows, show in batches(range(len(images)), batch_size, progress):
