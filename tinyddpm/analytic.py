@@ -12,17 +12,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from tinyddpm._arrays.check import allocating, as_instance, as_int
-from tinyddpm._arrays.namespace import A, Array, array_like, cast_like, host_numbers, namespace_of, quiet
+from tinyddpm._arrays.namespace import A, Array, Table, array_like, cast_like, host_numbers, namespace_of, quiet
 from tinyddpm._arrays.steps import Steps, check_steps, gather
 from tinyddpm._arrays.value import FrozenValue
 from tinyddpm._process import Process
 
 __all__ = ["ExactNet", "GaussianData", "MixtureData"]
 
-Table = NDArray[np.float64]
 _STREAM = 3  # of the noise that data are made of
 
 

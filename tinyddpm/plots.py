@@ -28,18 +28,9 @@ if TYPE_CHECKING:
     from tinyddpm.samplers import Step
 
 __all__ = [
-    "FORMATS",
-    "bound",
-    "columns",
-    "forward",
-    "loss",
-    "rate_distortion",
-    "sampler_error",
-    "save",
-    "schedules",
-    "strip",
+    "FORMATS", "bound", "columns", "forward", "loss", "rate_distortion", "sampler_error", "save", "schedules", "strip",
     "trajectory",
-]
+]  # fmt: skip
 
 FORMATS = (".png", ".pdf", ".svg")
 _STYLES = (

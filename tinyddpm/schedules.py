@@ -21,20 +21,9 @@ from tinyddpm._schedules.alpha_bar import cosine, from_alpha_bar, sigmoid_alpha_
 from tinyddpm._schedules.beta import Beta, checked, steps, steps_and_ends, valid
 
 __all__ = [
-    "NAMES",
-    "checked",
-    "constant",
-    "cosine",
-    "from_alpha_bar",
-    "geometric",
-    "jsd",
-    "linear",
-    "quadratic",
-    "sigmoid",
-    "sigmoid_alpha_bar",
-    "warmup",
-    "zero_terminal_snr",
-]
+    "NAMES", "checked", "constant", "cosine", "from_alpha_bar", "geometric", "jsd", "linear", "quadratic", "sigmoid",
+    "sigmoid_alpha_bar", "warmup", "zero_terminal_snr",
+]  # fmt: skip
 
 
 @np.errstate(all="ignore")

@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 Array = Any
+Table = NDArray[np.float64]
 
 
 class HasShape(Protocol):
