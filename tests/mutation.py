@@ -37,6 +37,7 @@ TESTS = {module: f"tests/test_{test}.py" for test, modules in MODULES.items() fo
 MALFORMED = [f"tests/test_malformed.py::test_{name}" for name in ("on_the_host", "in_every_library[numpy]")]
 OPTIONS = ["-p", "mutation", "-p", "no:cacheprovider", "-s", "--tb=native", "--hypothesis-profile=mutation"]
 OPTIONS += ["-k", "not jax and not jit"]  # which compile for seconds
+OPTIONS += ["-W", "ignore:os.fork"]  # JAX warns, once it is imported
 
 
 def main(arguments: list[str]) -> None:
