@@ -210,7 +210,7 @@ def test_a_read_only_place_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) 
             return opened(file, mode, *rest, **options)
 
         monkeypatch.setattr("builtins.open", refused)
-    with pytest.raises(CheckpointError, match=rf"^out {run}: can't be written: Permission denied$"):
+    with pytest.raises(CheckpointError, match=rf"^out {run}: cannot be written: Permission denied$"):
         train(tiny(run, resume=True, steps=4), progress=False)
     monkeypatch.undo()
     for folder in (run, run / "checkpoints"):
@@ -222,7 +222,7 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     with locked(tmp_path / "run"), pytest.raises(ValueError, match=r"^out: another run"):
         train(tiny(tmp_path / "run", data="nowhere"), progress=False)  # before its data are read
     train(tiny(tmp_path / "run"), progress=False)
-    with pytest.raises(ValueError, match=r"^out: .* holds a run already"):
+    with pytest.raises(ValueError, match=r"^out must be a new folder .* holds a run"):
         train(tiny(tmp_path / "run"), progress=False)
 
 

@@ -146,7 +146,7 @@ def test_a_decompression_bomb_is_refused_by_name(tmp_path: Path, monkeypatch: py
 
 def test_an_empty_folder_and_a_missing_path(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(ValueError, match=r"^data: .*holds no image"):
+    with pytest.raises(ValueError, match=r"^data: .*must hold images"):
         load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"^data: .*nowhere"):
         load(tmp_path / "nowhere")
@@ -292,7 +292,7 @@ def test_png_round_trip_and_bad_grids(tmp_path: Path) -> None:
             np.testing.assert_array_equal(np.asarray(stored).reshape(grid.shape), grid)
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     for wrong in (noise(4, 5, 5), noise(1, 1, 2, 2).astype(float), noise(0, 1, 2, 2)):
-        with pytest.raises(ValueError, match=r"^images:"):
+        with pytest.raises(ValueError, match=r"^images must be"):
             image_grid(wrong)
     with pytest.raises(ValueError, match=r"^columns:"):
         image_grid(noise(1, 1, 2, 2), columns=0)

@@ -126,7 +126,7 @@ def test_kernel_is_unbiased() -> None:
     error = values.std() / math.sqrt(len(values))
     assert abs(values.mean()) < 4 * error
     x = normal(0, 8, 4)
-    biased = np.mean((x @ x.T / 4 + 1) ** 3) - D._kernel_sum(x, x, own=True)
+    biased = np.mean((x @ x.T / 4 + 1) ** 3) - D._kernel_sum(x, x, distinct=True)
     assert biased > 20 * error  # what the test would not miss
 
 
@@ -349,9 +349,9 @@ def test_evaluate_gives_the_terms(model: str, capsys: pytest.CaptureFixture[str]
     [
         (["--fid"], "fid: --distances"),
         (["--classifier", "somewhere"], "classifier: --distances"),
-        (["--distances", "3"], "distances: 3"),
+        (["--distances", "3"], "distances must be in 20..2147483648, got 3"),
         (["--distances", "40", "--sampler", "euler"], "euler"),
-        (["--distances", "40", "--steps", "9"], "steps: 9"),
+        (["--distances", "40", "--steps", "9"], "steps must be in 1..6, got 9"),
         (["--distances", "40", "--classifier", __file__], "classifier.json"),
         (["--distances", "40", "--fid"], "torch-fidelity"),
     ],

@@ -186,7 +186,7 @@ def test_a_large_array_stays_on_the_disk(tmp_path: Path) -> None:
     assert (len(images), images.shape) == (2**14, (1, 256, 256))
     assert images.scaled(np.array([0, 2**14 - 1])).mean(axis=(1, 2, 3)).tolist() == [-1, 1]
     os.truncate(file, 2**20)
-    with pytest.raises(ValueError, match=r"^data: .*a\.npy: changed while"):
+    with pytest.raises(ValueError, match=r"^data: .*a\.npy: became shorter while"):
         images.scaled(slice(100, 102))
 
 
@@ -218,7 +218,7 @@ def test_archives_by_pattern_and_by_folder(tmp_path: Path) -> None:
     for source, name in (("set/t-{00..03}.tar", r"t-03\.tar"), ("set/x*.tar", r"x\*\.tar")):
         with pytest.raises(FileNotFoundError, match=rf"^data: .*{name}"):
             load(tmp_path / source)
-    with pytest.raises(ValueError, match="more than"):
+    with pytest.raises(ValueError, match="at most"):
         load(tmp_path / "t-{000000..999999}.tar")
     assert [p.name for p in shards.expand("{0..2}{a,b}")] == ["0a", "0b", "1a", "1b", "2a", "2b"]
     (tmp_path / "set" / "a.png").write_bytes(png(pixels[0]))
@@ -229,7 +229,7 @@ def test_archives_by_pattern_and_by_folder(tmp_path: Path) -> None:
 def test_a_label_is_there_for_every_image_or_none(tmp_path: Path) -> None:
     file = tmp_path / "a.tar"
     write_tar(file, {"1.png": png(noise(4, 4)), "1.cls": b"0", "2.png": png(noise(4, 4))})
-    with pytest.raises(ValueError, match=r"a\.tar: 2\.png has no \.cls"):
+    with pytest.raises(ValueError, match=r"a\.tar: 2\.png must have a \.cls"):
         load(file)
     write_tar(file, {"1.png": png(noise(4, 4)), "1.cls": b"cat"})
     with pytest.raises(ValueError, match=r"a\.tar: 1\.cls: a class number"):

@@ -18,7 +18,7 @@ from tinyddpm._commands.drawing import Drawing, processes, save_array, save_fold
 from tinyddpm._commands.runs import open_run, spacing_for
 from tinyddpm._io.files import replacing
 from tinyddpm.training import image_grid, save_png
-from tinyddpm.training.checkpoint import naming
+from tinyddpm.training.checkpoint import writing
 
 __all__ = ["EXAMPLES", "arguments", "run"]
 
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     image_grid(np.zeros((1, 1, 1, 1), np.uint8), args.columns, scale)
     frames = as_int("frames", args.frames, 2, 1000)
     done = True
-    with naming(f"out {out}"):
+    with writing(f"out {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
         if kind == ".npz":
             done = save_array(drawing, out)

@@ -1,4 +1,4 @@
-"""What a training run is: one frozen record, checked as a whole before anything is written."""
+"""The settings of a training run, checked as a whole before anything is written."""
 
 from __future__ import annotations
 
@@ -141,25 +141,25 @@ class TrainConfig:
 
     @property
     def learned(self) -> bool:
-        """Whether the network emits the variance too."""
+        """Whether the network returns the variance too."""
         return self.variance in ("learned", "learned_range")
 
     def diffusion(self) -> Diffusion:
-        """The process that the run trains for."""
+        """The process that the network is trained for."""
         schedule = schedules.NAMES[self.schedule]
         given = {"T": self.T, "beta_1": min(0.1 / self.T, 0.5), "beta_T": min(20 / self.T, 0.999)}
         parameters = inspect.signature(schedule).parameters.values()
         for parameter in parameters:
             if parameter.default is parameter.empty and parameter.name not in given:
-                raise ValueError(f"schedule: {self.schedule!r} needs {parameter.name}, which a run does not set")
+                raise ValueError(f"schedule must not need {parameter.name}, which a run does not set, got {self.schedule!r}")
         return Diffusion(schedule(**{p.name: given[p.name] for p in parameters if p.name in given}))
 
     def denoiser(self, net: Any) -> Denoiser:
-        """How the run's network is read: it counts steps from 0, as the paper's does."""
+        """The denoiser of a network of this run, which counts steps from 0 as the paper's does."""
         return Denoiser(net, predicts=self.predicts, variance=self.variance, first_t=0)  # type: ignore[arg-type]
 
     def images(self) -> Images:
-        """The run's data, those that it holds out included."""
+        """The run's data, including those that are held out."""
         from tinyddpm.training.data.images import load
 
         size = self.image_size
@@ -171,13 +171,13 @@ class TrainConfig:
         from tinyddpm.nn import UNet
 
         if self.classes and images.classes is None:
-            raise ValueError(f"classes: {self.data} has no labels")
+            raise ValueError(f"classes must be false, as {self.data} has no labels")
         channels, height, width = images.shape
         halvings = min((side & -side).bit_length() - 1 for side in (height, width))
         mults = self.mults
         if mults is None:
             if halvings < 2:
-                raise ValueError(f"image_size: {height}x{width} cannot be halved twice; mults=(1,) does without")
+                raise ValueError(f"image_size must be divisible by 4 unless mults is given, got {height}x{width}")
             mults = (1, 2, 2, 2) if halvings > 2 and min(height, width) >= 32 else (1, 2, 2)
         attention = self.attention
         if attention is None:
@@ -206,10 +206,10 @@ DEMO = TrainConfig(
     out="demo", steps=1800, T=200, variance="beta_tilde", lr=2e-3, warmup=100, cooldown=540, mults=(1, 2), res_blocks=1,
     attention=(4,), checkpoint_every=250, samples=64,
 )  # fmt: skip
-"""0.7 million parameters on scikit-learn's digits, about 100 seconds of one core."""
+"""0.7 million parameters on scikit-learn's digits, about 100 seconds on one core."""
 
 HO2020 = TrainConfig(
     data="cifar10", out="cifar10", steps=800_000, batch_size=128, held_out=0.0, lr=2e-4, warmup=5000, ema=0.9999,
     channels=128, mults=(1, 2, 2, 2), attention=(16,), dropout=0.1, flip=True, checkpoint_every=5000,
 )  # fmt: skip
-"""Ho et al.'s CIFAR-10 run; `data` is a folder or file that you have."""
+"""Ho et al.'s CIFAR-10 run; set `data` to your folder or file."""
