@@ -184,25 +184,6 @@ def test_compare_gives_each_measure_and_equal_sets_to_precision() -> None:
     assert found["frechet"] == D.jackknife(D.frechet, x, y)
 
 
-@pytest.mark.parametrize(
-    ("call", "named"),
-    [
-        (lambda: D.frechet(np.zeros(3), np.zeros((3, 1))), "x"),
-        (lambda: D.kernel(np.zeros((3, 1)), np.zeros((1, 1))), "y"),
-        (lambda: D.kernel(np.zeros((3, 1)), np.zeros((3, 2))), "y"),
-        (lambda: D.frechet(np.full((3, 1), np.nan), np.zeros((3, 1))), "x"),
-        (lambda: D.precision(np.zeros((3, 1)), np.zeros((3, 1)), 3), "k"),
-        (lambda: D.jackknife(D.kernel, np.zeros((5, 1)), np.zeros((5, 1)), 3), "groups"),
-        (lambda: D.frechet_gaussian([0], [[-1.0]], [0], [[1.0]]), "cov1"),
-        (lambda: D.frechet_gaussian([0, 0], np.eye(2), [0, 0], [[1.0, 1.0], [0.0, 1.0]]), "cov2"),
-        (lambda: D.frechet_gaussian([0, 0], np.eye(2), [0], [[1.0]]), "mean2"),
-    ],
-)
-def test_wrong_sets_are_named(call: Callable[[], object], named: str) -> None:
-    with pytest.raises(ValueError, match=f"^{named}"):
-        call()
-
-
 # The classifier.
 
 
@@ -390,5 +371,6 @@ def test_fid_is_torch_fidelitys(
 def test_fid_takes_grey_and_rgb_only() -> None:
     from tinyddpm.training.evaluation.fid import fid
 
+    images = training.Images(np.zeros((2, 2, 8, 8), np.uint8))
     with pytest.raises(ValueError, match=r"^fid\b"):
-        fid(training.Images(np.zeros((2, 2, 8, 8), np.uint8)), training.Images(np.zeros((2, 2, 8, 8), np.uint8)), "cpu")
+        fid(images, images, "cpu")
