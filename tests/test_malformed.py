@@ -552,6 +552,7 @@ def networks(folder: Path) -> list[Call]:
     from matplotlib.figure import Figure
 
     from tinyddpm import nn, plots, training
+    from tinyddpm.training.evaluation import distances
 
     small: dict[str, Any] = {"image_size": 8, "in_channels": 1, "channels": 4, "mults": (1, 2), "res_blocks": 1, "attention": ()}
     net, labelled = nn.UNet(**small), nn.UNet(**small, classes=3)
@@ -567,6 +568,8 @@ def networks(folder: Path) -> list[Call]:
     counts = ("steps", "batch_size", "accumulate", "checkpoint_every", "keep", "T", "samples")
     shares = ("held_out", "lr", "weight_decay", "grad_clip", "ema", "label_dropout")
     flags = ("flip", "classes", "compile", "verify_first", "resume")
+    run = training.Run(labelled, D, Denoiser(labelled), training.TrainConfig(), 1, (1, 8, 8), 256)
+    sets = np.random.default_rng(0).normal(size=(2, 6, 1))
     return [
         call(nn.UNet, **small,
              types={"image_size": (None, 8.0, True), "mults": (None, 3, "12", (1.5,)), "attention": (None, 4, "4", (True,)),
@@ -619,6 +622,21 @@ def networks(folder: Path) -> list[Call]:
         call(net.save, dir=folder / "net", types={"dir": (None, 3)}),
         call(nn.save_diffusers, dir=folder / "pipe", net=net, diffusion=D, denoiser=read,
              types={"dir": (None, 3), "net": (None, 3), "diffusion": (None, 3), "denoiser": (None, 3)}),
+        call(training.TrainConfig, types={"image_size": (2.5, True), "workers": ("2",)}, names={"bad_files": ("ignore",)},
+             values={"image_size": (0, (4, 4, 4)), "workers": (-1, 257), "sample_every": (-1,), "held_out": (1.0,), "ema": (1.5,),
+                     "label_dropout": (1.5,)}),
+        call(training.load, source="digits", types={"image_size": (2.5, True), "workers": ("2",)},
+             values={"image_size": (0, (4, 4, 4)), "workers": (-1,)}, names={"bad_files": ("ignore",)}),
+        call(lambda **given: run.denoiser_for(**{"label": 1, "scale": 2.0} | given), label="Run.denoiser_for",
+             types={"label": (True, "3"), "scale": ("2",)}, values={"label": (3, -1, [2, 3]), "scale": (NAN,)}),
+        call(run.denoiser_for, values={"scale": (2.0,)}),
+        call(distances.kernel, x=sets[0], y=sets[1],
+             values={"x": (np.zeros(3), sets[0] * NAN), "y": (sets[1][:1], np.zeros((3, 2)))}),
+        call(distances.precision, x=sets[0], y=sets[1], values={"k": (0, 6)}),
+        call(distances.jackknife, measure=distances.kernel, x=sets[0], y=sets[1], groups=2, values={"groups": (1, 4)}),
+        call(distances.frechet_gaussian, mean1=[0, 0], cov1=np.eye(2), mean2=[0, 0], cov2=np.eye(2),
+             values={"cov1": (-np.eye(2),), "cov2": ([[1.0, 1.0], [0.0, 1.0]],), "mean2": ([0],)}),
+        call(training.TrainConfig().denoiser, label="TrainConfig.denoiser", net=net, types={"net": (None, 3)}),
     ]  # fmt: skip
 
 

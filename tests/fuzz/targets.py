@@ -24,7 +24,7 @@ from tinyddpm._commands import train as command
 from tinyddpm.nn import UNet, weights
 from tinyddpm.training import TrainConfig, load
 from tinyddpm.training.checkpoint import read_state
-from tinyddpm.training.data.pictures import careful, decode, look
+from tinyddpm.training.data.pictures import decode, read_header, refusing_oversized
 
 __all__ = ["TARGETS", "Target", "inputs"]
 
@@ -85,8 +85,8 @@ def _tensors(data: bytes) -> None:
 
 
 def _picture(data: bytes) -> None:
-    with careful():
-        header = look(io.BytesIO(data), "it")
+    with refusing_oversized():
+        header = read_header(io.BytesIO(data), "it")
     if header.height * header.width > 2**20:
         return
     pixels = decode(io.BytesIO(data), "it")
