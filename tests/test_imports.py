@@ -29,7 +29,7 @@ FLOORS = (  # from the ground up: a module may import from its own floor or from
     {"diffusion", "guidance", "likelihood"},
     {"analytic", "edit"},
     {"nn", "training", "verify"},
-    {"plots"},
+    {"plots", "_figures"},
     {"_commands"},
     {"cli"},
     {"__main__"},

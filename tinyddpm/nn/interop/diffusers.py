@@ -1,7 +1,7 @@
 """Folders of ``diffusers.DDPMPipeline``, read and written without diffusers.
 
-A folder holds ``model_index.json``, ``unet/`` (``config.json`` and safetensors) and ``scheduler/scheduler_config.json``. The oldest
-folders, such as ``google/ddpm-cifar10-32``, have all files in one place.
+A folder holds ``model_index.json``, ``unet/`` (``config.json`` and safetensors) and ``scheduler/scheduler_config.json``. The
+oldest folders, such as ``google/ddpm-cifar10-32``, have all files in one place.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def _file(path: Path) -> Path:
 
 
 def _refuse_others(file: Path, names: set[str], net: UNet) -> None:
-    """Raise ValueError that names a variant of the architecture that `UNet` does not have, instead of its first unknown tensor."""
+    """Raise ValueError for a variant that `UNet` does not have, rather than for its first unknown tensor."""
     if "label_emb.weight" in names:
         raise ValueError(f"{file}: tensor 'label_emb.weight' belongs to a class-conditional network, which can't be read")
     for i, layer in enumerate(net.down, 1):
