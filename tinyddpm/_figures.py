@@ -30,10 +30,23 @@ def new_figure(rows: int, columns: int, size: tuple[float, float], **grid: float
     return figure, axes
 
 
+def one_panel(size: tuple[float, float]) -> tuple[Figure, Any]:
+    """Return a figure with one axes, and the axes."""
+    figure, axes = new_figure(1, 1, size)
+    return figure, axes[0, 0]
+
+
 def curve_style(k: int) -> dict[str, Any]:
     """Return the options of the k-th curve."""
     colour, dash = STYLES[k % len(STYLES)]
     return {"color": colour, "linestyle": dash, "linewidth": 1.6}
+
+
+def label_x(ax: Any, values: list[int]) -> None:
+    """Label the x axis at these ascending values, except where labels would touch on a logarithmic axis."""
+    few = [n for n, later in zip(values, [*values[1:], math.inf], strict=True) if later > 1.2 * n]
+    ax.set_xticks(few, [str(n) for n in few])
+    ax.minorticks_off()
 
 
 def as_images(name: str, x: ArrayLike) -> NDArray[Any]:

@@ -18,14 +18,14 @@ from tinyddpm import noise
 from tinyddpm import schedules as _schedules
 from tinyddpm._arrays.check import as_instance, as_int, as_list, lookup, one_of
 from tinyddpm._arrays.namespace import Array, namespace_of
-from tinyddpm._figures import MARKERS, STYLES, as_images, curve_style, new_figure, standard_error
+from tinyddpm._figures import MARKERS, STYLES, as_images, curve_style, label_x, new_figure, one_panel, standard_error
+from tinyddpm._io.files import replacing
 from tinyddpm.diffusion import Diffusion
+from tinyddpm.likelihood import VLB
+from tinyddpm.samplers import Step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from tinyddpm.likelihood import VLB
-    from tinyddpm.samplers import Step
 
 __all__ = [
     "FORMATS",
@@ -135,8 +135,6 @@ def trajectory(steps: Sequence[Step]) -> Figure:
     matplotlib.figure.Figure
         The figure.
     """
-    from tinyddpm.samplers import Step
-
     states = [as_instance("steps", step, Step) for step in as_list("steps", steps)]
     return strip([step.x for step in states], [f"$t = {step.t}$" for step in states])
 
@@ -193,8 +191,7 @@ def loss(records: Sequence[Mapping[str, Any]]) -> Figure:
     window = max(1, len(value) // 50)
     total = np.cumsum(np.append(0.0, value))
     mean = (total[window:] - total[:-window]) / window
-    figure, axes = new_figure(1, 1, (6, 3.4))
-    ax = axes[0, 0]
+    figure, ax = one_panel((6, 3.4))
     ax.plot(step, value, color="#999999", linewidth=0.6, label="each step")
     ax.plot(step[window - 1 :], mean, label=f"mean of {window} steps", **curve_style(0))
     ax.set(xlabel="step", ylabel="loss", yscale="log", xlim=(0, step[-1]))
@@ -215,13 +212,12 @@ def bound(vlb: VLB) -> Figure:
     matplotlib.figure.Figure
         The figure.
     """
-    _check_bound(vlb)
+    as_instance("vlb", vlb, VLB)
     per_dim = 1 / (vlb.dims * math.log(2))  # from nats summed over dimensions
     terms = np.concatenate([vlb.decoder[:, None], vlb.kl], axis=1) * per_dim
     mean, error = terms.mean(0), standard_error(terms)
     t = np.arange(1, len(mean) + 1)
-    figure, axes = new_figure(1, 1, (6, 3.4))
-    ax = axes[0, 0]
+    figure, ax = one_panel((6, 3.4))
     ax.fill_between(t, np.maximum(mean - error, mean * 0.1), mean + error, alpha=0.25, color=STYLES[0][0], linewidth=0)
     ax.plot(t, mean, label=r"$L_{t-1}$, and $L_0$ at $t = 1$", **curve_style(0))
     prior = float(vlb.prior.mean()) * per_dim
@@ -245,10 +241,9 @@ def rate_distortion(vlb: VLB) -> Figure:
     matplotlib.figure.Figure
         The figure.
     """
-    _check_bound(vlb)
+    as_instance("vlb", vlb, VLB)
     rate, rmse = (np.asarray(a) for a in vlb.curve())
-    figure, axes = new_figure(1, 1, (6, 3.4))
-    ax = axes[0, 0]
+    figure, ax = one_panel((6, 3.4))
     ax.plot(rate, rmse, **curve_style(0))
     ax.set(xlabel="rate, bits/dim", ylabel="RMSE of $x_0$, levels", ylim=(0, None))
     return figure
@@ -271,15 +266,11 @@ def sampler_error(errors: Mapping[str, Mapping[int, float]]) -> Figure:
         raise TypeError(f"errors must be a mapping of mappings, errors[sampler][calls], got {type(errors).__name__}")
     if not errors or not all(errors.values()):
         raise ValueError("errors must have at least one sampler, and one number of calls for each, got an empty mapping")
-    figure, axes = new_figure(1, 1, (6, 3.8))
-    ax = axes[0, 0]
+    figure, ax = one_panel((6, 3.8))
     for k, (name, of) in enumerate(errors.items()):
         ax.plot(*zip(*sorted(of.items()), strict=True), label=name, marker=MARKERS[k % 5], markersize=5, **curve_style(k))
     ax.set(xlabel="network calls", ylabel="RMS error of $x_0$", xscale="log", yscale="log")
-    calls = sorted({calls for of in errors.values() for calls in of})
-    few = [n for n, later in zip(calls, [*calls[1:], math.inf], strict=True) if later > 1.2 * n]
-    ax.set_xticks(few, [str(n) for n in few])
-    ax.minorticks_off()
+    label_x(ax, sorted({calls for of in errors.values() for calls in of}))
     ax.legend(frameon=False)
     return figure
 
@@ -299,8 +290,6 @@ def save(figure: Figure, file: str | os.PathLike[str]) -> None:
     LookupError
         If the suffix is another one.
     """
-    from tinyddpm._io.files import replacing
-
     if not hasattr(figure, "savefig"):
         raise TypeError(f"figure must be a Matplotlib figure, got {type(figure).__name__}")
     if not isinstance(file, str | os.PathLike):
@@ -308,10 +297,3 @@ def save(figure: Figure, file: str | os.PathLike[str]) -> None:
     kind = one_of("file", Path(file).suffix.lower(), FORMATS)
     with replacing(file) as stream:
         figure.savefig(stream, format=kind[1:], dpi=160, bbox_inches="tight")
-
-
-def _check_bound(vlb: VLB) -> None:
-    """Raise TypeError unless `vlb` is a `VLB`."""
-    from tinyddpm.likelihood import VLB
-
-    as_instance("vlb", vlb, VLB)
