@@ -1,4 +1,4 @@
-"""A scheduler for diffusers' pipelines made from a `Diffusion`: any betas, any plan, the steps of this library.
+"""A scheduler for diffusers' pipelines, made from a `Diffusion`: any betas, any plan, and the steps of this library.
 
 diffusers counts steps from 0, so its ``timestep`` is the paper's t - 1. The scheduler keeps no state between steps
 except the plan.
@@ -67,6 +67,7 @@ class ChainScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
 
 def main() -> None:
+    """Draw two images with an untrained network in a `DDPMPipeline`."""
     from diffusers import DDPMPipeline, UNet2DModel
 
     torch.manual_seed(0)
