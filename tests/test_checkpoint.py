@@ -141,7 +141,7 @@ def test_optimizer_of_another_network_is_refused(run: Path, tmp_path: Path) -> N
     train(tiny(tmp_path / "other", channels=8), progress=False)
     shutil.copy(tmp_path / "other" / "last" / "optimizer.safetensors", run / "last" / "optimizer.safetensors")
     reseal(run / "last")
-    with pytest.raises(ValueError, match=r"optimizer\.safetensors: tensor 'exp_avg\.\S+' has shape"):
+    with pytest.raises(ValueError, match=r"optimizer\.safetensors: tensor 'exp_avg\.\S+' must have shape"):
         train(tiny(run, resume=True, steps=4), progress=False)
 
 

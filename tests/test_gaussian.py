@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import pickle
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 from conftest import Library
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import exact, mp
+from oracles import kl_full
 
 from tinyddpm import Gaussian, backends, gaussian
+from tinyddpm.verify import _truth
 
 # float64 results go through a handful of roundings of 1.1e-16 each.
 ROUNDING = 2e-15
@@ -22,10 +23,10 @@ ROUNDING = 2e-15
 
 def relative(value: float, truth: Any) -> float:
     """The relative error; 0 where both are below the normal range, which XLA flushes to zero."""
-    tiny = mp.mpf(2) ** -1022
+    tiny = Decimal(2) ** -1022
     if abs(truth) < tiny:
         return 0.0 if abs(value) < tiny else math.inf
-    return float(abs(mp.mpf(float(value)) - truth) / abs(truth))
+    return float(abs(Decimal(float(value)) - truth) / abs(truth))
 
 
 # KL.
@@ -43,21 +44,21 @@ def columns(rows: list[tuple[float, ...]]) -> list[np.ndarray]:
 def test_kl_matches_its_formula(rows: list[tuple[float, ...]]) -> None:
     for value, row in zip(gaussian.kl(*columns(rows)), rows, strict=True):
         # exp magnifies the rounding of log_var1 - log_var2 and of log_var2 by their size.
-        assert relative(value, oracles.kl(*row)) < 200 * ROUNDING
+        assert relative(value, _truth.kl(*row)) < 200 * ROUNDING
 
 
 @given(means, log_vars, st.floats(-16, 0), st.sampled_from([-1, 1]))
 def test_kl_of_nearly_equal_variances_does_not_cancel(mean: float, log_var: float, exponent: float, sign: int) -> None:
     other = log_var + sign * 10**exponent
     value = gaussian.kl(np.array([mean]), log_var, np.array([mean]), other)[0]
-    d = exact(log_var) - exact(other)
-    assert relative(value, (mp.expm1(d) - d) / 2) < 200 * ROUNDING
+    d = Decimal(log_var) - Decimal(other)
+    assert relative(value, (d.exp() - 1 - d) / 2) < 200 * ROUNDING
     assert (value > 0) == (log_var != other)
 
 
 def test_kl_as_printed_cancels() -> None:
     d = 1e-7
-    truth = (mp.expm1(exact(d)) - exact(d)) / 2
+    truth = (Decimal(d).exp() - 1 - Decimal(d)) / 2
     assert relative(0.5 * (np.exp(d) - 1 - d), truth) > 1e-3
     assert relative(gaussian.kl(np.zeros(1), d, np.zeros(1), 0.0)[0], truth) < ROUNDING
 
@@ -117,7 +118,7 @@ def covariances(rng: np.random.Generator, *shape: int) -> np.ndarray:
 def test_kl_full_matches_its_formula(seed: int, d: int) -> None:
     rng = np.random.default_rng(seed)
     (m1, m2), (c1, c2) = rng.normal(size=(2, d)), covariances(rng, 2, d)
-    assert relative(gaussian.kl_full(m1, c1, m2, c2), oracles.kl_full(m1, c1, m2, c2)) < 1e-12  # condition about 100
+    assert relative(gaussian.kl_full(m1, c1, m2, c2), kl_full(m1, c1, m2, c2)) < 1e-12  # condition about 100
 
 
 @given(st.integers(0, 10**6), st.integers(2, 5))
@@ -145,14 +146,12 @@ def symmetric(c: np.ndarray) -> np.ndarray:
 def test_kl_full_of_nearly_equal_covariances_does_not_cancel() -> None:
     c = np.array([[2.0, 0.5], [0.5, 1.0]])
     other = c + np.array([[1e-9, 1e-9], [1e-9, -2e-9]])
-    with mp.workdps(80):
-        truth = oracles.kl_full(np.zeros(2), c, np.zeros(2), other)
+    truth = kl_full(np.zeros(2), c, np.zeros(2), other)
     # The factor of either covariance is rounded at 1e-16 of an entry, against a difference of 1e-9; the result is 1e-19.
     assert relative(gaussian.kl_full(np.zeros(2), c, np.zeros(2), other), truth) < 1e-6
     squares = [np.array([[r**2]]) for r in (3.0, 3.0 + 2.0**-19)]  # whose roots are exact
-    with mp.workdps(80):
-        truth = oracles.kl_full(np.zeros(1), squares[1], np.zeros(1), squares[0])
-    assert relative(float(gaussian.kl_full(np.zeros(1), squares[1], np.zeros(1), squares[0])), truth) < 1e-14
+    truth = kl_full(np.zeros(1), squares[1], np.zeros(1), squares[0])
+    assert relative(gaussian.kl_full(np.zeros(1), squares[1], np.zeros(1), squares[0]), truth) < 1e-14
 
 
 def test_kl_full_runs_on_every_library(library: Library) -> None:
@@ -227,12 +226,11 @@ def placements(draw: st.DrawFn) -> tuple[int, int, float, float]:
 @settings(max_examples=60)
 def test_decoder_is_exact(cases: list[tuple[int, int, float, float]]) -> None:
     for level, levels, mean, log_std in cases:
-        with mp.workdps(90):
-            truth = oracles.log_mass(level, levels, exact(mean), exact(log_std))
+        truth = _truth.log_mass(level, levels, mean, log_std)
         value = gaussian.discretized_log_likelihood(
             levels_of(levels)[level : level + 1], np.array([mean]), np.array([log_std]), levels
         )[0]
-        assert abs(float(exact(value) - truth)) <= 1e-14 * max(1.0, abs(float(truth)))
+        assert abs(float(Decimal(float(value)) - truth)) <= 1e-14 * max(1.0, abs(float(truth)))
 
 
 def gradients(library: Library, f: Any, *arguments: np.ndarray) -> list[np.ndarray]:
@@ -260,8 +258,7 @@ def test_decoder_gradients_are_exact(differentiable: Library) -> None:
             differentiable, lambda m, s, x=x, n=levels: gaussian.discretized_log_likelihood(x, m, s, n), mean, log_std
         )
         for i in range(60):
-            with mp.workdps(90):
-                truth = oracles.log_mass_gradient(int(level[i]), levels, mean[i], log_std[i])
+            truth = _truth.log_mass_gradient(int(level[i]), levels, mean[i], log_std[i])
             # Where the two ends of a bin nearly cancel, near its middle, a gradient keeps fewer digits: hence 1e-10.
             assert max(relative(g[i], t) for g, t in zip(found, truth, strict=True)) < 1e-10
 
@@ -369,7 +366,7 @@ def test_arguments_broadcast_and_may_be_numbers(library: Library) -> None:
     means = library.array(np.array([[0.0], [1.0]]))
     many = library.host(gaussian.kl(means, 0.0, library.array(np.array([0.0, 1.0])), library.array(np.array(0.5))))
     assert many.shape == (2, 2)
-    assert many[0, 1] == pytest.approx(float(oracles.kl(0.0, 0.0, 1.0, 0.5)), rel=1e-13)
+    assert many[0, 1] == pytest.approx(float(_truth.kl(0.0, 0.0, 1.0, 0.5)), rel=1e-13)
 
 
 # The class.
@@ -434,7 +431,7 @@ def test_samples_have_the_means_shape_and_dtype(library: Library) -> None:
 def test_divergence_and_decoder_of_the_class() -> None:
     rng = np.random.default_rng(8)
     m1, v1, m2, v2 = rng.normal(size=(4, 5))
-    truth = [float(oracles.kl(*row)) for row in zip(m1, v1, m2, v2, strict=True)]
+    truth = [float(_truth.kl(*row)) for row in zip(m1, v1, m2, v2, strict=True)]
     np.testing.assert_allclose(Gaussian(m1, v1).kl(Gaussian(m2, v2)), truth, rtol=1e-13)
     x = levels_of(256)[:5]
     eight_bits = gaussian.discretized_log_likelihood(x, m1, v1 / 2, 256)

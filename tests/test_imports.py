@@ -31,7 +31,7 @@ FLOORS = (  # from the ground up: a module may import from its own floor or from
     {"diffusion", "guidance", "likelihood", "_editing"},
     {"analytic", "edit"},
     {"nn", "training", "verify"},
-    {"plots"},
+    {"plots", "_figures"},
     {"_commands"},
     {"cli"},
     {"__main__"},
