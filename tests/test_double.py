@@ -6,6 +6,7 @@ import math
 from decimal import Decimal
 from fractions import Fraction
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import pytest

@@ -196,7 +196,13 @@ class Denoiser(FrozenValue):
     # namespace xp, and t and s are steps in the forms of `check_steps`.
 
     def call(self, d: Process, x_t: Array, t: Any, xp: Any, net_t: Array | None = None) -> tuple[Array, Array | None]:
-        """The network's prediction, and its raw variance output if `learned`; a wrong output is a ValueError."""
+        """The network's prediction, and its raw variance output if `learned`; a wrong output is a ValueError.
+
+        Returns
+        -------
+        value : array (B, ...)
+        raw : array (B, ...) or None
+        """
         if net_t is None:
             net_t = time_array(t, self.first_t - 1, x_t, xp)
         out = call_net(self.net, x_t, net_t, d, t, self.predicts)
@@ -207,24 +213,45 @@ class Denoiser(FrozenValue):
         return out[:, :channels, ...], out[:, channels:, ...]
 
     def x0_from(self, d: Process, value: Array, x_t: Array, t: Any, xp: Any) -> Array:
-        """x_0 from a prediction, clipped if `clip_x0` says so."""
+        """x_0 from a prediction, clipped if `clip_x0` says so.
+
+        Returns
+        -------
+        array (B, ...)
+        """
         x0 = d._convert(value, x_t, t, self.predicts, "x0", xp)
         return x0 if self.clip_range is None else clip_array(x0, *self.clip_range, xp)
 
     def eps_from(self, d: Process, value: Array, x_t: Array, t: Any, xp: Any) -> Array:
-        """eps from a prediction, consistent with the clipped x_0."""
+        """eps from a prediction, consistent with the clipped x_0.
+
+        Returns
+        -------
+        array (B, ...)
+        """
         if self.clip_range is None:
             return d._convert(value, x_t, t, self.predicts, "eps", xp)
         return d._convert(self.x0_from(d, value, x_t, t, xp), x_t, t, "x0", "eps", xp)
 
     def p_from(self, d: Process, value: Array, raw: Array | None, x_t: Array, t: Any, s: Any, xp: Any) -> Gaussian:
-        """p(x_s | x_t) from a prediction and the raw variance output."""
+        """p(x_s | x_t) from a prediction and the raw variance output.
+
+        Returns
+        -------
+        Gaussian
+        """
         w = d.step_weights(t, s, x_t, xp)
         mean = w.w_x0 * self.x0_from(d, value, x_t, t, xp) + w.w_xt * x_t
         return Gaussian(mean, self.log_var_from(d, raw, x_t, t, s, xp))
 
     def log_var_from(self, d: Process, raw: Array | None, x_t: Array, t: Any, s: Any, xp: Any) -> Any:
-        """log of p's variance: a float if t and s are ints and one number serves, else an array that broadcasts to x_t."""
+        """Natural log of p's variance.
+
+        Returns
+        -------
+        float or array
+            A float if t and s are ints and one number serves, else an array that broadcasts to x_t.
+        """
         if not isinstance(self.variance, str):
             return variance.table_log_var(self._log_table, d.T, t, s, x_t, xp)
         if self.learned and raw is None:
