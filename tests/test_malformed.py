@@ -605,6 +605,17 @@ def networks(folder: Path) -> list[Call]:
         call(net.save, dir=folder / "net", types={"dir": (None, 3)}),
         call(nn.save_diffusers, dir=folder / "pipe", net=net, diffusion=D, denoiser=read,
              types={"dir": (None, 3), "net": (None, 3), "diffusion": (None, 3), "denoiser": (None, 3)}),
+        call(nn.save_diffusers, label="save_diffusers, options", dir=folder / "pipe", net=net, diffusion=D, denoiser=read,
+             values={"denoiser": (Denoiser(net), Denoiser(net, "mu", first_t=0), Denoiser(labelled, first_t=0))}),
+        call(nn.load_diffusers, dir=folder / "pipe", types={"dir": (None, 5)}),
+        call(nn.UNet.load, dir=folder / "net", types={"dir": (None, 5)}),
+        call(nn.UNet, label="UNet, more", **small, values={"dropout": (1.0,), "res_blocks": (65,), "image_size": (9,)}),
+        call(lambda net: nn.to_backend(net, "numpy")(x.numpy(), t.numpy()), label="bridged network", net=net,
+             values={"net": (type("Pair", (torch.nn.Module,), {"forward": lambda self, x, t: (x, t)})(),)}),
+        call(nn.to_backend(net, "numpy"), label="bridged lists", x=x.numpy(), t=t.numpy(), types={"x": (x.tolist(),)}),
+        call(plots.strip, label="strip, none", columns=[clean], labels=["a"], values={"columns": ([clean[:0]],)}),
+        call(plots.sampler_error, errors={"ddim": {10: 0.1}}, types={"errors": (None, 3, [1], {"ddim": 0.1})},
+             values={"errors": ({}, {"ddim": {}})}),
     ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+import networks  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 from tinyddpm.nn import UNet, layers  # noqa: E402
@@ -26,22 +27,7 @@ from tinyddpm.nn.layers import time_embedding  # noqa: E402
 
 
 def small(**options: Any) -> UNet:
-    """A network of a few thousand parameters, with weights that leave nothing at zero."""
-    given: dict[str, Any] = {
-        "image_size": 8,
-        "in_channels": 1,
-        "channels": 8,
-        "mults": (1, 2),
-        "res_blocks": 1,
-        "attention": (4,),
-        **options,
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = UNet(**given)
-        for p in net.parameters():
-            torch.nn.init.normal_(p, std=0.2)
-    return net.eval()
+    return networks.small(**{"std": 0.2, "res_blocks": 1} | options)
 
 
 def batch(net: UNet, n: int = 3, dtype: Any = None) -> tuple[Any, Any]:
@@ -186,49 +172,6 @@ def test_no_label_is_the_null_class() -> None:
     x, t = batch(net)
     assert torch.equal(net(x, t), net(x, t, torch.full((3,), 3)))
     assert not torch.equal(net(x, t), net(x, t, torch.tensor([0, 1, 2])))
-
-
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        ({"image_size": 10, "mults": (1, 2, 2)}, "image_size"),
-        ({"image_size": 0}, "image_size"),
-        ({"image_size": (8, 9)}, "image_size"),
-        ({"image_size": (8, 8, 8)}, "image_size"),
-        ({"channels": 7}, "channels"),
-        ({"channels": 2}, "channels"),
-        ({"mults": ()}, "mults"),
-        ({"mults": (0,)}, "mults"),
-        ({"mults": "12"}, "mults"),
-        ({"res_blocks": 0}, "res_blocks"),
-        ({"res_blocks": 10**9}, "res_blocks"),
-        ({"attention": 16}, "attention"),
-        ({"dropout": 1.0}, "dropout"),
-        ({"dropout": float("nan")}, "dropout"),
-        ({"classes": 0}, "classes"),
-        ({"norm_groups": 3}, "norm_groups"),
-        ({"head_dim": 3}, "head_dim"),
-        ({"cos_first": 1}, "cos_first"),
-        ({"downsample_padding": 2}, "downsample_padding"),
-        ({"in_channels": True}, "in_channels"),
-    ],
-)
-def test_wrong_options_are_named(options: dict[str, Any], name: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=rf"^{name}\b"):
-        UNet(**{"image_size": 8, "channels": 8, "mults": (1, 2), **options})
-
-
-def test_wrong_inputs_are_named() -> None:
-    net, classed = small(), small(classes=3)
-    x, t = batch(net)
-    for wrong in (x[:, 0], x[:, :, :7], x.repeat(1, 2, 1, 1)):
-        with pytest.raises(ValueError, match=r"^x:"):
-            net(wrong, t)
-    with pytest.raises(ValueError, match=r"^t:"):
-        net(x, t[:2])
-    for who, y in ((net, t), (classed, t[:2]), (classed, t.float()), (classed, t - 1), (classed, t + 4)):
-        with pytest.raises(ValueError, match=r"^y:"):
-            who(x, t, y)
 
 
 # ---- dropout
@@ -534,58 +477,3 @@ def test_a_pickle_in_disguise_is_not_run(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         UNet.load(saved)
     assert not (tmp_path / "hacked").exists()
-
-
-# ---- diffusers
-
-
-@pytest.mark.parametrize("case", ["published", "defaults"])
-def test_equals_diffusers(case: str) -> None:
-    """Outputs with copied weights: the published CIFAR-10 variant and diffusers' own defaults, small."""
-    theirs_type = pytest.importorskip("diffusers").UNet2DModel
-    common = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (32, 64), "layers_per_block": 1}
-    if case == "published":
-        attention = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-        options = {"flip_sin_to_cos": False, "freq_shift": 1, "downsample_padding": 0, "norm_eps": 1e-6}
-        theirs = theirs_type(**common, **attention, **options, attention_head_dim=None)
-        ours = UNet(8, 1, channels=32, mults=(1, 2), res_blocks=1, attention=(4,), norm_groups=32)
-    else:
-        attention = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-        theirs = theirs_type(**common, **attention)
-        ours = UNet(
-            8, 1, channels=32, mults=(1, 2), res_blocks=1, attention=(4,), head_dim=8, norm_groups=32, norm_eps=1e-5,
-            cos_first=True, freq_shift=0.0, downsample_padding=1,
-        )  # fmt: skip
-    weights = theirs.state_dict()
-    names = {"time.0": "time_embedding.linear_1", "time.2": "time_embedding.linear_2", "norm_out": "conv_norm_out",
-             "conv_in": "conv_in", "conv_out": "conv_out", "down.1.conv": "down_blocks.0.downsamplers.0.conv",
-             "up.2.conv": "up_blocks.0.upsamplers.0.conv"}  # fmt: skip
-    blocks = {"down.0": "down_blocks.0", "down.2": "down_blocks.1", "mid.0": "mid_block", "mid.1": "mid_block",
-              "up.0": "up_blocks.0", "up.1": "up_blocks.0", "up.3": "up_blocks.1", "up.4": "up_blocks.1"}  # fmt: skip
-    inner = {
-        "norm1": "norm1",
-        "conv1": "conv1",
-        "time": "time_emb_proj",
-        "norm2": "norm2",
-        "conv2": "conv2",
-        "skip": "conv_shortcut",
-    }
-    for mine, other in blocks.items():
-        i = {"mid.1": 1, "up.1": 1, "up.4": 1}.get(mine, 0)
-        names |= {f"{mine}.{a}": f"{other}.resnets.{i}.{b}" for a, b in inner.items()}
-        names |= {f"{mine}.attention.norm": f"{other}.attentions.{i}.group_norm",
-                  f"{mine}.attention.out": f"{other}.attentions.{i}.to_out.0"}  # fmt: skip
-        names[f"{mine}.attention.qkv"] = f"{other}.attentions.{i}.to_"
-    state = {}
-    for name, p in ours.state_dict().items():
-        layer, _, kind = name.rpartition(".")
-        source = names[layer]
-        parts = [f"{source}{q}.{kind}" for q in "qkv"] if source.endswith("to_") else [f"{source}.{kind}"]
-        state[name] = torch.cat([weights[part] for part in parts])
-        assert state[name].shape == p.shape
-    ours.load_state_dict(state)
-    ours, theirs = ours.double().eval(), theirs.double().eval()
-    x, t = torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.tensor([3, 977])
-    with torch.no_grad():
-        expected = theirs(x, t).sample
-        assert float((ours(x, t) - expected).abs().max() / expected.abs().max()) < 1e-12
