@@ -602,13 +602,9 @@ def networks(folder: Path) -> list[Call]:
         call(plots.rate_distortion, vlb=likelihood.vlb(D, Denoiser(lambda x_t, t: x_t), X), types={"vlb": (None, X)}),
         call(plots.save, figure=Figure(), file=folder / "a.png", types={"figure": (None, 3), "file": (None, 3)},
              names={"file": ("a.gif", "a", "")}),
-        call(net.save, dir=folder / "net", types={"dir": (None, 3)}),
-        call(nn.save_diffusers, dir=folder / "pipe", net=net, diffusion=D, denoiser=read,
-             types={"dir": (None, 3), "net": (None, 3), "diffusion": (None, 3), "denoiser": (None, 3)}),
         call(nn.save_diffusers, label="save_diffusers, options", dir=folder / "pipe", net=net, diffusion=D, denoiser=read,
              values={"denoiser": (Denoiser(net), Denoiser(net, "mu", first_t=0), Denoiser(labelled, first_t=0))}),
         call(nn.load_diffusers, dir=folder / "pipe", types={"dir": (None, 5)}),
-        call(nn.UNet.load, dir=folder / "net", types={"dir": (None, 5)}),
         call(nn.UNet, label="UNet, more", **small, values={"dropout": (1.0,), "res_blocks": (65,), "image_size": (9,)}),
         call(lambda net: nn.to_backend(net, "numpy")(x.numpy(), t.numpy()), label="bridged network", net=net,
              values={"net": (type("Pair", (torch.nn.Module,), {"forward": lambda self, x, t: (x, t)})(),)}),
@@ -616,6 +612,10 @@ def networks(folder: Path) -> list[Call]:
         call(plots.strip, label="strip, none", columns=[clean], labels=["a"], values={"columns": ([clean[:0]],)}),
         call(plots.sampler_error, errors={"ddim": {10: 0.1}}, types={"errors": (None, 3, [1], {"ddim": 0.1})},
              values={"errors": ({}, {"ddim": {}})}),
+        call(net.save, dir=folder / "net", types={"dir": (None, 3)}),
+        call(nn.UNet.load, dir=folder / "net", types={"dir": (None, 5)}),
+        call(nn.save_diffusers, dir=folder / "pipe", net=net, diffusion=D, denoiser=read,
+             types={"dir": (None, 3), "net": (None, 3), "diffusion": (None, 3), "denoiser": (None, 3)}),
     ]  # fmt: skip
 
 
