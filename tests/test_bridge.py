@@ -1,4 +1,4 @@
-"""A Torch network behind every library's arrays: the same numbers, no copies that can be saved, no writes that harm."""
+"""A Torch network as a function of every library's arrays: the same numbers, shared memory, unchanged inputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def batch(dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
 
 
 class Probe(torch.nn.Module):
-    """Keeps what it is given, and may write to it."""
+    """A network that keeps its inputs, and writes to them if `write` is set."""
 
     def __init__(self, write: bool = False) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Probe(torch.nn.Module):
         return self.out
 
 
-def test_the_network_runs_behind_every_library(library: Any) -> None:
+def test_outputs_are_the_networks_in_every_library(library: Any) -> None:
     net, (x, t) = small(), batch()
     with torch.no_grad():
         expected = net(torch.from_numpy(x), torch.from_numpy(t)).numpy()
@@ -53,7 +53,7 @@ def test_the_network_runs_behind_every_library(library: Any) -> None:
     np.testing.assert_array_equal(library.host(again(library.array(x), library.array(t))), library.host(out))
 
 
-def test_it_samples_behind_every_library(library: Any) -> None:
+def test_sampling_with_every_library(library: Any) -> None:
     net, d = small(), Diffusion(schedules.linear(5, 0.1, 0.5))
     sample = d.sample(Denoiser(to_backend(net, library.name), first_t=0), (3, 1, 8, 8), backend=library.name)
     reference = d.sample(Denoiser(net, first_t=0), (3, 1, 8, 8), backend="torch")
@@ -62,7 +62,7 @@ def test_it_samples_behind_every_library(library: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_the_result_has_the_input_s_dtype(native: Any, dtype: str) -> None:
+def test_the_result_has_the_dtype_of_x(native: Any, dtype: str) -> None:
     net, (x, t) = small(), batch()
     expected = to_backend(net, "numpy")(x, t)
     out = to_backend(net, native.name)(native.array(x, dtype), native.array(t))
@@ -72,7 +72,7 @@ def test_the_result_has_the_input_s_dtype(native: Any, dtype: str) -> None:
     assert wide.dtype == out.dtype
 
 
-def test_jax_s_bfloat16_needs_no_numpy() -> None:
+def test_bfloat16_of_jax() -> None:
     jnp = pytest.importorskip("jax").numpy
     x, t = batch()
     out = to_backend(small(), "jax")(jnp.asarray(x, dtype=jnp.bfloat16), jnp.asarray(t))
@@ -97,7 +97,7 @@ def test_there_is_no_gradient(library: Any) -> None:
     assert not to_backend(small(), "torch")(leaf, torch.from_numpy(t)).requires_grad
 
 
-def test_numpy_s_memory_is_shared_both_ways() -> None:
+def test_memory_is_shared_with_numpy_in_both_directions() -> None:
     probe, (x, t) = Probe(), batch()
     out = to_backend(probe, "numpy")(x, t)
     assert np.shares_memory(probe.x.numpy(), x)
@@ -152,7 +152,7 @@ def test_any_view_gives_the_numbers_of_its_copy(view: str) -> None:
 
 
 def test_reversed_arrays_of_other_libraries_do_not_reach_torch() -> None:
-    """Torch aborts the process at a negative stride that comes by DLPack."""
+    """Torch aborts the process if DLPack gives it a negative stride."""
     xp = backends.get("strict").namespace()
     x, t = batch()
     out = to_backend(small(), "strict")(xp.asarray(x)[:, :, ::-1, :], xp.asarray(t)[::-1])
@@ -184,7 +184,7 @@ def test_threads_share_a_network() -> None:
         np.testing.assert_array_equal(results[i], bridged(x + i, t))
 
 
-def test_it_is_a_value() -> None:
+def test_equal_and_hashed_by_content() -> None:
     net = small()
     assert to_backend(net, "numpy") == to_backend(net, "numpy")
     assert hash(to_backend(net, "numpy")) == hash(to_backend(net, "numpy"))
@@ -192,7 +192,7 @@ def test_it_is_a_value() -> None:
 
 
 @pytest.mark.gpu
-def test_a_device_s_memory_is_shared(cuda: Any) -> None:
+def test_arrays_on_a_device(cuda: Any) -> None:
     net, (x, t) = small().cuda(), batch()
     out = to_backend(net, cuda.name)(cuda.array(x), cuda.array(t))
     assert type(out) is type(cuda.array(x))

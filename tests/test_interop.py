@@ -207,7 +207,7 @@ def test_saving_again_replaces_and_leaves_other_files_alone(tmp_path: Path) -> N
 
 
 def old_names(folder: Path, shard: int | None = None) -> dict[str, Any]:
-    """The tensors under the names that diffusers gave them at first."""
+    """Return the tensors under their names in the oldest versions of diffusers."""
     tensors: dict[str, Any] = pytest.importorskip("safetensors.torch").load_file(folder / WEIGHTS)
     for new, name in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
         tensors = {k.replace(f"attentions.0.{new}", f"attentions.0.{name}"): v for k, v in tensors.items()}
@@ -216,7 +216,7 @@ def old_names(folder: Path, shard: int | None = None) -> dict[str, Any]:
 
 
 def test_the_oldest_layout_is_read(tmp_path: Path) -> None:
-    """As google/ddpm-cifar10-32 has it: all files side by side, old names, few keys."""
+    """The layout of google/ddpm-cifar10-32: all files in one folder, old names, few keys."""
     tensors, folder = old_names(saved(tmp_path / "new")), tmp_path / "old"
     folder.mkdir()
     pytest.importorskip("safetensors.torch").save_file(tensors, folder / Path(WEIGHTS).name)

@@ -1,4 +1,4 @@
-"""The U-Net: published parameter counts, a second implementation, and files that a stranger may have written."""
+"""The U-Net: published numbers of parameters, a second implementation, and files as untrusted input."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_learned_variance_and_classes_add_their_parameters_only() -> None:
 
 
 def by_hand(w: dict[str, Any], x: Any, t: Any, groups: int) -> Any:
-    """The network of `small` from Ho et al.'s description, written out once more over a dict of weights."""
+    """Return the output of `small`, computed from a dict of weights by Ho et al.'s description."""
 
     def lin(name: str, h: Any) -> Any:
         return h @ w[f"{name}.weight"].T + w[f"{name}.bias"]
@@ -204,13 +204,13 @@ def test_dropout_keeps_the_mean_and_the_rate() -> None:
     assert torch.equal(out[kept], torch.full_like(out[kept], 1 / 0.75))
     assert float(kept.double().mean()) == pytest.approx(0.75, abs=5 * math.sqrt(0.75 * 0.25 / n))
     assert not torch.equal(kept[0], kept[1])
-    assert not torch.equal(kept, net.drop_by(x, 0.25) != 0)  # the next layer has masks of its own
+    assert not torch.equal(kept, net.drop_by(x, 0.25) != 0)  # the next layer has other masks
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("pixels", [16, 256, 1089])
 def test_attention_is_the_weighted_mean_of_the_values(dtype: Any, pixels: int) -> None:
-    """By the formula, in float64. A score is rounded twice and its weight twice, so a weight is off by (2 |score| + 2) units."""
+    """Compare with the formula in float64. A score and its weight are each rounded twice: (2 |score| + 2) units in all."""
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 2, pixels, 8).to(dtype)
     score = torch.einsum("bhic,bhjc->bhij", q.double(), k.double()) / math.sqrt(8)
@@ -221,8 +221,8 @@ def test_attention_is_the_weighted_mean_of_the_values(dtype: Any, pixels: int) -
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_cast_for_autocast_is_what_autocast_makes_of_it(dtype: Any) -> None:
-    """To the bit, with the other parameters shared."""
+def test_cast_for_autocast_equals_autocast(dtype: Any) -> None:
+    """The outputs are equal bit for bit, and the other parameters are shared."""
     net = small(classes=3, head_dim=4, dropout=0.5)
     before = {name: weight.clone() for name, weight in net.state_dict().items()}
     (x, t), y = batch(net), torch.tensor([0, 2, 3])
@@ -231,7 +231,7 @@ def test_cast_for_autocast_is_what_autocast_makes_of_it(dtype: Any) -> None:
         assert torch.equal(narrow(x, t, y), net(x, t, y))
     calls: list[Any] = []
     net.conv_in.register_forward_hook(lambda module, *_: calls.append(module))
-    net.lock = threading.Lock()  # type: ignore[assignment]  # which can't be copied
+    net.lock = threading.Lock()  # type: ignore[assignment]  # a lock can't be copied
     again = net.cast_for_autocast(dtype)
     with torch.no_grad(), torch.autocast("cpu", dtype):
         again(x, t, y)
@@ -261,7 +261,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def rewrite(folder: Path, header: dict[str, Any] | None = None, data: bytes | None = None, **config: Any) -> None:
-    """Change a saved network's header, tensors or JSON, and make the recorded hash match."""
+    """Change a saved network's header, tensors or JSON, and record the new hash."""
     file, about = folder / "model.safetensors", folder / "unet.json"
     content = file.read_bytes()
     length = int.from_bytes(content[:8], "little")
