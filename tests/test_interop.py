@@ -1,4 +1,4 @@
-"""diffusers' folders both ways: the same numbers on either side, and nothing read that was not meant."""
+"""diffusers' folders, read and written: the same numbers on both sides, and errors for everything else."""
 
 from __future__ import annotations
 
@@ -17,24 +17,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from networks import small  # noqa: E402
+
 from tinyddpm import Denoiser, Diffusion, schedules  # noqa: E402
 from tinyddpm.nn import UNet, load_diffusers, save_diffusers  # noqa: E402
 from tinyddpm.nn.interop import _scheduler, _unet  # noqa: E402
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "unet/config.json", "scheduler/scheduler_config.json"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-
-
-SMALL: dict[str, Any] = {"image_size": 8, "in_channels": 1, "channels": 8, "mults": (1, 2), "attention": (4,)}
-
-
-def small(**options: Any) -> UNet:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = UNet(**SMALL | options)
-        for p in net.parameters():
-            torch.nn.init.normal_(p, std=0.1)
-    return net.eval()
 
 
 def saved(folder: Path, d: Diffusion | None = None, net: UNet | None = None, **denoiser: Any) -> Path:
@@ -123,7 +113,7 @@ def test_pipelines_give_the_same_numbers_both_ways(tmp_path: Path, case: str) ->
             expected = other(x, t).sample
             assert float((net(x, t) - expected).abs().max() / expected.abs().max()) < 1e-5
         expected = theirs.double()(x.double(), t).sample
-        assert float((net.double()(x.double(), t) - expected).abs().max() / expected.abs().max()) < 1e-10
+        assert float((net.double()(x.double(), t) - expected).abs().max() / expected.abs().max()) < 1e-12
 
 
 @library
@@ -139,7 +129,7 @@ def test_a_network_without_a_size_is_read_as_the_smallest(tmp_path: Path) -> Non
 
 
 @library
-def test_what_a_config_leaves_out_is_what_diffusers_takes() -> None:
+def test_defaults_are_diffusers() -> None:
     diffusers = pytest.importorskip("diffusers")
     for kind, ours in ((diffusers.UNet2DModel, _unet.DEFAULTS), (diffusers.DDPMScheduler, _scheduler.DEFAULTS)):
         parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
@@ -151,7 +141,7 @@ def test_what_a_config_leaves_out_is_what_diffusers_takes() -> None:
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_small_log", "fixed_large", "learned_range"])
 @pytest.mark.parametrize("predicts", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("clip", [True, False])
-def test_one_reverse_move_is_theirs(
+def test_one_reverse_step_is_theirs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variance: str, predicts: str, clip: bool
 ) -> None:
     module = pytest.importorskip("diffusers.schedulers.scheduling_ddpm")
@@ -217,7 +207,7 @@ def test_saving_again_replaces_and_leaves_other_files_alone(tmp_path: Path) -> N
 
 
 def old_names(folder: Path, shard: int | None = None) -> dict[str, Any]:
-    """The tensors under the names that diffusers gave them at first."""
+    """Return the tensors under their names in the oldest versions of diffusers."""
     tensors: dict[str, Any] = pytest.importorskip("safetensors.torch").load_file(folder / WEIGHTS)
     for new, name in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
         tensors = {k.replace(f"attentions.0.{new}", f"attentions.0.{name}"): v for k, v in tensors.items()}
@@ -226,7 +216,7 @@ def old_names(folder: Path, shard: int | None = None) -> dict[str, Any]:
 
 
 def test_the_oldest_layout_is_read(tmp_path: Path) -> None:
-    """As google/ddpm-cifar10-32 has it: all files side by side, old names, few keys."""
+    """The layout of google/ddpm-cifar10-32: all files in one folder, old names, few keys."""
     tensors, folder = old_names(saved(tmp_path / "new")), tmp_path / "old"
     folder.mkdir()
     pytest.importorskip("safetensors.torch").save_file(tensors, folder / Path(WEIGHTS).name)
@@ -241,7 +231,7 @@ def test_the_oldest_layout_is_read(tmp_path: Path) -> None:
     assert denoiser.variance == "beta"
 
 
-def test_shards_and_the_cache_s_links_are_read(tmp_path: Path) -> None:
+def test_shards_and_the_links_of_the_hubs_cache_are_read(tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     folder, blobs = saved(tmp_path / "snapshots" / "a"), tmp_path / "blobs"
     tensors, file, place = old_names(folder), folder / WEIGHTS, dict[str, str]()
@@ -261,7 +251,7 @@ def test_shards_and_the_cache_s_links_are_read(tmp_path: Path) -> None:
     index.unlink()
     for wrong in ("../x-1.safetensors", "/etc/passwd", "x-1.bin", "sub/x-1.safetensors", "..\\x-1.safetensors", ""):
         index.write_text(json.dumps({"weight_map": place | {"conv_in.weight": wrong}}))
-        with pytest.raises(ValueError, match=r"index\.json.*no safetensors file of this folder"):
+        with pytest.raises(ValueError, match=r"index\.json.*not a safetensors file in this folder"):
             load_diffusers(folder)
     for malformed in ("{}", '{"weight_map": []}', '{"weight_map": {"conv_in.weight": 1}}', '{"weight_map": {}}'):
         index.write_text(malformed)
@@ -269,7 +259,7 @@ def test_shards_and_the_cache_s_links_are_read(tmp_path: Path) -> None:
             load_diffusers(folder)
     index.write_text(json.dumps({"weight_map": place | {"more": "x-3.safetensors"}}))
     safetensors.save_file({"conv_in.weight": tensors["conv_in.weight"]}, folder / "unet" / "x-3.safetensors")
-    with pytest.raises(ValueError, match=r"x-3\.safetensors: tensor 'conv_in\.weight' comes twice"):
+    with pytest.raises(ValueError, match=r"x-3\.safetensors: tensor 'conv_in\.weight' occurs twice"):
         load_diffusers(folder)
     index.write_text(json.dumps({"weight_map": {"conv_in.weight": "x-2.safetensors"}}))
     with pytest.raises(ValueError, match=r"tensor '[^']*' is missing"):
@@ -309,7 +299,7 @@ def test_shards_and_the_cache_s_links_are_read(tmp_path: Path) -> None:
         (INDEX, "vae", ["diffusers", "AutoencoderKL"]), (INDEX, "../evil", ["diffusers", "UNet2DModel"]),
     ],
 )  # fmt: skip
-def test_what_has_no_equal_is_refused_by_name(tmp_path: Path, file: str, key: str, value: Any) -> None:
+def test_an_unknown_option_is_named(tmp_path: Path, file: str, key: str, value: Any) -> None:
     folder = saved(tmp_path / "a")
     rewrite(folder / file, **{key: value})
     start = time.perf_counter()
@@ -324,7 +314,7 @@ def test_what_has_no_equal_is_refused_by_name(tmp_path: Path, file: str, key: st
 def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
     folder = saved(tmp_path / "a")
     rewrite(folder / CONFIG, in_channels=2, out_channels=2)
-    with pytest.raises(ValueError, match=r"tensor 'conv_(in\.weight|out\.weight|out\.bias)' has shape"):
+    with pytest.raises(ValueError, match=r"tensor 'conv_(in\.weight|out\.weight|out\.bias)' must have shape"):
         load_diffusers(folder)
 
 
@@ -347,7 +337,7 @@ def test_pickles_are_never_read(tmp_path: Path, suffix: str, monkeypatch: pytest
 
 @pytest.mark.parametrize("file", [INDEX, CONFIG, SCHEDULER, WEIGHTS])
 @pytest.mark.parametrize("kind", ["loop", "pipe", "folder", "device", "dangling", "empty", "huge", "deep"])
-def test_what_is_no_plain_file_is_refused(tmp_path: Path, file: str, kind: str) -> None:
+def test_only_regular_files_are_read(tmp_path: Path, file: str, kind: str) -> None:
     folder = saved(tmp_path / "a")
     at = folder / file
     at.unlink()
@@ -377,7 +367,7 @@ def test_what_is_no_plain_file_is_refused(tmp_path: Path, file: str, kind: str) 
 def test_a_missing_file_is_named(tmp_path: Path, file: str) -> None:
     folder = saved(tmp_path / "a")
     (folder / INDEX).unlink()
-    load_diffusers(folder)  # the index says nothing that is needed
+    load_diffusers(folder)  # the index is not needed
     (folder / file).unlink()
     with pytest.raises(FileNotFoundError, match=file.replace(".", r"\.")):
         load_diffusers(folder)
@@ -391,23 +381,8 @@ def test_a_missing_file_is_named(tmp_path: Path, file: str) -> None:
         ({"out_channels": 2}, {}), ({}, {"net": lambda x, t: x}),
     ],
 )  # fmt: skip
-def test_what_diffusers_cannot_say_is_refused(tmp_path: Path, options: dict[str, Any], denoiser: dict[str, Any]) -> None:
+def test_options_unknown_to_diffusers_are_refused(tmp_path: Path, options: dict[str, Any], denoiser: dict[str, Any]) -> None:
     net = small(**options)
-    with pytest.raises(ValueError, match=r"^(denoiser|net): "):
+    with pytest.raises(ValueError, match=r"^(denoiser|net)\b"):
         save_diffusers(tmp_path / "a", net, Diffusion(), Denoiser(**{"net": net, "first_t": 0, **denoiser}))
     assert not (tmp_path / "a").exists()
-
-
-def test_a_path_that_is_none_is_named(tmp_path: Path) -> None:
-    net = small()
-    for call in (load_diffusers, lambda dir: save_diffusers(dir, net, Diffusion(), Denoiser(net, first_t=0))):
-        with pytest.raises(TypeError, match=r"^dir must be a path, got int"):
-            call(5)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", ["net", "diffusion", "denoiser"])
-def test_saving_names_the_wrong_argument(tmp_path: Path, name: str) -> None:
-    net = small()
-    given: dict[str, Any] = {"net": net, "diffusion": Diffusion(), "denoiser": Denoiser(net, first_t=0)}
-    with pytest.raises(TypeError, match=rf"^{name}\b"):
-        save_diffusers(tmp_path / "a", **given | {name: object()})

@@ -171,8 +171,7 @@ class UNet(nn.Module):
             h = layer(h, embedded)
         for layer in self.up:
             h = layer(h if isinstance(layer, Upsample) else torch.cat([h, skips.pop()], dim=1), embedded)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
-        return out
+        return self.conv_out(F.silu(self.norm_out(h)))  # type: ignore[no-any-return]
 
     def reset(self) -> None:
         """Draw the initial weights of Ho et al. from Torch's global random state."""
@@ -201,8 +200,7 @@ class UNet(nn.Module):
         UNet
             The network to call under autocast. Its outputs are equal bit for bit.
         """
-        network: UNet = cast_weights(self, dtype)
-        return network
+        return cast_weights(self, dtype)  # type: ignore[no-any-return]
 
     @classmethod
     def cifar10(cls) -> UNet:
@@ -226,7 +224,18 @@ class UNet(nn.Module):
             self.write(folder, WEIGHTS)
 
     def write(self, folder: Path, name: str) -> str:
-        """Write the two files of `save` into `folder`, the weights as `name`, and return the SHA-256 of the weights."""
+        """Write the two files of `save` into a folder.
+
+        Parameters
+        ----------
+        folder, name : Path, str
+            The folder, and the name of the file of weights.
+
+        Returns
+        -------
+        str
+            The SHA-256 of the weights.
+        """
         digest = weights.write_tensors(folder / name, self.state_dict(), {"unet": json.dumps(self.config)})
         weights.write_json(folder / CONFIG, {**self.config, "sha256": digest})
         return digest
@@ -262,7 +271,20 @@ class UNet(nn.Module):
 
     @classmethod
     def read(cls, file: Path, stored: dict[str, Any], digest: str, source: Path) -> UNet:
-        """Return the network with the arguments `stored`, which were read from `source`, and the weights in `file`."""
+        """Return the network with stored arguments and weights, in eval mode. It raises what `load` raises.
+
+        Parameters
+        ----------
+        file, digest : Path, str
+            The weights, and their SHA-256.
+        stored, source : dict, Path
+            The constructor's arguments, and the file that they were read from.
+
+        Returns
+        -------
+        UNet
+            The network, on the CPU.
+        """
         known = set(UNet(4, mults=(1,), channels=4).config)
         for key in sorted(stored.keys() ^ known):
             raise ValueError(f"{source}: the key {key!r} is {'missing' if key in known else 'unknown'}")
