@@ -343,7 +343,14 @@ def test_settings_are_documented_and_hold_pythons_own_numbers() -> None:
     for field in dataclasses.fields(TrainConfig):
         assert f"\n    {field.name} : " in str(TrainConfig.__doc__)
         assert field.metadata["help"]
-    given = TrainConfig(steps=np.int64(2), seed=np.uint64(2**64 - 1), lr=np.float32(0.5), mults=np.array([1, 2]), flip=np.True_)
+    values = {
+        "steps": np.int64(2),
+        "seed": np.uint64(2**64 - 1),
+        "lr": np.float32(0.5),
+        "mults": np.array([1, 2]),
+        "flip": np.True_,
+    }
+    given = TrainConfig.from_dict(values)
     assert json.loads(json.dumps(dataclasses.asdict(given)))["seed"] == 2**64 - 1
     assert given == TrainConfig(steps=2, seed=2**64 - 1, lr=0.5, mults=(1, 2), flip=True)
 
