@@ -26,7 +26,7 @@ pytest.importorskip("sklearn")
 
 from runs import SETTINGS, config, log, pictures, same, trainer  # noqa: E402
 
-from tinyddpm import noise  # noqa: E402
+from tinyddpm import cli, noise  # noqa: E402
 from tinyddpm.nn import UNet  # noqa: E402
 from tinyddpm.training import DEMO, Interrupted, TrainConfig, load_run, train  # noqa: E402
 from tinyddpm.training.batches import Order  # noqa: E402
@@ -358,6 +358,10 @@ def test_settings_are_documented_and_hold_pythons_own_numbers() -> None:
 def test_an_unknown_setting_is_named_with_the_nearest_and_the_known() -> None:
     with pytest.raises(LookupError, match=r"^config: a setting must be one of data, .*, got 'stepz'; did you mean 'steps'\?"):
         TrainConfig.from_dict({"stepz": 3})
+    with pytest.raises(
+        ValueError, match=r"^--stepz is not an option of tinyddpm train; did you mean '--steps'\?; known are .*--data"
+    ):
+        cli.parser("train").parse_args(["--stepz", "3"])
 
 
 def test_the_demo_is_a_valid_run() -> None:
