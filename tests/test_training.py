@@ -26,7 +26,7 @@ pytest.importorskip("sklearn")
 
 from runs import SETTINGS, config, log, pictures, same, trainer  # noqa: E402
 
-from tinyddpm import noise  # noqa: E402
+from tinyddpm import cli, noise  # noqa: E402
 from tinyddpm.nn import UNet  # noqa: E402
 from tinyddpm.training import DEMO, Interrupted, TrainConfig, load_run, train  # noqa: E402
 from tinyddpm.training.batches import Order  # noqa: E402
@@ -343,7 +343,14 @@ def test_settings_are_documented_and_hold_pythons_own_numbers() -> None:
     for field in dataclasses.fields(TrainConfig):
         assert f"\n    {field.name} : " in str(TrainConfig.__doc__)
         assert field.metadata["help"]
-    given = TrainConfig(steps=np.int64(2), seed=np.uint64(2**64 - 1), lr=np.float32(0.5), mults=np.array([1, 2]), flip=np.True_)
+    values = {
+        "steps": np.int64(2),
+        "seed": np.uint64(2**64 - 1),
+        "lr": np.float32(0.5),
+        "mults": np.array([1, 2]),
+        "flip": np.True_,
+    }
+    given = TrainConfig.from_dict(values)
     assert json.loads(json.dumps(dataclasses.asdict(given)))["seed"] == 2**64 - 1
     assert given == TrainConfig(steps=2, seed=2**64 - 1, lr=0.5, mults=(1, 2), flip=True)
 
@@ -351,6 +358,10 @@ def test_settings_are_documented_and_hold_pythons_own_numbers() -> None:
 def test_an_unknown_setting_is_named_with_the_nearest_and_the_known() -> None:
     with pytest.raises(LookupError, match=r"^config: a setting must be one of data, .*, got 'stepz'; did you mean 'steps'\?"):
         TrainConfig.from_dict({"stepz": 3})
+    with pytest.raises(
+        ValueError, match=r"^--stepz is not an option of tinyddpm train; did you mean '--steps'\?; known are .*--data"
+    ):
+        cli.parser("train").parse_args(["--stepz", "3"])
 
 
 def test_the_demo_is_a_valid_run() -> None:

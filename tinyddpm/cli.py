@@ -112,6 +112,10 @@ class _Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        start, _, words = message.partition("unrecognized arguments: ")
+        if words and not start:
+            flag, known = words.split()[0], [flag for flag in self._option_string_actions if flag.startswith("--")]
+            message = f"{flag} is not an option of {self.prog}{nearest(flag, known)}; known are {', '.join(known)}"
         raise ValueError(message)
 
 
