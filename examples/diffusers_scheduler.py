@@ -15,8 +15,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from tinyddpm import Diffusion, schedules
+from tinyddpm.conversions import Kind
 
-KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+KINDS: dict[str, Kind] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
 class ChainScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]

@@ -92,7 +92,8 @@ def test_the_sdist_has_what_its_tests_and_documents_need(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     for needed in ("tests/conftest.py", "docs/conf.py", "docs/derivation.md", "benchmarks/results/accuracy.md", "Makefile",
-                   "examples/array-api-strict-backend/pyproject.toml", "LICENSE", "CITATION.cff", "constraints.txt", "constraints-lowest.txt"):  # fmt: skip
+                   "examples/array-api-strict-backend/pyproject.toml", "LICENSE", "CITATION.cff",
+                   "constraints.txt", "constraints-lowest.txt"):  # fmt: skip
         assert needed in names
 
 
