@@ -1,6 +1,7 @@
-"""A scheduler for diffusers' pipelines made from a `Diffusion`: any betas, any plan, the moves of this library.
+"""A scheduler for diffusers' pipelines, made from a `Diffusion`: any betas, any plan, and the steps of this library.
 
-diffusers counts steps from 0, so its ``timestep`` is the paper's t - 1. Nothing is remembered between steps but the plan.
+diffusers counts steps from 0, so its ``timestep`` is the paper's t - 1. The scheduler keeps no state between steps
+except the plan.
 """
 # pyright: reportPrivateImportUsage=false
 
@@ -14,14 +15,13 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from tinyddpm import Diffusion, schedules
-from tinyddpm.conversions import Kind
+from tinyddpm import Diffusion, conversions, schedules
 
-KINDS: dict[str, Kind] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+KINDS: dict[str, conversions.Kind] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
 class ChainScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """Ancestral sampling over an even plan, with the posterior's variance."""
+    """Ancestral sampling on an evenly spaced plan, with the posterior's variance."""
 
     order = 1
     init_noise_sigma = 1.0
@@ -34,12 +34,12 @@ class ChainScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.set_timesteps(self.d.T)
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """Choose the plan."""
+        """Choose a plan of `num_inference_steps` steps."""
         self.plan = self.d.timesteps(num_inference_steps)
         self.timesteps = torch.tensor([t - 1 for t in self.plan[:-1]], device=device)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """What the network sees is x_t itself."""
+        """Return the network's input, which is x_t itself."""
         return sample
 
     def step(
@@ -50,7 +50,7 @@ class ChainScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         generator: torch.Generator | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """x_s from x_t and what the network said of it."""
+        """Return x_s, computed from x_t and the network's output."""
         t = int(timestep) + 1
         s = next(s for s in self.plan if s < t)
         x0 = self.d.convert(model_output, sample, t, self.kind, "x0")
@@ -61,12 +61,13 @@ class ChainScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return SimpleNamespace(prev_sample=x_s, pred_original_sample=x0) if return_dict else (x_s,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t, for training with diffusers' own scripts."""
+        """Return x_t, for training with diffusers' own scripts."""
         x_t: Tensor = self.d.q_sample(original_samples, timesteps + 1, noise)
         return x_t
 
 
 def main() -> None:
+    """Draw two images with an untrained network in a `DDPMPipeline`."""
     from diffusers import DDPMPipeline, UNet2DModel
 
     torch.manual_seed(0)

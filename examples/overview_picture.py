@@ -1,6 +1,6 @@
-"""The README's picture: held-out digits on their way to noise, and noise on its way to new digits, by a trained run.
+"""The README's picture: held-out digits become noise, and a trained model turns noise into new digits.
 
-``make demo`` makes the run that this takes: ``python examples/overview_picture.py demo overview.png``.
+Train the model with ``make demo``, then run ``python examples/overview_picture.py demo overview.png``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from tinyddpm.training import load, load_run
 
 
 def main(model: str, path: str, rows: int = 4, columns: int = 7) -> None:
+    """Write the picture to `path`: `rows` images, each at `columns` steps forwards and backwards."""
     run = load_run(model)
     d, to_numpy = run.diffusion, backends.get("torch").to_numpy
     t = plots.columns(d, columns)

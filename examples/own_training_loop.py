@@ -1,6 +1,7 @@
-"""The library's mathematics inside a training loop of your own: any Torch module, optimizer and data.
+"""The library's mathematics in a training loop of your own: any Torch module, optimizer and data.
 
-The loop is plain Torch. From tinyddpm come the loss, the choice of t with the least variance, samples, and the bound in bits.
+The loop is plain Torch. tinyddpm computes the loss, draws t so that the loss varies least, draws samples, and evaluates the
+bound in bits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tinyddpm.losses import LossAwareT, simple
 
 
 class Mlp(nn.Module):
-    """v from (x_t, t) for points in the plane."""
+    """A network that predicts v from (x_t, t) for points in the plane."""
 
     def __init__(self, T: int, width: int = 128) -> None:
         super().__init__()
@@ -32,7 +33,7 @@ class Mlp(nn.Module):
 
 
 def ring(n: int, seed: int) -> Tensor:
-    """n points near a circle, on the 256 levels of [-1, 1] that the bound is about."""
+    """Return n points near a circle, rounded to the 256 levels in [-1, 1] for which the bound is defined."""
     rng = np.random.default_rng(seed)
     angle, radius = rng.uniform(0, 2 * np.pi, n), rng.normal(0.7, 0.03, n)
     x = np.stack((radius * np.cos(angle), radius * np.sin(angle)), axis=1)
@@ -40,7 +41,7 @@ def ring(n: int, seed: int) -> Tensor:
 
 
 def train(steps: int, T: int = 200, batch: int = 256, seed: int = 0) -> tuple[Diffusion, Denoiser]:
-    """The chain and the trained denoiser."""
+    """Return the process and the trained denoiser."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     d, net, times, data = Diffusion(schedules.sigmoid_alpha_bar(T)), Mlp(T), LossAwareT(T), ring(4096, seed)
@@ -58,6 +59,7 @@ def train(steps: int, T: int = 200, batch: int = 256, seed: int = 0) -> tuple[Di
 
 
 def main(steps: int = 2000) -> None:
+    """Train the network, then print the radius of its samples and the bound on held-out data."""
     d, denoiser = train(steps)
     x = d.sample(denoiser, (1000, 2), sampler="dpm++2m", steps=20, backend="torch")
     mean, error = vlb(d, denoiser, ring(500, seed=1)).summary()["bits_per_dim"]

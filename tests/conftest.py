@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import Phase, settings
 
 from tinyddpm import backends
+from tinyddpm.verify._truth import exactly
 
 settings.register_profile("default", deadline=None, derandomize=True)
 settings.register_profile(
@@ -48,6 +50,13 @@ def _strict() -> backends.Backend:
 
 
 backends.register(_strict())
+
+
+@pytest.fixture(autouse=True, scope="session")
+def sixty_digits() -> Iterator[None]:
+    """Decimal arithmetic in tests has 60 digits."""
+    with exactly():
+        yield
 
 
 @dataclass(frozen=True)

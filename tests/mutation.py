@@ -1,8 +1,8 @@
 """Mutation testing: break the code in each small way that mutmut knows, and list the breakages that no test notices.
 
-``python tests/mutation.py [module ...] [-- pytest options]`` works on copies in build/mutation; docs/mutation.md reads the
-result. mutmut writes the mutants. They run here, each in a fork of one process that has collected the tests, because to
-start pytest afresh for each of some thousands would take hours.
+``python tests/mutation.py [module ...] [-- pytest options]`` works on copies in build/mutation; docs/mutation.md explains the
+result. A module is named by its path, e.g. ``gaussian`` or ``_numerics/bins``. mutmut writes the mutants. They run here, each in
+a fork of one process that has collected the tests: to start pytest for each of some thousands would take hours.
 """
 
 from __future__ import annotations
@@ -25,10 +25,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "mutation"
-TESTS = {name: f"tests/test_{name}.py" for name in ("schedules", "diffusion", "gaussian", "losses", "likelihood")}
-TESTS["_bins"] = TESTS["gaussian"]  # whose decoder it is
+MODULES = {  # by the test module that is to notice their mutants
+    "schedules": ("schedules", "_schedules/alpha_bar", "_schedules/beta", "_numerics/ramps"),
+    "double": ("_numerics/double",),
+    "diffusion": ("diffusion", "_process", "_numerics/tables", "_numerics/weights"),
+    "gaussian": ("gaussian", "_numerics/bins", "_numerics/divergence", "_numerics/operands"),
+    "losses": ("losses", "_losses/call", "_losses/times"),
+    "likelihood": ("likelihood", "_likelihood/steps", "_likelihood/result"),
+}
+TESTS = {module: f"tests/test_{test}.py" for test, modules in MODULES.items() for module in modules}
+MALFORMED = [f"tests/test_malformed.py::test_{name}" for name in ("on_the_host", "in_every_library[numpy]")]
 OPTIONS = ["-p", "mutation", "-p", "no:cacheprovider", "-s", "--tb=native", "--hypothesis-profile=mutation"]
 OPTIONS += ["-k", "not jax and not jit"]  # which compile for seconds
+OPTIONS += ["-W", "ignore:os.fork"]  # JAX warns, once it is imported
 
 
 def main(arguments: list[str]) -> None:
@@ -36,14 +45,14 @@ def main(arguments: list[str]) -> None:
     for module in arguments[:end] or TESTS:
         copy = prepare(module)
         env = os.environ | {"PYTHONPATH": f"{copy}:{copy / 'tests'}", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "pytest", *OPTIONS, *arguments[end + 1 :], TESTS[module]]
+        command = [sys.executable, "-m", "pytest", *OPTIONS, *arguments[end + 1 :], TESTS[module], *MALFORMED]
         subprocess.run(command, cwd=copy, env=env, check=True)
         killers = json.loads((copy / "killers.json").read_text())
         survivors = [mutant for mutant, test in killers.items() if test is None]
         share = 1 - len(survivors) / len(killers)
         report = f"{module}: {len(killers) - len(survivors)} of {len(killers)} killed, {share:.1%}\n"
         print(report, end="")
-        (WORK / f"{module}.txt").write_text("\n".join([report, *differences(copy, survivors)]))
+        (WORK / f"{copy.name}.txt").write_text("\n".join([report, *differences(copy, survivors)]))
 
 
 # Writing the mutants.
@@ -51,7 +60,7 @@ def main(arguments: list[str]) -> None:
 
 def prepare(module: str) -> Path:
     """A copy of what the tests need, in which the module carries all its mutants and the environment picks one."""
-    copy = WORK / module
+    copy = WORK / module.replace("/", ".")
     killed = {code: test for code, test in verdicts(copy).items() if test}
     shutil.rmtree(copy, ignore_errors=True)
     for folder in ("tinyddpm", "tests", "docs"):
@@ -61,19 +70,24 @@ def prepare(module: str) -> Path:
     os.chdir(copy)  # where mutmut looks for its settings
     from mutmut.mutation.file_mutation import mutate_file_contents
 
-    source = copy / "tinyddpm" / f"{module}.py"
+    source = source_of(copy)
     mutated = mutate_file_contents(str(source), undecorated(source.read_text()))
     source.write_text(mutated.code)
-    names = {f"tinyddpm.{module}.{name}": None for name in mutated.mutant_names}
+    names = {f"tinyddpm.{copy.name}.{name}": None for name in mutated.mutant_names}
     (copy / "killers.json").write_text(json.dumps(names))
     killers = {name: killed.get(code) for name, code in texts(copy, names).items()}
     (copy / "killers.json").write_text(json.dumps(killers, indent=0))
     return copy
 
 
+def source_of(copy: Path) -> Path:
+    """The mutated module's file in a copy, which is named like the module."""
+    return copy / "tinyddpm" / f"{copy.name.replace('.', '/')}.py"
+
+
 def verdicts(copy: Path) -> dict[str, str | None]:
-    """What an earlier run found, by the mutant's text: what was killed then need not run again."""
-    if not ((copy / "killers.json").exists() and (copy / "tinyddpm" / f"{copy.name}.py").exists()):
+    """The results of an earlier run by the mutant's text; a mutant that was killed then is not run again."""
+    if not ((copy / "killers.json").exists() and source_of(copy).exists()):
         return {}
     killers = json.loads((copy / "killers.json").read_text())
     return {text: killers[name] for name, text in texts(copy, killers).items()}
@@ -81,7 +95,7 @@ def verdicts(copy: Path) -> dict[str, str | None]:
 
 def texts(copy: Path, names: Iterable[str]) -> dict[str, str]:
     """Each function's arguments and body, by its name in full."""
-    tree = ast.parse((copy / "tinyddpm" / f"{copy.name}.py").read_text())
+    tree = ast.parse(source_of(copy).read_text())
     functions = {f.name: f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)}
     return {
         name: f"{ast.unparse(f.args)}\n{ast.unparse(ast.Module(f.body, []))}"
@@ -91,14 +105,15 @@ def texts(copy: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def undecorated(source: str) -> str:
-    """The same, with properties made by a call after the method: mutmut passes by what is decorated."""
-    lines = source.splitlines()
-    classes = [c for c in ast.parse(source).body if isinstance(c, ast.ClassDef)]
-    plain = [c for c in classes if "NamedTuple" not in map(ast.unparse, c.bases)]  # whose every name would be a field
-    for f in reversed([f for c in plain for f in c.body if isinstance(f, ast.FunctionDef)]):
+    """The same code, with properties and error states made by a call after the function: mutmut skips what is decorated."""
+    lines, tree = source.splitlines(), ast.parse(source)
+    classes = [c for c in tree.body if isinstance(c, ast.ClassDef)]
+    plain = [c for c in classes if "NamedTuple" not in map(ast.unparse, c.bases)]  # in a NamedTuple every name would be a field
+    functions = [f for owner in (tree, *plain) for f in owner.body if isinstance(f, ast.FunctionDef)]
+    for f in sorted(functions, key=lambda f: f.lineno, reverse=True):
         kinds = [ast.unparse(decorator) for decorator in f.decorator_list]
-        if kinds in (["property"], ["cached_property"]):
-            lines.insert(f.end_lineno or 0, f"    {f.name} = {kinds[0]}({f.name})")
+        if len(kinds) == 1 and kinds[0].startswith(("property", "cached_property", "np.errstate(")):
+            lines.insert(f.end_lineno or 0, f"{' ' * f.col_offset}{f.name} = {kinds[0]}({f.name})")
             del lines[f.decorator_list[0].lineno - 1]
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,20 @@ def config(out: Path | str = "unused", **options: Any) -> TrainConfig:
 def pictures(n: int = 20, shape: tuple[int, int, int] = (1, 8, 8)) -> Images:
     """Random ones, with labels 0, 1, 2, 0, 1, ..."""
     return Images(np.random.RandomState(0).randint(0, 17, (n, *shape)).astype(np.uint8), 17, np.arange(n) % 3)
+
+
+def noise(*shape: int) -> Any:
+    """Random pixels."""
+    return np.random.RandomState(0).randint(0, 256, shape, dtype=np.uint8)
+
+
+def encoded(picture: Any, form: str = "PNG", **options: Any) -> bytes:
+    """The content of an image file, of an array or a Pillow image."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(stream, form, **options)
+    return stream.getvalue()
 
 
 class Part(World):

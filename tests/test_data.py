@@ -16,11 +16,9 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 Image = pytest.importorskip("PIL.Image")
 
+from runs import noise  # noqa: E402
+
 from tinyddpm.training import Images, image_grid, load, save_png, to_levels, to_uint8  # noqa: E402
-
-
-def noise(*shape: int) -> np.ndarray:
-    return np.random.RandomState(0).randint(0, 256, shape, dtype=np.uint8)
 
 
 def folder(path: Path, pictures: dict[str, np.ndarray]) -> Path:
@@ -61,8 +59,7 @@ def test_split_is_a_partition_that_growth_does_not_change(n: int, share: float) 
     assert abs(len(out) - share * n) <= 3  # the golden ratio spreads this evenly
     fewer = images.rows(slice(n // 2)).split(share)[1]
     assert fewer.pixels[:].ravel().tolist() == [i for i in out.pixels[:].ravel() if i < n // 2]
-    assert out.labels is not None
-    assert out.labels.tolist() == out.pixels[:].ravel().tolist()
+    np.testing.assert_array_equal(out.labels, out.pixels[:].ravel().tolist())
 
 
 def test_digits_are_scikit_learns_and_every_digit_is_held_out() -> None:
@@ -84,8 +81,7 @@ def test_a_folder_is_read_in_the_order_of_names_with_its_folders_as_labels(tmp_p
     images = load(folder(tmp_path, {"b/1.png": blue, "a/2.png": green, "a/1.png": red}))
     assert images.shape == (3, 4, 6)
     np.testing.assert_array_equal(images.pixels, np.stack([red, green, blue]).transpose(0, 3, 1, 2))
-    assert images.labels is not None
-    assert images.labels.tolist() == [0, 0, 1]
+    np.testing.assert_array_equal(images.labels, [0, 0, 1])
 
 
 def test_grey_alone_has_one_channel_and_joins_colour_as_three(tmp_path: Path) -> None:
@@ -96,62 +92,18 @@ def test_grey_alone_has_one_channel_and_joins_colour_as_three(tmp_path: Path) ->
     np.testing.assert_array_equal(mixed[1], colour.transpose(2, 0, 1))
 
 
-def test_exif_rotation_is_applied(tmp_path: Path) -> None:
-    picture = noise(4, 6, 3)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the top row is the scene's right side
-    Image.fromarray(picture).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(load(tmp_path).pixels[0].transpose(1, 2, 0), np.rot90(picture, -1))
-
-
-def test_palettes_and_transparency_become_colours_on_black(tmp_path: Path) -> None:
-    colours = np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8)
-    Image.fromarray(colours).quantize(2).save(tmp_path / "a.png")
-    clear = np.array([[[255, 0, 0, 255], [9, 9, 9, 0]]], np.uint8)
-    Image.fromarray(clear, "RGBA").save(tmp_path / "b.png")
-    Image.fromarray(colours).convert("CMYK").save(tmp_path / "c.tiff")
-    pixels = load(tmp_path).pixels[:].transpose(0, 2, 3, 1)
-    np.testing.assert_array_equal(pixels[0], colours)
-    np.testing.assert_array_equal(pixels[1], [[[255, 0, 0], [0, 0, 0]]])
-    np.testing.assert_array_equal(pixels[2], colours)
-
-
 def test_mixed_sizes_name_the_file_and_both_sizes(tmp_path: Path) -> None:
     folder(tmp_path, {"a.png": noise(4, 6, 3), "b.png": noise(4, 8, 3)})
     with pytest.raises(ValueError, match=r"^data: .*b\.png: is 8x4, but a\.png is 6x4"):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b"not an image", lambda c: b""])
-def test_a_corrupt_image_is_named(tmp_path: Path, damage: Any) -> None:
-    folder(tmp_path, {"a.png": noise(16, 16, 3), "b.png": noise(16, 16, 3)})
-    (tmp_path / "b.png").write_bytes(damage((tmp_path / "b.png").read_bytes()))
-    with pytest.raises(ValueError, match=r"^data: .*b\.png: "):
-        load(tmp_path)
-
-
-def test_sixteen_bit_images_are_refused_by_name(tmp_path: Path) -> None:
-    Image.fromarray(noise(4, 4).astype(np.uint16) * 257).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match=r"deep\.png.*8 bits"):
-        load(tmp_path)
-
-
-def test_a_decompression_bomb_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder(tmp_path, {"bomb.png": noise(16, 16, 3)})
-    for limit in (200, 20):  # above it Pillow warns, above twice it raises
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(ValueError, match=r"bomb\.png"):
-            load(tmp_path)
-
-
 def test_an_empty_folder_and_a_missing_path(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(ValueError, match=r"^data: .*holds no image"):
+    with pytest.raises(ValueError, match=r"^data: .*must hold images"):
         load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"^data: .*nowhere"):
         load(tmp_path / "nowhere")
-    with pytest.raises(TypeError, match=r"^data\b"):
-        load(3)  # type: ignore[arg-type]
 
 
 # ---- arrays
@@ -171,8 +123,7 @@ def test_arrays_of_every_layout(tmp_path: Path, shape: tuple[int, ...]) -> None:
     for images in (first, second, third):
         np.testing.assert_array_equal(images.pixels, expected)
     assert first.labels is None
-    assert second.labels is not None
-    assert second.labels.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(second.labels, [0, 1, 2, 3, 4])
 
 
 @pytest.mark.parametrize(
@@ -284,15 +235,10 @@ def test_grid_has_whole_pixels_and_equal_gaps(n: int, columns: int, scale: int, 
     assert (grid[~covered] == 7).all()
 
 
-def test_png_round_trip_and_bad_grids(tmp_path: Path) -> None:
+def test_a_png_holds_the_grid(tmp_path: Path) -> None:
     for channels in (1, 3):
         grid = image_grid(noise(4, channels, 5, 5))
         save_png(grid, tmp_path / "a.png")
         with Image.open(tmp_path / "a.png") as stored:
             np.testing.assert_array_equal(np.asarray(stored).reshape(grid.shape), grid)
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
-    for wrong in (noise(4, 5, 5), noise(1, 1, 2, 2).astype(float), noise(0, 1, 2, 2)):
-        with pytest.raises(ValueError, match=r"^images:"):
-            image_grid(wrong)
-    with pytest.raises(ValueError, match=r"^columns:"):
-        image_grid(noise(1, 1, 2, 2), columns=0)

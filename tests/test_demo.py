@@ -1,4 +1,4 @@
-"""The demo, in a size that takes seconds: the same path as the real one, and what it promises of its files."""
+"""The demo with small settings, which take seconds: what it prints and the files that it writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {"steps": 4, "T": 12, "channels": 4, "batch_size": 8, "c
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[str]]:
-    """The demo's folder, and the lines of two runs in it."""
+    """The demo's folder and the lines printed by two runs in it."""
     from contextlib import redirect_stdout
     from io import StringIO
 
@@ -40,7 +40,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], li
     return out, lines[0], lines[1]
 
 
-def test_it_prints_what_it_promises(shown: tuple[Path, list[str], list[str]]) -> None:
+def test_it_prints_the_documented_lines(shown: tuple[Path, list[str], list[str]]) -> None:
     out, first, _ = shown
     assert sum(bool(re.fullmatch(r"bits/dim: \d+\.\d+ \+- \d+\.\d+", line)) for line in first) == 1
     assert "levels: 17" in first
@@ -49,7 +49,7 @@ def test_it_prints_what_it_promises(shown: tuple[Path, list[str], list[str]]) ->
     assert f"sample --model {out}" in first[-1]
 
 
-def test_a_second_run_trains_nothing_and_says_the_same(shown: tuple[Path, list[str], list[str]]) -> None:
+def test_a_second_run_does_not_train_and_prints_the_same(shown: tuple[Path, list[str], list[str]]) -> None:
     out, first, second = shown
 
     def timeless(lines: list[str]) -> list[str]:
@@ -81,12 +81,12 @@ def test_samples_are_whole_pixels_in_eight_columns(shown: tuple[Path, list[str],
 
 
 @pytest.mark.parametrize("name", ["denoising", "forward", "loss"])
-def test_every_picture_is_there(shown: tuple[Path, list[str], list[str]], name: str) -> None:
+def test_every_picture_is_written(shown: tuple[Path, list[str], list[str]], name: str) -> None:
     with Image.open(shown[0] / f"{name}.png") as picture:
         assert min(picture.size) > 300
 
 
-def test_json_is_the_same_for_programs(
+def test_json_has_the_printed_values(
     shown: tuple[Path, list[str], list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tinyddpm._commands import demo
@@ -96,7 +96,7 @@ def test_json_is_the_same_for_programs(
     assert main(["demo", "--out", str(out), "--json"]) == 0
     printed = capsys.readouterr()
     told = json.loads(printed.out)
-    assert "ddpm: 12/12" in printed.err  # progress, which is no result
+    assert "ddpm: 12/12" in printed.err  # progress goes to standard error
     bits = told["bits_per_dim"]
     assert f"bits/dim: {bits['mean']:.3f} +- {bits['error']:.3f}" in lines
     assert (told["levels"], told["samples"], told["model"]) == (17, str(out / "samples.png"), str(out))
@@ -104,14 +104,14 @@ def test_json_is_the_same_for_programs(
     assert set(told["images_per_s"]) == {"trained", "drawn"}
 
 
-def test_the_printed_command_goes_on(shown: tuple[Path, list[str], list[str]]) -> None:
+def test_the_printed_command_runs(shown: tuple[Path, list[str], list[str]]) -> None:
     out, first, _ = shown
     words = first[-1].partition("-m tinyddpm ")[2].split()
     assert main([*words, "-n", "4", "--quiet"]) == 0
     assert (out / "more.png").exists()
 
 
-def test_it_computes_on_one_thread_and_puts_the_number_back() -> None:
+def test_it_runs_on_one_thread_and_restores_the_number() -> None:
     import torch
 
     from tinyddpm._commands.demo import _one_thread

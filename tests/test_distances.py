@@ -126,7 +126,7 @@ def test_kernel_is_unbiased() -> None:
     error = values.std() / math.sqrt(len(values))
     assert abs(values.mean()) < 4 * error
     x = normal(0, 8, 4)
-    biased = np.mean((x @ x.T / 4 + 1) ** 3) - D._kernel_sum(x, x, own=True)
+    biased = np.mean((x @ x.T / 4 + 1) ** 3) - D._kernel_sum(x, x, distinct=True)
     assert biased > 20 * error  # what the test would not miss
 
 
@@ -182,25 +182,6 @@ def test_compare_gives_each_measure_and_equal_sets_to_precision() -> None:
     for name in ("precision", "recall"):
         assert found[name] == D.jackknife(D.MEASURES[name], x, y[:60])
     assert found["frechet"] == D.jackknife(D.frechet, x, y)
-
-
-@pytest.mark.parametrize(
-    ("call", "named"),
-    [
-        (lambda: D.frechet(np.zeros(3), np.zeros((3, 1))), "x"),
-        (lambda: D.kernel(np.zeros((3, 1)), np.zeros((1, 1))), "y"),
-        (lambda: D.kernel(np.zeros((3, 1)), np.zeros((3, 2))), "y"),
-        (lambda: D.frechet(np.full((3, 1), np.nan), np.zeros((3, 1))), "x"),
-        (lambda: D.precision(np.zeros((3, 1)), np.zeros((3, 1)), 3), "k"),
-        (lambda: D.jackknife(D.kernel, np.zeros((5, 1)), np.zeros((5, 1)), 3), "groups"),
-        (lambda: D.frechet_gaussian([0], [[-1.0]], [0], [[1.0]]), "cov1"),
-        (lambda: D.frechet_gaussian([0, 0], np.eye(2), [0, 0], [[1.0, 1.0], [0.0, 1.0]]), "cov2"),
-        (lambda: D.frechet_gaussian([0, 0], np.eye(2), [0], [[1.0]]), "mean2"),
-    ],
-)
-def test_wrong_sets_are_named(call: Callable[[], object], named: str) -> None:
-    with pytest.raises(ValueError, match=f"^{named}"):
-        call()
 
 
 # The classifier.
@@ -349,9 +330,9 @@ def test_evaluate_gives_the_terms(model: str, capsys: pytest.CaptureFixture[str]
     [
         (["--fid"], "fid: --distances"),
         (["--classifier", "somewhere"], "classifier: --distances"),
-        (["--distances", "3"], "distances: 3"),
+        (["--distances", "3"], "distances must be in 20..2147483648, got 3"),
         (["--distances", "40", "--sampler", "euler"], "euler"),
-        (["--distances", "40", "--steps", "9"], "steps: 9"),
+        (["--distances", "40", "--steps", "9"], "steps must be in 1..6, got 9"),
         (["--distances", "40", "--classifier", __file__], "classifier.json"),
         (["--distances", "40", "--fid"], "torch-fidelity"),
     ],
@@ -390,5 +371,6 @@ def test_fid_is_torch_fidelitys(
 def test_fid_takes_grey_and_rgb_only() -> None:
     from tinyddpm.training.evaluation.fid import fid
 
+    images = training.Images(np.zeros((2, 2, 8, 8), np.uint8))
     with pytest.raises(ValueError, match=r"^fid\b"):
-        fid(training.Images(np.zeros((2, 2, 8, 8), np.uint8)), training.Images(np.zeros((2, 2, 8, 8), np.uint8)), "cpu")
+        fid(images, images, "cpu")

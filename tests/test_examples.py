@@ -1,4 +1,4 @@
-"""examples/: each runs, does what it says, and the plug-ins are found once they are installed beside this library."""
+"""The examples run and do what they say, and the plug-ins are found once they are installed beside this library."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
 def load(name: str) -> Any:
-    """The example as a module."""
+    """Return the example as a module."""
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -49,7 +49,7 @@ def test_custom_schedule(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_custom_sampler(capsys: pytest.CaptureFixture[str]) -> None:
-    """Its error falls with the square of the step, and it lands where it should."""
+    """Its error falls with the square of the step size, and its result is that of a fine solver."""
     example = load("custom_sampler")
     example.main()
     assert len(capsys.readouterr().out.splitlines()) == 3
@@ -70,12 +70,12 @@ def test_own_training_loop(capsys: pytest.CaptureFixture[str]) -> None:
     example.main(steps=300)
     radius, bits = capsys.readouterr().out.splitlines()
     assert "data: 0.70" in radius
-    assert float(bits.split()[0]) < 8  # a uniform model's
+    assert float(bits.split()[0]) < 8  # the bits of a uniform model
     assert torch.is_grad_enabled()
 
 
 def test_diffusers_scheduler(capsys: pytest.CaptureFixture[str]) -> None:
-    """Over the whole chain its moves are diffusers' own, from the same noise; they keep alpha_bar in float32."""
+    """Its steps equal those of diffusers for the same noise. The tolerance allows for alpha_bar in float32 there."""
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
     example = load("diffusers_scheduler")
     example.main()
@@ -105,7 +105,7 @@ def test_overview_picture(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a process that has both plug-ins installed beside this library."""
+    """Return the environment of a process in which both plug-ins are installed beside this library."""
     pytest.importorskip("hatchling")
     target = tmp_path_factory.mktemp("site")
     projects = [str(path.parent) for path in sorted(EXAMPLES.glob("*/pyproject.toml"))]
@@ -119,14 +119,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def measured(environment: dict[str, str], *words: str) -> tuple[int, Any]:
-    """The exit code of ``tinyddpm`` and the JSON that it printed."""
+    """Return the exit code of ``tinyddpm`` and the JSON that it printed."""
     command = [sys.executable, "-m", "tinyddpm", *words, "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
 
 
-def test_installed_plug_ins_are_announced(installed: dict[str, str]) -> None:
+def test_info_lists_installed_plug_ins(installed: dict[str, str]) -> None:
     code, found = measured(installed, "info")
     assert code == 0
     assert {"array-api-strict", "dask"} <= set(found["backends"])
@@ -136,7 +136,7 @@ def test_installed_plug_ins_are_announced(installed: dict[str, str]) -> None:
 def test_every_identity_holds_on_the_strict_plug_in(installed: dict[str, str], dtype: str) -> None:
     code, found = measured(installed, "verify", "--backend", "array-api-strict", "--dtype", dtype)
     assert [entry for entry in found["identities"] if not entry["ok"]] == []
-    assert len(found["identities"]) > 50
+    assert len(found["identities"]) >= 60
     assert code == 0
 
 
@@ -150,7 +150,7 @@ def test_identities_on_the_dask_plug_in(installed: dict[str, str]) -> None:
     assert all("full covariance" in identity for identity in wrong)  # Dask factorizes single matrices only
 
 
-def test_dask_computes_when_asked(installed: dict[str, str]) -> None:
+def test_dask_arrays_stay_lazy(installed: dict[str, str]) -> None:
     pytest.importorskip("dask")
     code = """
 import dask.array as da, numpy as np

@@ -1,4 +1,4 @@
-"""Bytes that were tampered with, by the thousand: only documented errors come out."""
+"""Thousands of damaged files raise only documented errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RUNS, TIME = 50_000, 20
 
 @st.composite
 def tampered(draw: Any, seeds: list[bytes]) -> bytes:
-    """One of the seeds with some bytes set, cut out, put in or doubled, and perhaps its end cut off."""
+    """A seed with some bytes changed, removed, inserted or repeated, and sometimes its end removed."""
     data = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(1, 8))):
         place = draw(st.integers(0, max(len(data) - 1, 0)))
@@ -42,18 +42,18 @@ def tampered(draw: Any, seeds: list[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_seeds_are_taken(name: str) -> None:
+def test_seeds_are_accepted(name: str) -> None:
     assert all(TARGETS[name](seed) for seed in TARGETS[name].seeds())
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_what_once_found_something(name: str) -> None:
+def test_inputs_that_once_found_a_bug_raise_only_documented_errors(name: str) -> None:
     for data in inputs(name):
         TARGETS[name](data)
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_tampered_bytes_are_taken_or_refused(name: str) -> None:
+def test_damaged_bytes_are_accepted_or_refused(name: str) -> None:
     counts = [0, 0]
 
     @settings(max_examples=200)
@@ -62,7 +62,7 @@ def test_tampered_bytes_are_taken_or_refused(name: str) -> None:
         counts[TARGETS[name](data)] += 1
 
     try_some()
-    assert counts[False], "nothing was refused: the bytes are not read"
+    assert counts[False], "nothing was refused, so the bytes are not read"
 
 
 @pytest.mark.slow

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import pickle
-import re
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 from conftest import Library
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import exact, mp
+from oracles import kl_full
 
 from tinyddpm import Gaussian, backends, gaussian
+from tinyddpm.verify import _truth
 
 # float64 results go through a handful of roundings of 1.1e-16 each.
 ROUNDING = 2e-15
@@ -23,10 +23,10 @@ ROUNDING = 2e-15
 
 def relative(value: float, truth: Any) -> float:
     """The relative error; 0 where both are below the normal range, which XLA flushes to zero."""
-    tiny = mp.mpf(2) ** -1022
+    tiny = Decimal(2) ** -1022
     if abs(truth) < tiny:
         return 0.0 if abs(value) < tiny else math.inf
-    return float(abs(mp.mpf(float(value)) - truth) / abs(truth))
+    return float(abs(Decimal(float(value)) - truth) / abs(truth))
 
 
 # KL.
@@ -44,21 +44,21 @@ def columns(rows: list[tuple[float, ...]]) -> list[np.ndarray]:
 def test_kl_matches_its_formula(rows: list[tuple[float, ...]]) -> None:
     for value, row in zip(gaussian.kl(*columns(rows)), rows, strict=True):
         # exp magnifies the rounding of log_var1 - log_var2 and of log_var2 by their size.
-        assert relative(value, oracles.kl(*row)) < 200 * ROUNDING
+        assert relative(value, _truth.kl(*row)) < 200 * ROUNDING
 
 
 @given(means, log_vars, st.floats(-16, 0), st.sampled_from([-1, 1]))
 def test_kl_of_nearly_equal_variances_does_not_cancel(mean: float, log_var: float, exponent: float, sign: int) -> None:
     other = log_var + sign * 10**exponent
     value = gaussian.kl(np.array([mean]), log_var, np.array([mean]), other)[0]
-    d = exact(log_var) - exact(other)
-    assert relative(value, (mp.expm1(d) - d) / 2) < 200 * ROUNDING
+    d = Decimal(log_var) - Decimal(other)
+    assert relative(value, (d.exp() - 1 - d) / 2) < 200 * ROUNDING
     assert (value > 0) == (log_var != other)
 
 
 def test_kl_as_printed_cancels() -> None:
     d = 1e-7
-    truth = (mp.expm1(exact(d)) - exact(d)) / 2
+    truth = (Decimal(d).exp() - 1 - Decimal(d)) / 2
     assert relative(0.5 * (np.exp(d) - 1 - d), truth) > 1e-3
     assert relative(gaussian.kl(np.zeros(1), d, np.zeros(1), 0.0)[0], truth) < ROUNDING
 
@@ -118,7 +118,7 @@ def covariances(rng: np.random.Generator, *shape: int) -> np.ndarray:
 def test_kl_full_matches_its_formula(seed: int, d: int) -> None:
     rng = np.random.default_rng(seed)
     (m1, m2), (c1, c2) = rng.normal(size=(2, d)), covariances(rng, 2, d)
-    assert relative(gaussian.kl_full(m1, c1, m2, c2), oracles.kl_full(m1, c1, m2, c2)) < 1e-12  # condition about 100
+    assert relative(gaussian.kl_full(m1, c1, m2, c2), kl_full(m1, c1, m2, c2)) < 1e-12  # condition about 100
 
 
 @given(st.integers(0, 10**6), st.integers(2, 5))
@@ -146,13 +146,11 @@ def symmetric(c: np.ndarray) -> np.ndarray:
 def test_kl_full_of_nearly_equal_covariances_does_not_cancel() -> None:
     c = np.array([[2.0, 0.5], [0.5, 1.0]])
     other = c + np.array([[1e-9, 1e-9], [1e-9, -2e-9]])
-    with mp.workdps(80):
-        truth = oracles.kl_full(np.zeros(2), c, np.zeros(2), other)
+    truth = kl_full(np.zeros(2), c, np.zeros(2), other)
     # The factor of either covariance is rounded at 1e-16 of an entry, against a difference of 1e-9; the result is 1e-19.
     assert relative(gaussian.kl_full(np.zeros(2), c, np.zeros(2), other), truth) < 1e-6
     squares = [np.array([[r**2]]) for r in (3.0, 3.0 + 2.0**-19)]  # whose roots are exact
-    with mp.workdps(80):
-        truth = oracles.kl_full(np.zeros(1), squares[1], np.zeros(1), squares[0])
+    truth = kl_full(np.zeros(1), squares[1], np.zeros(1), squares[0])
     assert relative(gaussian.kl_full(np.zeros(1), squares[1], np.zeros(1), squares[0]), truth) < 1e-14
 
 
@@ -163,25 +161,6 @@ def test_kl_full_runs_on_every_library(library: Library) -> None:
     np.testing.assert_allclose(library.host(value), gaussian.kl_full(m1, c1, m2, c2[0]), rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("cov", "message"),
-    [
-        ([[1.0, 2.0], [2.0, 1.0]], "the covariance is not positive definite"),
-        ([[1.0, 0.5], [0.0, 1.0]], "the covariance is not symmetric"),
-        ([[1.0, math.nan], [math.nan, 1.0]], ""),
-        ([[0.0, 0.0], [0.0, 0.0]], "the covariance is not positive definite"),
-        ([np.eye(2), [[1.0, 0.5], [0.0, 1.0]]], "the covariance is not symmetric"),
-        ([[1.0]], r"shape \(..., 2, 2\)"),
-    ],
-)
-def test_kl_full_refuses(library: Library, cov: Any, message: str) -> None:
-    mean, unit = library.array(np.zeros(2)), library.array(np.eye(2))
-    wrong = library.array(np.array(cov))
-    for name, covs in (("cov1", (wrong, unit)), ("cov2", (unit, wrong))):
-        with pytest.raises(ValueError, match=rf"^{name}\b"):
-            gaussian.kl_full(mean, covs[0], mean, covs[1])
-
-
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_kl_full_takes_what_rounding_leaves_unsymmetric(scale: float) -> None:
     mean, unit = np.zeros(2), np.eye(2)
@@ -190,7 +169,7 @@ def test_kl_full_takes_what_rounding_leaves_unsymmetric(scale: float) -> None:
         if fine:
             assert gaussian.kl_full(mean, cov, mean, unit) == pytest.approx(np.log(1 / scale) - 1 + scale, rel=1e-6)
         else:
-            with pytest.raises(ValueError, match=r"^cov1: the covariance is not symmetric"):
+            with pytest.raises(ValueError, match=r"^cov1 must be symmetric"):
                 gaussian.kl_full(mean, cov, mean, unit)
 
 
@@ -247,12 +226,11 @@ def placements(draw: st.DrawFn) -> tuple[int, int, float, float]:
 @settings(max_examples=60)
 def test_decoder_is_exact(cases: list[tuple[int, int, float, float]]) -> None:
     for level, levels, mean, log_std in cases:
-        with mp.workdps(90):
-            truth = oracles.log_mass(level, levels, exact(mean), exact(log_std))
+        truth = _truth.log_mass(level, levels, mean, log_std)
         value = gaussian.discretized_log_likelihood(
             levels_of(levels)[level : level + 1], np.array([mean]), np.array([log_std]), levels
         )[0]
-        assert abs(float(exact(value) - truth)) <= 1e-14 * max(1.0, abs(float(truth)))
+        assert abs(float(Decimal(float(value)) - truth)) <= 1e-14 * max(1.0, abs(float(truth)))
 
 
 def gradients(library: Library, f: Any, *arguments: np.ndarray) -> list[np.ndarray]:
@@ -280,8 +258,7 @@ def test_decoder_gradients_are_exact(differentiable: Library) -> None:
             differentiable, lambda m, s, x=x, n=levels: gaussian.discretized_log_likelihood(x, m, s, n), mean, log_std
         )
         for i in range(60):
-            with mp.workdps(90):
-                truth = oracles.log_mass_gradient(int(level[i]), levels, mean[i], log_std[i])
+            truth = _truth.log_mass_gradient(int(level[i]), levels, mean[i], log_std[i])
             # Where the two ends of a bin nearly cancel, near its middle, a gradient keeps fewer digits: hence 1e-10.
             assert max(relative(g[i], t) for g, t in zip(found, truth, strict=True)) < 1e-10
 
@@ -378,43 +355,18 @@ def test_ho2020_is_the_published_approximation(library: Library) -> None:
         assert (error <= 1e-15 * np.exp(-truth) + 1e-13).all()
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"x": np.array([0.0, 1.2])}, ValueError, "x must be in .*got 1.2"),
-        ({"x": np.array([0.0, 1 + 1.01 / 255])}, ValueError, r"x must be in .*got 1\.0039\d+"),
-        ({"x": np.array([1 + 1 / 255, 1.2])}, ValueError, "x must be in .*got 1.2"),
-        ({"x": np.array([0.0, math.nan])}, ValueError, "x must be in .*got nan"),
-        ({"x": np.array([0.0, 255.0])}, ValueError, "x must be in .*got 255.0"),
-        ({"x": np.array([0, 1])}, TypeError, r"^x\b"),
-        ({"mean": np.zeros(3)}, ValueError, "mean: shape"),
-        ({"log_std": np.zeros(3)}, ValueError, "log_std: shape"),
-        ({"log_std": np.zeros((2, 3))}, ValueError, "log_std: shape"),
-        ({"log_std": math.nan}, ValueError, r"^log_std\b"),
-        ({"log_std": True}, TypeError, r"^log_std\b"),
-        ({"log_std": "x"}, TypeError, r"^log_std\b"),
-        ({"log_std": np.array([1, 2])}, TypeError, r"^log_std\b"),
-        ({"levels": 1}, ValueError, r"^levels\b"),
-        ({"levels": 65537}, ValueError, r"^levels\b"),
-        ({"levels": 256.0}, TypeError, r"^levels\b"),
-        ({"method": "logistic"}, LookupError, "method must be one of exact, ho2020, got 'logistic'"),
-    ],
-)
-def test_decoder_refuses(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    arguments: dict[str, Any] = {"x": np.zeros(2), "mean": np.zeros(2), "log_std": 0.0, **change}
-    with pytest.raises(error, match=message):
-        gaussian.discretized_log_likelihood(**arguments)
-
-
 def test_arguments_broadcast_and_may_be_numbers(library: Library) -> None:
     x = library.array(np.linspace(-1, 1, 8))
     log_mass = library.host(gaussian.discretized_log_likelihood(x, 0.3, -1.0, levels=8))
     each = gaussian.discretized_log_likelihood(np.linspace(-1, 1, 8), np.full(8, 0.3), np.full(8, -1.0), levels=8)
     np.testing.assert_allclose(log_mass, each, rtol=1e-13)
+    number = gaussian.kl(0.5, 0.0, library.array(np.zeros(2), "float32"), 0.0)
+    assert library.host(number).tolist() == [0.125, 0.125]
+    assert number.dtype == library.array(0.0, "float32").dtype
     means = library.array(np.array([[0.0], [1.0]]))
     many = library.host(gaussian.kl(means, 0.0, library.array(np.array([0.0, 1.0])), library.array(np.array(0.5))))
     assert many.shape == (2, 2)
-    assert many[0, 1] == pytest.approx(float(oracles.kl(0.0, 0.0, 1.0, 0.5)), rel=1e-13)
+    assert many[0, 1] == pytest.approx(float(_truth.kl(0.0, 0.0, 1.0, 0.5)), rel=1e-13)
 
 
 # The class.
@@ -439,7 +391,7 @@ def test_bins_are_integrals_of_the_density() -> None:
     assert mass == pytest.approx(bin_mass, rel=1e-6)  # the midpoint rule's own error
 
 
-@pytest.mark.parametrize("log_var", [-1.0, 0, np.float32(0.5), -math.inf])
+@pytest.mark.parametrize("log_var", [-1.0, 0, np.float32(0.5), -math.inf, np.float32(-np.inf)])
 def test_a_float_log_variance_stays_one(library: Library, log_var: float) -> None:
     g = Gaussian(library.array(np.ones((2, 3)), "float32"), log_var)
     assert type(g.log_var) is float
@@ -456,6 +408,7 @@ def test_an_array_log_variance_broadcasts(library: Library) -> None:
     log_var = np.array([[0.0], [-2.0]])
     g = Gaussian(library.array(np.zeros((2, 3))), library.array(log_var))
     np.testing.assert_allclose(library.host(g.var), np.exp(log_var), rtol=1e-15)
+    assert Gaussian(g.mean, library.array(np.zeros(3))).std.shape == (3,)
     drawn = library.host(g.sample(library.array(np.ones((2, 3)))))
     np.testing.assert_allclose(drawn, np.exp(log_var / 2) + np.zeros((2, 3)), rtol=1e-15)
 
@@ -473,14 +426,12 @@ def test_samples_have_the_means_shape_and_dtype(library: Library) -> None:
     g = Gaussian(library.array(np.zeros(2), "float32"), 0.0)
     assert g.sample(library.array(np.ones(2))).dtype == g.mean.dtype
     assert Gaussian(g.mean, library.array(np.zeros(2))).std.dtype == g.mean.dtype
-    with pytest.raises(ValueError, match=r"^eps: shape \(1,\) differs from mean's \(2,\)"):
-        g.sample(library.array(np.ones(1)))
 
 
 def test_divergence_and_decoder_of_the_class() -> None:
     rng = np.random.default_rng(8)
     m1, v1, m2, v2 = rng.normal(size=(4, 5))
-    truth = [float(oracles.kl(*row)) for row in zip(m1, v1, m2, v2, strict=True)]
+    truth = [float(_truth.kl(*row)) for row in zip(m1, v1, m2, v2, strict=True)]
     np.testing.assert_allclose(Gaussian(m1, v1).kl(Gaussian(m2, v2)), truth, rtol=1e-13)
     x = levels_of(256)[:5]
     eight_bits = gaussian.discretized_log_likelihood(x, m1, v1 / 2, 256)
@@ -528,41 +479,6 @@ def test_frozen() -> None:
         g.mean = np.ones(2)  # type: ignore[misc]
 
 
-def test_mixed_libraries_are_refused() -> None:
-    torch = pytest.importorskip("torch")
-    g = Gaussian(np.zeros(2), 0.0)
-    for wrong in (lambda: g.sample(torch.zeros(2)), lambda: g.log_prob(torch.zeros(2)), lambda: Gaussian(g.mean, torch.zeros(2))):
-        with pytest.raises(TypeError, match="libraries don't mix"):
-            wrong()
-
-
-@pytest.mark.parametrize("shape", [(2,), (3, 3), (1, 2, 3), (2, 3, 3)])
-def test_a_log_variance_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=rf"^log_var: shape {re.escape(str(shape))} does not .* mean's \(2, 3\)"):
-        Gaussian(np.zeros((2, 3)), np.zeros(shape))
-    assert Gaussian(np.zeros((2, 3)), np.zeros(3)).std.shape == (3,)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"mean2": np.zeros((4, 3))}, "mean2: has 3 dimensions, but mean1 2"),
-        ({"mean2": np.zeros((3, 2))}, r"mean2: shape \(3,\) does not broadcast against \(4,\)"),
-        ({"cov1": np.ones((3, 2, 2))}, r"cov1: shape \(3,\) does not broadcast against \(4,\)"),
-        ({"cov2": np.ones((5, 2, 2))}, r"cov2: shape \(5,\) does not broadcast against \(4,\)"),
-    ],
-)
-def test_kl_full_names_what_does_not_fit(change: dict[str, np.ndarray], message: str) -> None:
-    mean, cov = np.zeros((4, 2)), np.eye(2)
-    with pytest.raises(ValueError, match=f"^{message}"):
-        gaussian.kl_full(**{"mean1": mean, "cov1": cov, "mean2": mean, "cov2": cov, **change})
-
-
-def test_the_other_of_a_divergence_is_a_gaussian() -> None:
-    with pytest.raises(TypeError, match=r"^other\b"):
-        Gaussian(np.zeros(2), 0.0).kl(np.zeros(2))  # type: ignore[arg-type]
-
-
 def test_numbers_alone_are_refused() -> None:
     with pytest.raises(TypeError, match=r"^mean1 must be an array, got float"):
         gaussian.kl(0.0, 0.0, 0.0, 0.0)
@@ -570,16 +486,19 @@ def test_numbers_alone_are_refused() -> None:
         Gaussian(0.0, 0.0)
 
 
-@pytest.mark.parametrize("log_var", [math.nan, math.inf])
-def test_no_variance(log_var: float) -> None:
-    with pytest.raises(ValueError, match=r"^log_var\b"):
-        Gaussian(np.zeros(2), log_var)
-
-
-def test_results_out_of_range_are_infinite_without_warnings() -> None:
-    far = np.array([1e200])
-    assert gaussian.discretized_log_likelihood(np.zeros(1), far, -18.0).tolist() == [-math.inf]
-    assert Gaussian(np.zeros(1), -100.0).log_prob(far).tolist() == [-math.inf]
+@np.errstate(all="raise")
+def test_results_out_of_range_are_infinite_or_zero_without_an_error() -> None:
+    zero, tiny, far = np.zeros(1), np.full(1, 1e-200), np.full(1, 1e200)
+    assert gaussian.discretized_log_likelihood(zero, far, -18.0).tolist() == [-math.inf]
+    assert gaussian.discretized_log_likelihood(np.linspace(-1, 1, 3), np.zeros(3), -18.0, 3).tolist()[1] == 0
+    assert gaussian.discretized_log_likelihood(zero, zero, -18.0, 3, "ho2020") == 0
+    assert Gaussian(zero, -100.0).log_prob(far).tolist() == [-math.inf]
+    assert Gaussian(zero, 0.0).log_prob(tiny).tolist() == Gaussian(zero, 0.0).log_prob(zero).tolist()
     assert gaussian.kl(far, 0.0, -far, 0.0).tolist() == [math.inf]
-    assert gaussian.kl(np.zeros(1), 1000.0, np.zeros(1), 0.0).tolist() == [math.inf]
-    assert Gaussian(np.zeros(1), 1000.0).var == math.inf
+    assert gaussian.kl(tiny, 0.0, zero, 0.0).tolist() == [0]
+    assert gaussian.kl(zero, 1000.0, zero, 0.0).tolist() == [math.inf]
+    assert gaussian.kl_full(tiny, np.eye(1), zero, np.eye(1)) == 0
+    for mean, log_var in ((zero, 1000.0), (zero, np.array([1000.0])), (zero.astype(np.float32), 200.0)):
+        assert Gaussian(mean, log_var).var == math.inf
+        assert Gaussian(mean, -2 * log_var).std == 0
+        assert Gaussian(mean, -1.5 * log_var).sample(np.full(1, 1e-30, mean.dtype)) == 0

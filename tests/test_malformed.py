@@ -43,6 +43,7 @@ T = 5
 D = Diffusion(schedules.linear(T, 0.1, 0.5))
 X = np.random.default_rng(0).uniform(-1, 1, (2, 4, 3))
 NO_INT = (True, 1.5, "3", None, [1], np.bool_(True), np.float64(2))
+NO_LENGTH = (0, -3, 10**11, 10**18, 2**80)
 NO_NUMBER = (True, "0.1", None, [0.1], 1j)
 NO_NAME = (3, None, b"linear", ("linear",))
 NO_OPTIONAL_NAME = (3, b"linear", ("linear",))
@@ -91,7 +92,7 @@ def ends(**options: Any) -> dict[str, Any]:
     """What every schedule from beta_1 to beta_T refuses."""
     return {
         "types": {"T": NO_INT, "beta_1": NO_NUMBER, "beta_T": NO_NUMBER} | options.get("types", {}),
-        "values": {"T": (0, -3, 2**80), "beta_1": (0.0, -0.1, 1.5, NAN, INF), "beta_T": (0.0, 1.01, NAN, -INF)}
+        "values": {"T": NO_LENGTH, "beta_1": (0.0, -0.1, 1.0, 1.5, NAN, INF), "beta_T": (0.0, 1.01, NAN, -INF)}
         | options.get("values", {}),
     }
 
@@ -100,25 +101,28 @@ SCHEDULES = [
     call(schedules.linear, **ends()),
     call(schedules.quadratic, **ends()),
     call(schedules.geometric, **ends()),
-    call(schedules.warmup, **ends(types={"fraction": NO_NUMBER}, values={"fraction": (-0.1, 1.1, NAN)})),
-    call(schedules.sigmoid, **ends(types={"start": NO_NUMBER, "end": NO_NUMBER}, values={"start": (NAN, INF)})),
-    call(schedules.constant, types={"T": NO_INT, "beta": NO_NUMBER}, values={"T": (0,), "beta": (0.0, -1, 1.1, NAN)}),
-    call(schedules.jsd, types={"T": NO_INT}, values={"T": (0, -1)}),
+    call(schedules.warmup, **ends(types={"fraction": NO_NUMBER}, values={"fraction": (-0.1, 1.1), "beta_T": (0, 1, NAN)})),
+    call(schedules.sigmoid, **ends(types={"start": NO_NUMBER, "end": NO_NUMBER}, values={"start": (NAN, INF), "end": (NAN,)})),
+    call(schedules.constant, types={"T": NO_INT, "beta": NO_NUMBER}, values={"T": NO_LENGTH, "beta": (0.0, -1, 1.0, 1.1, NAN)}),
+    call(schedules.jsd, types={"T": NO_INT}, values={"T": NO_LENGTH}),
     call(
         schedules.cosine,
         types={"T": NO_INT, "s": NO_NUMBER, "max_beta": NO_NUMBER},
-        values={"T": (0,), "s": (-0.1, NAN), "max_beta": (0.0, 1.1, -1)},
+        values={"T": NO_LENGTH, "s": (-0.1, NAN, INF, 1e300), "max_beta": (0.0, 1.1, -1)},
     ),
     call(
         schedules.sigmoid_alpha_bar,
         types={"T": NO_INT, "start": NO_NUMBER, "end": NO_NUMBER, "tau": NO_NUMBER, "max_beta": NO_NUMBER},
-        values={"T": (0,), "end": (-3, -5, INF), "tau": (0.0, -1, NAN), "max_beta": (0.0, 2.0)},
+        values={"T": NO_LENGTH, "start": (NAN, -INF, -5e3), "end": (-3, -5, INF, NAN), "tau": (0, -1, NAN), "max_beta": (0, 2)},
     ),
     call(
         schedules.from_alpha_bar,
         f=[0.9, 0.5],
-        types={"f": (None, "f", [None, 0.5], [1j], ["a", "b"]), "T": (True, 1.5, "3")},
-        values={"f": (3, [], [1.0, 0.5], [0.5, 0.5], [0.5, 0.9], [[0.9]], [0.9, NAN], [0.9, -0.1]), "T": (3, 0)},
+        types={"f": (None, "f", [None, 0.5], [1j], ["a", "b"], [0.5, [0.1]], np.ma.array([0.5])), "T": (True, 1.5, "3")},
+        values={
+            "f": (3, [], [1.0, 0.5], [0.5, 0.5], [0.5, 0.9], [[0.9]], [0.9, NAN], [0.9, -0.1], [0.5, 0, 0], [0.9, 1e-20, 1e-40]),
+            "T": (3, 0),
+        },
     ),
     call(
         schedules.from_alpha_bar,
@@ -126,13 +130,16 @@ SCHEDULES = [
         f=lambda u: 1 - 0.9 * u,
         T=4,
         types={"f": (lambda u: "a", lambda u: None, lambda u: [u]), "T": (True, 1.5)},
-        values={"f": (lambda u: NAN, lambda u: u, lambda u: 1.0), "T": (None, 0)},
+        values={"f": (lambda u: NAN, lambda u: u, lambda u: 1.0, lambda u: 1 / u - 1 if u else INF), "T": (None, *NO_LENGTH)},
     ),
-    call(
-        schedules.zero_terminal_snr,
-        beta=[0.1, 0.2],
-        types={"beta": (None, "b", ["a"])},
-        values={"beta": (3, [], [0.0], [1.5], [[0.1]], [NAN], [1.0, 0.1])},
+    *(
+        call(
+            function,
+            beta=[0.1, 0.2],
+            types={"beta": (None, "b", ["a"], [1j], [True], [0.1, [0.1]], np.ma.array([0.1]), np.array([0.1], ">f4"))},
+            values={"beta": (3, [], [0.0], [-0.1], [1.5], [[0.1]], [NAN], [1.0, 0.1], [0.1, 1.0, 0.1])},
+        )
+        for function in (schedules.checked, schedules.zero_terminal_snr)
     ),
 ]
 
@@ -206,17 +213,19 @@ DATA_SETS = [
         analytic.GaussianData,
         mean=[0.0, 0.5],
         var=0.1,
-        values={"mean": (None, ["a"], [NAN], [INF]), "var": (None, -0.1, [0.1, 0.2, 0.3], NAN, "v")},
+        types={"mean": (None, ["a"], "one", [True], np.ma.array([0.0, 0.5]), np.zeros(2, ">f8")), "var": (None, "v")},
+        values={"mean": ([NAN], [INF]), "var": (-0.1, [0.1, 0.2, 0.3], NAN)},
     ),
     call(
         analytic.MixtureData,
         weights=[0.5, 0.5],
         means=[[0.0], [1.0]],
         vars=0.1,
+        types={"weights": (None, "ab"), "means": (None, [["a"], ["b"]]), "vars": (None, "v")},
         values={
-            "weights": ([0.5, 0.6], [1.5, -0.5], [[1.0]], None, [NAN, NAN], 1.0),
-            "means": ([[0.0]], [[NAN], [0.0]], None, 0.0),
-            "vars": (-0.1, [0.1, 0.2, 0.3], None, NAN),
+            "weights": ([0.5, 0.6], [1.5, -0.5], [[1.0]], [NAN, NAN], [1.0, 0.0], 1.0),
+            "means": ([[0.0]], [[NAN], [0.0]], 0.0),
+            "vars": (-0.1, [0.1, 0.2, 0.3], NAN),
         },
     ),
     call(NORMAL.sample, n=2, types={"n": NO_INT, "seed": NO_INT}, values={"n": (-1, 2**61), "seed": NO_SEED}),
@@ -430,9 +439,9 @@ def maths(L: Libraries) -> list[Call]:
         call(D.convert, value=x, x_t=x, t=3, source="eps", target="x0",
              **merged(steps(L, 1), kinds, types={"value": NO_ARRAY, "x_t": wrong} | kinds["types"], values={"value": (short,)})),
         call(Gaussian, mean=x, log_var=0.0, types={"mean": L.not_data, "log_var": (None, "a", True, L.other, L.ints)},
-             values={"log_var": (NAN, INF, short)}),
+             values={"log_var": (NAN, INF, np.float32(INF), short, L.array(np.zeros(4)), L.array(np.zeros((1, 2, 4, 3))))}),
         call(p.sample, eps=x, types={"eps": wrong}, values={"eps": (short,)}),
-        call(p.log_prob, x=x, types={"x": NO_ARRAY[:1] + NO_ARRAY[2:]}, values={"mean": ()}),
+        call(p.log_prob, x=x, types={"x": wrong}, values={"x": (short,)}),
         call(p.discretized_log_prob, x=x, types={"levels": NO_INT}, values={"x": (x * 3, x * NAN), "levels": (1, 0, 65537)}),
         call(p.kl, other=p, types={"other": (None, 3, x)}),
         call(gaussian.kl, mean1=x, log_var1=0.0, mean2=x, log_var2=0.0,
@@ -442,12 +451,14 @@ def maths(L: Libraries) -> list[Call]:
         call(gaussian.kl_full, mean1=x[:, 0, :], cov1=L.array(np.eye(3)), mean2=x[:, 1, :], cov2=L.array(np.eye(3)),
              types={"mean1": NO_ARRAY, "cov1": (None, 1.0, L.ints), "mean2": (None, L.other), "cov2": (None, L.other)},
              values={"cov1": tuple(map(L.array, (-np.eye(3), np.eye(2), np.ones((3, 3)) + np.arange(3), np.eye(3) * NAN))),
-                     "cov2": (L.array(np.zeros((3, 3))),), "mean2": (x[:, 0, :2], scalar, L.array(np.ones((5, 3)))),
+                     "cov2": tuple(map(L.array, (np.zeros((3, 3)), [np.eye(3), np.tri(3)], np.ones((5, 3, 3)), np.ones(3)))),
+                     "mean2": (x[:, 0, :2], scalar, L.array(np.ones((5, 3)))),
                      "mean1": (scalar,)}),
         call(gaussian.discretized_log_likelihood, x=x, mean=x, log_std=-1.0,
-             types={"x": (None, "a", L.ints), "mean": (None, L.other), "log_std": (None, True), "levels": NO_INT,
+             types={"x": (None, "a", L.ints), "mean": (None, L.other), "log_std": (None, True, "a", L.ints), "levels": NO_INT,
                     "method": NO_NAME},
-             values={"x": (x * 3, x * INF), "mean": (short, NAN), "log_std": (NAN, INF), "levels": (1, 2**17)},
+             values={"x": (x * 3, x * INF, x * NAN, x * 0 + 1.004), "mean": (short, NAN, -INF), "log_std": (NAN, INF, short),
+                     "levels": (1, 65537)},
              names={"method": ("tanh", "")}),
         call(NORMAL.log_prob, x=x, types={"x": L.not_data}, values={"x": (short, scalar, L.array(X[0]))}),
         call(NORMAL.net(D), label="ExactNet", x_t=x, t=3,
@@ -541,6 +552,7 @@ def networks(folder: Path) -> list[Call]:
     from matplotlib.figure import Figure
 
     from tinyddpm import nn, plots, training
+    from tinyddpm.training.evaluation import distances
 
     small: dict[str, Any] = {"image_size": 8, "in_channels": 1, "channels": 4, "mults": (1, 2), "res_blocks": 1, "attention": ()}
     net, labelled = nn.UNet(**small), nn.UNet(**small, classes=3)
@@ -556,6 +568,8 @@ def networks(folder: Path) -> list[Call]:
     counts = ("steps", "batch_size", "accumulate", "checkpoint_every", "keep", "T", "samples")
     shares = ("held_out", "lr", "weight_decay", "grad_clip", "ema", "label_dropout")
     flags = ("flip", "classes", "compile", "verify_first", "resume")
+    run = training.Run(labelled, D, Denoiser(labelled), training.TrainConfig(), 1, (1, 8, 8), 256)
+    sets = np.random.default_rng(0).normal(size=(2, 6, 1))
     return [
         call(nn.UNet, **small,
              types={"image_size": (None, 8.0, True), "mults": (None, 3, "12", (1.5,)), "attention": (None, 4, "4", (True,)),
@@ -608,6 +622,21 @@ def networks(folder: Path) -> list[Call]:
         call(net.save, dir=folder / "net", types={"dir": (None, 3)}),
         call(nn.save_diffusers, dir=folder / "pipe", net=net, diffusion=D, denoiser=read,
              types={"dir": (None, 3), "net": (None, 3), "diffusion": (None, 3), "denoiser": (None, 3)}),
+        call(training.TrainConfig, types={"image_size": (2.5, True), "workers": ("2",)}, names={"bad_files": ("ignore",)},
+             values={"image_size": (0, (4, 4, 4)), "workers": (-1, 257), "sample_every": (-1,), "held_out": (1.0,), "ema": (1.5,),
+                     "label_dropout": (1.5,)}),
+        call(training.load, source="digits", types={"image_size": (2.5, True), "workers": ("2",)},
+             values={"image_size": (0, (4, 4, 4)), "workers": (-1,)}, names={"bad_files": ("ignore",)}),
+        call(lambda **given: run.denoiser_for(**{"label": 1, "scale": 2.0} | given), label="Run.denoiser_for",
+             types={"label": (True, "3"), "scale": ("2",)}, values={"label": (3, -1, [2, 3]), "scale": (NAN,)}),
+        call(run.denoiser_for, values={"scale": (2.0,)}),
+        call(distances.kernel, x=sets[0], y=sets[1],
+             values={"x": (np.zeros(3), sets[0] * NAN), "y": (sets[1][:1], np.zeros((3, 2)))}),
+        call(distances.precision, x=sets[0], y=sets[1], values={"k": (0, 6)}),
+        call(distances.jackknife, measure=distances.kernel, x=sets[0], y=sets[1], groups=2, values={"groups": (1, 4)}),
+        call(distances.frechet_gaussian, mean1=[0, 0], cov1=np.eye(2), mean2=[0, 0], cov2=np.eye(2),
+             values={"cov1": (-np.eye(2),), "cov2": ([[1.0, 1.0], [0.0, 1.0]],), "mean2": ([0],)}),
+        call(training.TrainConfig().denoiser, label="TrainConfig.denoiser", net=net, types={"net": (None, 3)}),
     ]  # fmt: skip
 
 

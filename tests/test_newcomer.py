@@ -1,4 +1,4 @@
-"""A newcomer's way, as docs/tutorials/train.md walks it: from an empty folder to a pipeline of diffusers, line by line."""
+"""The commands in docs/tutorials/train.md run in an empty folder and print what the page shows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAGE = pages.ROOT / "docs/tutorials/train.md"
 
 
 def transcript(text: str) -> Iterator[tuple[str, str]]:
-    """Each command after a prompt, and what it prints, with "..." for what differs from machine to machine."""
+    """Each command after a prompt, and what it prints, with "..." for what differs between machines."""
     command, printed = "", ""
     for line in text.splitlines(keepends=True):
         if line.startswith("$ "):

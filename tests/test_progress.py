@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, a few plain lines elsewhere, nothing where it is not wanted."""
+"""Progress: a bar on a terminal, a few plain lines elsewhere, nothing if it is turned off."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tinyddpm._io import progress
 
 
 class Clock:
-    """Time that passes as it is told to."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -35,7 +35,7 @@ def run(clock: Clock, count: int, seconds: Callable[[int], float], total: int | 
         clock.now += seconds(k)
 
 
-def test_lines_are_plain_and_say_what_is_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_are_plain_text_with_the_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     run(clock, 100, lambda k: 1.0)
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -49,7 +49,7 @@ def test_lines_are_plain_and_say_what_is_left(clock: Clock, capsys: pytest.Captu
 
 
 def test_long_runs_make_few_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    """A week of steps of a tenth of a second each, counted in thousands: at most ten minutes without a sign."""
+    """A week of steps of a tenth of a second each, counted in thousands: at most ten minutes pass between two lines."""
     week = 7 * 24 * 3600
     run(clock, week // 100, lambda k: 100.0)
     lines = capsys.readouterr().err.splitlines()
@@ -69,13 +69,13 @@ def test_durations(seconds: float, words: str) -> None:
     assert progress._duration(seconds) == words
 
 
-def test_nothing_is_shown_where_it_is_not_wanted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_shown_if_progress_is_off(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress.progress_bar(range(3), 3, enabled=False, label="steps")) == [0, 1, 2]
     assert capsys.readouterr().err == ""
 
 
 def test_a_notebooks_stream_gets_lines(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jupyter's standard error is no terminal, so nothing in it is overwritten."""
+    """Jupyter's standard error is not a terminal, so nothing in it is overwritten."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     run(clock, 20, lambda k: 1.0)
@@ -98,7 +98,7 @@ def test_a_terminal_gets_a_bar_without_colour(colour: dict[str, str], monkeypatc
         assert list(progress.progress_bar(range(3), 3, enabled=True, label="steps")) == [0, 1, 2]
         monkeypatch.undo()
     sent = b""
-    with contextlib.suppress(OSError):  # which is how the end is told
+    with contextlib.suppress(OSError):  # raised at the end of the stream
         while part := os.read(ours, 100_000):
             sent += part
     os.close(ours)

@@ -1,4 +1,4 @@
-"""One set of objects, many threads and processes: everyone gets what serial use gets."""
+"""Threads and processes that share the same objects get the results of serial use."""
 
 # mypy: disable-error-code="arg-type"
 # Names are parameters of type str here, and wrong arguments are passed on purpose.
@@ -20,7 +20,7 @@ DENOISER = Denoiser(DATA.net(CHAIN))
 
 
 def drawn(job: tuple[Diffusion, Denoiser, str, range]) -> bytes:
-    """What one worker makes: samples of its own numbers, and their bound."""
+    """One worker's result: the samples of its index and their bound."""
     d, denoiser, sampler, index = job
     x = d.sample(denoiser, (len(index), 2), sampler=sampler, index=index, seed=5, dtype="float64")
     bound = likelihood.vlb(d, denoiser, np.clip(x, -1, 1), index=index, seed=5)
@@ -28,12 +28,12 @@ def drawn(job: tuple[Diffusion, Denoiser, str, range]) -> bytes:
 
 
 def jobs() -> list[tuple[Diffusion, Denoiser, str, range]]:
-    """Every sampler, with shares of different sizes."""
+    """Every sampler, with indices of different lengths."""
     names = ("ddpm", "ddim", "dpm++2m", "heun", "unipc")
     return [(CHAIN, DENOISER, names[k % 5], range(k, 3 * k + 1)) for k in range(15)]
 
 
-def test_threads_that_share_everything_agree_with_serial_use() -> None:
+def test_threads_agree_with_serial_use() -> None:
     serial = [drawn(job) for job in jobs()]
     with ThreadPoolExecutor(6) as pool:
         for _ in range(3):
@@ -42,7 +42,7 @@ def test_threads_that_share_everything_agree_with_serial_use() -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:.*fork.*:RuntimeWarning", "ignore:.*fork.*:DeprecationWarning")
-def test_processes_that_are_given_the_objects_agree_with_serial_use(method: str) -> None:
+def test_processes_agree_with_serial_use(method: str) -> None:
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"this system has no {method}")
     serial = [drawn(job) for job in jobs()]
@@ -51,8 +51,8 @@ def test_processes_that_are_given_the_objects_agree_with_serial_use(method: str)
         assert list(pool.map(drawn, jobs())) == serial
 
 
-def test_a_generator_belongs_to_its_thread_alone() -> None:
-    """Two trajectories, advanced in turns, are those that run alone."""
+def test_interleaved_trajectories_do_not_affect_each_other() -> None:
+    """Two trajectories that are advanced in turns equal those that run alone."""
     alone = [[step.x.copy() for step in CHAIN.trajectory(DENOISER, (3, 2), seed=seed)] for seed in (1, 2)]
     first, second = (CHAIN.trajectory(DENOISER, (3, 2), seed=seed) for seed in (1, 2))
     turns = [(a.x.copy(), b.x.copy()) for a, b in zip(first, second, strict=True)]

@@ -8,8 +8,11 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -61,41 +64,37 @@ class Training(RuleBasedStateMachine):
         self.step = min(LONGEST, max(1, self.step + more))
         train(config(self.out, self.step), progress=False)
 
-    @precondition(lambda self: not self.damaged and self.step < LONGEST)
-    @rule(after=st.integers(1, 3))
-    def interrupt(self, after: int) -> None:
-        """The step at which the signal comes is finished and saved."""
-        stop, own = min(LONGEST, self.step + after), Trainer.step
+    @contextmanager
+    def at_step(self, stop: int, event: Callable[[], object]) -> Iterator[None]:
+        """Within the block, the event happens when the step `stop` begins."""
+        original = Trainer.step
 
         def step(trainer: Trainer, number: int) -> object:
             if number == stop:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return own(trainer, number)
+                event()
+            return original(trainer, number)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Trainer, "step", step)
-            if stop == LONGEST:  # there is nothing left to interrupt
-                train(config(self.out, LONGEST), progress=False)
-            else:
-                with pytest.raises(Interrupted, match=f"step {stop} "):
-                    train(config(self.out, LONGEST), progress=False)
-        self.step = stop
+            yield
+
+    @precondition(lambda self: not self.damaged and self.step < LONGEST)
+    @rule(after=st.integers(1, 3))
+    def interrupt(self, after: int) -> None:
+        """The step in which the signal comes is finished and saved."""
+        self.step = min(LONGEST, self.step + after)
+        # A signal in the last step has nothing left to interrupt.
+        ends = nullcontext() if self.step == LONGEST else pytest.raises(Interrupted, match=f"step {self.step} ")
+        with self.at_step(self.step, lambda: os.kill(os.getpid(), signal.SIGTERM)), ends:
+            train(config(self.out, LONGEST), progress=False)
 
     @precondition(lambda self: not self.damaged and self.step < LONGEST)
     @rule(after=st.integers(1, 3))
     def fail(self, after: int) -> None:
-        """An error in the middle of a step loses the steps since the last checkpoint, no more."""
-        stop, own = min(LONGEST, self.step + after), Trainer.step
-
-        def step(trainer: Trainer, number: int) -> object:
-            if number == stop:
-                raise RuntimeError("the machine's fault")
-            return own(trainer, number)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Trainer, "step", step)
-            with pytest.raises(RuntimeError, match="the machine's fault"):
-                train(config(self.out, LONGEST), progress=False)
+        """An error in the middle of a step loses only the steps since the last checkpoint."""
+        stop = min(LONGEST, self.step + after)
+        with self.at_step(stop, Mock(side_effect=RuntimeError("a fault"))), pytest.raises(RuntimeError, match="a fault"):
+            train(config(self.out, LONGEST), progress=False)
         self.step = max(self.step, (stop - 1) // 3 * 3)
 
     @precondition(lambda self: self.step and not self.damaged)

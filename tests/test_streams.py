@@ -18,18 +18,10 @@ import pytest
 pytest.importorskip("torch")
 Image = pytest.importorskip("PIL.Image")
 
-from tinyddpm.training import Images, load  # noqa: E402
+from runs import encoded, noise  # noqa: E402
+
+from tinyddpm.training import load  # noqa: E402
 from tinyddpm.training.data import arrays, shards, sources  # noqa: E402
-
-
-def noise(*shape: int) -> np.ndarray:
-    return np.random.RandomState(0).randint(0, 256, shape, dtype=np.uint8)
-
-
-def png(picture: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def write_tar(file: Path, members: dict[str, bytes], form: int = tarfile.USTAR_FORMAT, mtime: float = 0) -> Path:
@@ -45,7 +37,7 @@ def write_tar(file: Path, members: dict[str, bytes], form: int = tarfile.USTAR_F
 def folder(path: Path, pixels: np.ndarray) -> Path:
     path.mkdir()
     for i, picture in enumerate(pixels):
-        (path / f"{i:03d}.png").write_bytes(png(picture))
+        (path / f"{i:03d}.png").write_bytes(encoded(picture))
     return path
 
 
@@ -66,7 +58,7 @@ def sets(path: Path, pixels: np.ndarray) -> dict[str, Path]:
     np.save(path / "wide.npy", pixels.astype(np.int64).transpose(0, 3, 1, 2))
     head = b"\0\0\x08" + bytes([4]) + np.array(pixels.shape, ">u4").tobytes()
     (path / "a.idx").write_bytes(head + pixels.tobytes())
-    write_tar(path / "a.tar", {f"{i:03d}.png": png(p) for i, p in enumerate(pixels)})
+    write_tar(path / "a.tar", {f"{i:03d}.png": encoded(p) for i, p in enumerate(pixels)})
     folder(path / "folder", pixels)
     return {name: path / name for name in ("a.npy", "wide.npy", "a.idx", "a.tar", "folder")}
 
@@ -186,7 +178,7 @@ def test_a_large_array_stays_on_the_disk(tmp_path: Path) -> None:
     assert (len(images), images.shape) == (2**14, (1, 256, 256))
     assert images.scaled(np.array([0, 2**14 - 1])).mean(axis=(1, 2, 3)).tolist() == [-1, 1]
     os.truncate(file, 2**20)
-    with pytest.raises(ValueError, match=r"^data: .*a\.npy: changed while"):
+    with pytest.raises(ValueError, match=r"^data: .*a\.npy: became shorter while"):
         images.scaled(slice(100, 102))
 
 
@@ -200,39 +192,38 @@ def test_archives_of_every_kind_with_labels_and_long_names(tmp_path: Path, form:
     deep = deep if form == tarfile.USTAR_FORMAT else deep + "f" * 90
     members: dict[str, bytes] = {}
     for i, picture in enumerate(pixels):
-        members |= {f"{deep}/{i}.png": png(picture), f"{deep}/{i}.cls": str(i % 3).encode(), f"{deep}/{i}.json": b"{}"}
+        members |= {f"{deep}/{i}.png": encoded(picture), f"{deep}/{i}.cls": str(i % 3).encode(), f"{deep}/{i}.json": b"{}"}
     images = load(write_tar(tmp_path / "a.tar", members, form, mtime=1.5))
     np.testing.assert_array_equal(images.pixels, pixels.transpose(0, 3, 1, 2))
-    assert images.labels is not None
-    assert images.labels.tolist() == [0, 1, 2, 0, 1]
+    np.testing.assert_array_equal(images.labels, [0, 1, 2, 0, 1])
     assert images.classes == 3
 
 
 def test_archives_by_pattern_and_by_folder(tmp_path: Path) -> None:
     pixels = noise(6, 4, 4, 3)
     for k in range(3):
-        write_tar(tmp_path / "set" / f"t-{k:02d}.tar", {f"{i}.png": png(pixels[2 * k + i]) for i in range(2)})
+        write_tar(tmp_path / "set" / f"t-{k:02d}.tar", {f"{i}.png": encoded(pixels[2 * k + i]) for i in range(2)})
     for source in ("set", "set/t-{00..02}.tar", "set/t-0{0,1,2}.tar", "set/*.tar", "set/t-0[0-2].tar"):
         np.testing.assert_array_equal(load(tmp_path / source).pixels, pixels.transpose(0, 3, 1, 2))
     assert len(load(tmp_path / "set" / "t-01.tar")) == 2
     for source, name in (("set/t-{00..03}.tar", r"t-03\.tar"), ("set/x*.tar", r"x\*\.tar")):
         with pytest.raises(FileNotFoundError, match=rf"^data: .*{name}"):
             load(tmp_path / source)
-    with pytest.raises(ValueError, match="more than"):
+    with pytest.raises(ValueError, match="at most"):
         load(tmp_path / "t-{000000..999999}.tar")
     assert [p.name for p in shards.expand("{0..2}{a,b}")] == ["0a", "0b", "1a", "1b", "2a", "2b"]
-    (tmp_path / "set" / "a.png").write_bytes(png(pixels[0]))
-    with pytest.raises(ValueError, match="both images and"):
+    (tmp_path / "set" / "a.png").write_bytes(encoded(pixels[0]))
+    with pytest.raises(ValueError, match="got both"):
         load(tmp_path / "set")
 
 
 def test_a_label_is_there_for_every_image_or_none(tmp_path: Path) -> None:
     file = tmp_path / "a.tar"
-    write_tar(file, {"1.png": png(noise(4, 4)), "1.cls": b"0", "2.png": png(noise(4, 4))})
-    with pytest.raises(ValueError, match=r"a\.tar: 2\.png has no \.cls"):
+    write_tar(file, {"1.png": encoded(noise(4, 4)), "1.cls": b"0", "2.png": encoded(noise(4, 4))})
+    with pytest.raises(ValueError, match=r"a\.tar: 2\.png must have a \.cls"):
         load(file)
-    write_tar(file, {"1.png": png(noise(4, 4)), "1.cls": b"cat"})
-    with pytest.raises(ValueError, match=r"a\.tar: 1\.cls: a class number"):
+    write_tar(file, {"1.png": encoded(noise(4, 4)), "1.cls": b"cat"})
+    with pytest.raises(ValueError, match=r"a\.tar: 1\.cls must be a class number"):
         load(file)
 
 
@@ -250,8 +241,7 @@ def test_labels_beside_an_idx_file(tmp_path: Path) -> None:
     assert load(file).classes is None
     beside = write("train-labels-idx1-ubyte", np.array([3, 1, 4, 1, 5]))
     images = load(file)
-    assert images.labels is not None
-    assert images.labels.tolist() == [3, 1, 4, 1, 5]
+    np.testing.assert_array_equal(images.labels, [3, 1, 4, 1, 5])
     assert images.classes == 6
     assert images.rows(slice(2)).classes == 6
     for wrong in (np.arange(4), np.arange(10).reshape(5, 2)):
@@ -275,21 +265,6 @@ def test_folders_number_the_labels_of_a_stream(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         folder(tmp_path / name, noise(3, 4, 4, 3))
     images = load(tmp_path)
-    assert images.labels is not None
-    assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    np.testing.assert_array_equal(images.labels, [0, 0, 0, 1, 1, 1])
     assert images.rows(np.array([4])).labels == [1]
     assert images.rows(slice(2)).classes == 2
-
-
-def test_arguments_are_named(tmp_path: Path) -> None:
-    wrong: list[tuple[str, Any, type[Exception]]] = [
-        *(("image_size", 0, ValueError), ("image_size", (4, 4, 4), ValueError), ("workers", -1, ValueError)),
-        *(("image_size", 2.5, TypeError), ("image_size", True, TypeError), ("workers", "2", TypeError)),
-    ]
-    for name, value, error in wrong:
-        with pytest.raises(error, match=rf"^{name}\b"):
-            load("digits", **{name: value})
-    with pytest.raises(LookupError, match="bad_files"):
-        load("digits", bad_files="ignore")
-    assert isinstance(load("digits", image_size=16), Images)
-    assert np.max(load("digits", image_size=16).pixels[:]) == 16

@@ -13,10 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from tinyddpm import schedules
 from tinyddpm._arrays.check import allocating, as_int
-from tinyddpm._arrays.namespace import A, cast_like, check_same_shape, namespace_of
+from tinyddpm._arrays.namespace import A, Table, cast_like, check_same_shape, namespace_of
 from tinyddpm._arrays.steps import Steps, check_steps, gather
 from tinyddpm._numerics import double
-from tinyddpm._numerics.tables import Table, Tables
+from tinyddpm._numerics.tables import Tables
 from tinyddpm.conversions import Kind
 from tinyddpm.gaussian import Gaussian
 

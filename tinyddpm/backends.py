@@ -21,27 +21,9 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 __all__ = [
-    "Array",
-    "Backend",
-    "BackendUnavailable",
-    "Row",
-    "Status",
-    "Stepper",
-    "StepperFactory",
-    "as_dtype_name",
-    "available",
-    "counters",
-    "depth",
-    "get",
-    "gradients_off",
-    "names",
-    "no_grad",
-    "of",
-    "register",
-    "reverse_step",
-    "row_weights",
-    "table",
-]
+    "Array", "Backend", "BackendUnavailable", "Row", "Status", "Stepper", "StepperFactory", "as_dtype_name", "available",
+    "counters", "depth", "get", "gradients_off", "names", "no_grad", "of", "register", "reverse_step", "row_weights", "table",
+]  # fmt: skip
 
 Array = Any
 """An array of any library that follows the array-API standard."""

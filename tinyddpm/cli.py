@@ -1,8 +1,8 @@
-"""The command ``tinyddpm``: the table of commands, and the one place where results and errors become lines.
+"""The command ``tinyddpm``: the table of commands, and the only code that prints results and errors.
 
-Results go to standard output; progress and errors to standard error. Exit codes: 0; 1 where ``verify`` finds a failure; 2 for
-bad input, with one line that names it; 130 after an interrupt; 141 where nobody reads on. A command is a module of
-`tinyddpm._commands`, imported when it is called so that the others start fast: it has ``EXAMPLES``, ``arguments(parser)``, and
+Results go to standard output; progress and errors go to standard error. Exit codes: 0; 1 if ``verify`` finds a failure; 2 for
+bad input, with one line that names it; 130 after an interrupt; 141 if the reader of the output has gone. Each command is a
+module of `tinyddpm._commands` that is imported when the command is run. It has ``EXAMPLES``, ``arguments(parser)``, and
 ``run(args)``, which yields the lines to print.
 """
 
@@ -21,21 +21,38 @@ from tinyddpm._arrays.check import nearest
 __all__ = ["COMMANDS", "main", "parser"]
 
 COMMANDS = {
-    "demo": "train on real digits, draw new ones, score the model: a few minutes on two cores",
+    "demo": "train on images of digits, draw new ones, score the model: a few minutes on two cores",
     "train": "train a U-Net on images",
     "sample": "draw samples from a trained run",
-    "evaluate": "bits per dimension of images under a trained run, distances of its samples, with standard errors",
-    "plot": "draw a figure: schedules, the forward process, a run's loss, its bound, ...",
-    "verify": "the identities behind the library, measured on this machine",
-    "info": "versions, backends and devices here",
+    "evaluate": "score images under a trained run in bits per dimension, compare its samples with them",
+    "plot": "draw a figure: schedules, the forward process, a run's loss or its bound, ...",
+    "verify": "measure the identities behind the library on this machine",
+    "info": "show versions, backends and devices",
 }
-"""Each command and what it does."""
+"""The name of each command and what it does."""
 
 _BAD_INPUT = (ValueError, TypeError, LookupError, OSError, backends.BackendUnavailable)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv`, by default this process's; returns the exit code."""
+    """Run a command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The words after ``tinyddpm``. Default: those of this process.
+
+    Returns
+    -------
+    int
+        The exit code.
+
+    Examples
+    --------
+    >>> main(["info", "--quiet"])  # doctest: +ELLIPSIS
+      numpy ...
+    0
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     name = words[0] if words and words[0] in COMMANDS else None
     try:
@@ -45,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in import_module(f"tinyddpm._commands.{name}").run(args):
             try:
                 print(line, flush=True)
-            except BrokenPipeError:  # its reader, such as head, has seen enough
+            except BrokenPipeError:  # the reader, such as head, has gone
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 128 + 13
-    except SystemExit as end:  # argparse showed help
+    except SystemExit as end:  # after --help or --version, or with a command's own code
         return int(end.code or 0)
     except KeyboardInterrupt as interrupt:
         _complain(name, str(interrupt) or "interrupted")
@@ -64,7 +81,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser(name: str) -> argparse.ArgumentParser:
-    """The parser of the command `name`'s arguments."""
+    """Make the parser of a command's arguments.
+
+    Parameters
+    ----------
+    name : str
+        A key of `COMMANDS`.
+
+    Returns
+    -------
+    argparse.ArgumentParser
+        A parser that raises ValueError for a wrong argument.
+    """
     command = import_module(f"tinyddpm._commands.{name}")
     made = _Parser(f"tinyddpm {name}", COMMANDS[name], command.EXAMPLES)
     command.arguments(made)
@@ -72,7 +100,7 @@ def parser(name: str) -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are `ValueError`s, which `main` prints as one line."""
+    """A parser that raises ValueError, which `main` prints as one line."""
 
     def __init__(self, prog: str, about: str, examples: Sequence[str]) -> None:
         super().__init__(
@@ -88,6 +116,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _no_command(words: list[str]) -> int:
+    """Show the usage, or what ``--help`` and ``--version`` ask for; refuse an unknown command."""
     if words and not words[0].startswith("-"):
         raise LookupError(f"command must be one of {', '.join(COMMANDS)}, got {words[0]!r}{nearest(words[0], COMMANDS)}")
     top = _Parser("tinyddpm", "diffusion mathematics you can trust", ("demo", "train --help"))
@@ -103,4 +132,5 @@ def _no_command(words: list[str]) -> int:
 
 
 def _complain(name: str | None, message: str) -> None:
+    """Print an error as one line on standard error."""
     print(f"tinyddpm{f' {name}' if name else ''}: {' '.join(message.split())}", file=sys.stderr)

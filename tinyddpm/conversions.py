@@ -16,17 +16,15 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tinyddpm._arrays.check import one_of
+from tinyddpm._arrays.namespace import Table
 
 __all__ = ["KINDS", "Coefficients", "Kind", "tables"]
 
 Kind = Literal["eps", "x0", "mu", "v", "score"]
 """What a network may predict."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
-
-Table = NDArray[np.float64]
 
 
 class Coefficients(NamedTuple):

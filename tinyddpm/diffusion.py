@@ -13,9 +13,8 @@ import numpy as np
 
 from tinyddpm import plans
 from tinyddpm._arrays.check import names_unknown_options
-from tinyddpm._arrays.namespace import Array
+from tinyddpm._arrays.namespace import Array, Table
 from tinyddpm._numerics.double import Double
-from tinyddpm._numerics.tables import Table
 from tinyddpm._numerics.weights import pair_weights
 from tinyddpm._process import Process
 from tinyddpm.plans import Spacing

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tinyddpm import backends, gaussian
 from tinyddpm._arrays.check import as_bool, as_int, as_positive_int, names_unknown_options
-from tinyddpm._arrays.namespace import Array, clip_array
+from tinyddpm._arrays.namespace import Array, Table, clip_array
 from tinyddpm._io.progress import progress_bar
 from tinyddpm._likelihood.result import VLB, Curve
 from tinyddpm._likelihood.steps import (
@@ -34,8 +33,6 @@ from tinyddpm.conversions import Kind
 from tinyddpm.denoiser import Denoiser
 
 __all__ = ["VLB", "Curve", "optimal_variance", "vlb"]
-
-Table = NDArray[np.float64]
 
 
 @names_unknown_options

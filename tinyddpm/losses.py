@@ -9,10 +9,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tinyddpm._arrays.check import as_real, lookup
-from tinyddpm._arrays.namespace import A
+from tinyddpm._arrays.namespace import A, Table
 from tinyddpm._arrays.steps import Steps, gather
 from tinyddpm._losses.call import Decoder, call_on_noised, check_range, detached, eps_error, mean_square, vlb_term
 from tinyddpm._losses.times import LossAwareT, UniformT
@@ -21,7 +20,6 @@ from tinyddpm.denoiser import Denoiser
 
 __all__ = ["LossAwareT", "UniformT", "hybrid", "simple", "vlb", "weighted"]
 
-Table = NDArray[np.float64]
 Weighting = Literal["uniform", "snr", "min_snr", "p2"]
 
 

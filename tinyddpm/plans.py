@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tinyddpm._arrays.check import as_int, as_list, lookup
+from tinyddpm._arrays.namespace import Table
 
 __all__ = ["SPACINGS", "Spacing", "checked", "chosen", "even", "log_snr", "quadratic", "spaced"]
 
 Spacing = Literal["even", "quadratic", "log_snr"]
-Table = NDArray[np.float64]
 
 
 def even(table: Table, steps: int) -> tuple[int, ...]:

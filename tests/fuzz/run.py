@@ -1,6 +1,6 @@
-"""``python -m fuzz.run TARGET [FOLDER] [libFuzzer's options]``, in tests/: fuzz one target with atheris, led by coverage.
+"""``python -m fuzz.run TARGET [FOLDER] [libFuzzer's options]``, in tests/: fuzz one target with atheris, guided by coverage.
 
-Inputs that reach new code go to FOLDER, if one is named. fuzz/corpus/TARGET keeps those of earlier runs.
+Inputs that reach new code are written to FOLDER, if it is given; fuzz/corpus/TARGET has those of earlier runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What strangers' bytes reach: each target reads some, and lets out nothing but what its documentation says."""
+"""Targets for fuzzing: each reads bytes and may raise only the errors that its documentation names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tinyddpm._commands import train as command
 from tinyddpm.nn import UNet, weights
 from tinyddpm.training import TrainConfig, load
 from tinyddpm.training.checkpoint import read_state
-from tinyddpm.training.data.pictures import careful, decode, look
+from tinyddpm.training.data.pictures import decode, read_header, refusing_oversized
 
 __all__ = ["TARGETS", "Target", "inputs"]
 
@@ -34,14 +34,14 @@ _FOLDER = Path(tempfile.mkdtemp(prefix="tinyddpm-fuzz-", dir="/dev/shm" if os.ac
 
 @dataclass(frozen=True)
 class Target:
-    """`read` of some bytes ends well, or in one of `errors`; `seeds` are what it takes."""
+    """`read` accepts bytes or raises one of `errors`; it accepts the `seeds`."""
 
     read: Callable[[bytes], object]
     errors: tuple[type[Exception], ...]
     seeds: Callable[[], list[bytes]]
 
     def __call__(self, data: bytes) -> bool:
-        """Whether the bytes were taken; anything but a documented error is let out."""
+        """Return whether the bytes were accepted; errors that are not documented are raised."""
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             try:
@@ -81,12 +81,12 @@ def _tensors(data: bytes) -> None:
     with _stored("model.safetensors", data) as file:
         for name, tensor in weights.read_tensors(file, _EXPECTED)[0].items():
             if tensor.shape != _EXPECTED[name].shape or not torch.isfinite(tensor).all():
-                raise AssertionError(f"{name}: not what was checked")
+                raise AssertionError(f"{name}: the tensor was not checked")
 
 
 def _picture(data: bytes) -> None:
-    with careful():
-        header = look(io.BytesIO(data), "it")
+    with refusing_oversized():
+        header = read_header(io.BytesIO(data), "it")
     if header.height * header.width > 2**20:
         return
     pixels = decode(io.BytesIO(data), "it")
@@ -99,7 +99,7 @@ def _data(name: str) -> Callable[[bytes], None]:
         with _stored(name, data) as file:
             images = load(file, workers=0)
             if len(images) * np.prod(images.shape) < 2**20 and images.scaled().shape != (len(images), *images.shape):
-                raise AssertionError("its shape is not what it says")
+                raise AssertionError("the pixels do not have the stated shape")
 
     return read
 
@@ -180,6 +180,6 @@ TARGETS = {
 
 
 def inputs(name: str) -> list[bytes]:
-    """A target's seeds, and the inputs that once reached new code."""
+    """A target's seeds and the inputs that once reached new code."""
     kept = sorted((CORPUS / name).iterdir()) if (CORPUS / name).is_dir() else []
     return [*TARGETS[name].seeds(), *(file.read_bytes() for file in kept)]

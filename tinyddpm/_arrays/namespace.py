@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 Array = Any
+Table = NDArray[np.float64]
 
 
 class HasShape(Protocol):
@@ -145,15 +148,22 @@ def library_name(x: Array) -> str:
 
 def host_numbers(name: str, values: Any) -> np.ndarray[Any, Any]:
     """A caller's numbers as a NumPy array: a list, or an array of any library, also one that requires gradients."""
-    if hasattr(values, "detach"):  # Torch: NumPy knows no bfloat16, and does not read what requires gradients
-        values = values.detach().cpu()
-        values = values.float() if dtype_name(values) == "bfloat16" else values
-    if isinstance(values, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be a plain array, got a masked one; use .filled(value) or .compressed()")
+    if isinstance(values, np.ndarray):
+        _check_plain(name, values)
     try:
+        if hasattr(values, "detach"):  # Torch: NumPy knows no bfloat16, and does not read what requires gradients
+            values = values.detach().cpu()
+            values = values.float() if dtype_name(values) == "bfloat16" else values
         array = np.asarray(values)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be numbers, got {type(values).__name__}") from None
+    if array.dtype.name == "bfloat16":  # JAX
+        array = array.astype(np.float32)
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{name} must be numbers, got {type(values).__name__} of {array.dtype}")
     return array
+
+
+def quiet() -> AbstractContextManager[Any]:
+    """A context in which NumPy, the only library that would, does not complain of results outside the float range."""
+    return np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore")

@@ -1,4 +1,4 @@
-"""The commands of `tinyddpm.cli`, a module each, and what they share."""
+"""The commands of `tinyddpm.cli`, one module each, and the flags that they share."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import shutil
 import sys
 from pathlib import Path
 
-__all__ = ["command_line", "takes_device", "takes_model", "takes_output"]
-
 
 def command_line(*words: object) -> str:
-    """A command of ours, to be pasted into the shell that started this process."""
+    """A `tinyddpm` command that can be pasted into the shell that started this process."""
     started = sys.argv[0]
     if Path(started).name != "tinyddpm":
         program = f"{Path(sys.executable).name} -m tinyddpm"
@@ -23,20 +21,20 @@ def command_line(*words: object) -> str:
 
 
 def takes_output(parser: argparse.ArgumentParser, quiet: str = "show no progress") -> None:
-    """``--quiet`` and ``--json``, which every command has."""
+    """Add ``--quiet`` and ``--json``, which every command has."""
     parser.add_argument("-q", "--quiet", action="store_true", help=quiet)
-    parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
 def takes_device(parser: argparse.ArgumentParser) -> None:
-    """``--device`` and ``--seed``."""
-    parser.add_argument("--device", metavar="NAME", help="where to compute; by default the first CUDA device, else the CPU")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
+    """Add ``--device`` and ``--seed``."""
+    parser.add_argument("--device", metavar="NAME", help="Torch device (default: the first CUDA device, else the CPU)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
 
 
 def takes_model(parser: argparse.ArgumentParser) -> None:
-    """``--model``, how to run it, ``--quiet`` and ``--json``."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="a run folder, or one of its checkpoints")
-    parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="images at a time (default 250)")
+    """Add ``--model``, ``--batch-size``, ``--device``, ``--seed``, ``--quiet`` and ``--json``."""
+    parser.add_argument("--model", required=True, metavar="DIR", help="run folder, or one of its checkpoints")
+    parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="images per call of the network (default 250)")
     takes_device(parser)
     takes_output(parser)

@@ -1,4 +1,4 @@
-"""``tinyddpm demo``: from nothing to samples, on 1797 real images."""
+"""``tinyddpm demo``: train a model on 1797 images of digits, draw samples and score the model."""
 
 from __future__ import annotations
 
@@ -19,22 +19,20 @@ from tinyddpm._commands.evaluate import in_bits
 from tinyddpm._commands.runs import follow, held_out, open_run, read_log, score
 from tinyddpm.training import DEMO, image_grid, load, save_png, to_uint8, train
 
-__all__ = ["EXAMPLES", "arguments", "run"]
-
 EXAMPLES = ("", "--out somewhere", "--json")
 SAMPLES, SCALE, GAP = 64, 8, 8
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's flags."""
-    parser.add_argument("--out", default="demo", metavar="DIR", help="where everything goes (default demo)")
-    parser.add_argument("--steps", type=int, default=DEMO.steps, metavar="N", help=f"of training (default {DEMO.steps})")
-    parser.add_argument("--seed", type=int, default=DEMO.seed, metavar="N", help=f"(default {DEMO.seed})")
+    """Add the command's flags."""
+    parser.add_argument("--out", default="demo", metavar="DIR", help="folder of the run and its pictures (default demo)")
+    parser.add_argument("--steps", type=int, default=DEMO.steps, metavar="N", help=f"training steps (default {DEMO.steps})")
+    parser.add_argument("--seed", type=int, default=DEMO.seed, metavar="N", help=f"seed of all noise (default {DEMO.seed})")
     takes_output(parser)
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
-    """Train on the digits, or go on with what is in `args.out`; then draw, plot and score."""
+    """Train on the digits, or resume the run in `args.out`; then draw samples, plot and score."""
     found: dict[str, Any] = {}
     with _one_thread():
         for line, facts in _demo(args, Path(args.out), progress=not args.quiet):
@@ -46,7 +44,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
 
 
 def _demo(args: argparse.Namespace, out: Path, progress: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What is found, in words and for programs."""
+    """Yield each result as a line for people and as a dict for programs."""
     config = dataclasses.replace(DEMO, data="digits", out=args.out, steps=args.steps, seed=args.seed, resume=True)
     images = load("digits")
     yield f"training: {len(images)} handwritten digits of 8x8 pixels, {config.steps} steps of {config.batch_size}", {}
@@ -79,7 +77,7 @@ def _demo(args: argparse.Namespace, out: Path, progress: bool) -> Iterator[tuple
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Torch on one thread: for a network this small a second gains little, and on a busy machine it costs far more."""
+    """Run Torch on one thread: with a network this small a second one gains little, and costs much on a busy machine."""
     import torch
 
     before = torch.get_num_threads()

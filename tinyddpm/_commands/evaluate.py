@@ -1,4 +1,4 @@
-"""``tinyddpm evaluate``: how likely images are under a run, and how like them its samples are."""
+"""``tinyddpm evaluate``: the bound of a run on images, and distances between its samples and the images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import numpy as np
 from tinyddpm._commands import quality, takes_model
 from tinyddpm._commands.runs import held_out, open_run, score
 from tinyddpm.likelihood import VLB
-
-__all__ = ["EXAMPLES", "arguments", "in_bits", "run"]
 
 EXAMPLES = (
     "--model runs/digits --data digits",
@@ -31,21 +29,22 @@ _LABELS = {
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's flags."""
+    """Add the command's flags."""
     takes_model(parser)
-    data = "the images; where the run was trained on them, those that it held out"
+    data = "images to score; if the run was trained on them, only those that it held out"
     parser.add_argument("--data", required=True, metavar="digits|FOLDER|FILE", help=data)
-    parser.add_argument("--limit", type=int, metavar="N", help="the bound of only the first N images")
-    parser.add_argument("--curve", action="store_true", help="each term of the bound, t = 1..T, and what is left of error")
+    parser.add_argument("--limit", type=int, metavar="N", help="score only the first N images")
+    parser.add_argument("--curve", action="store_true", help="print the bound's term and the errors of x0 and eps at each t")
     quality.arguments(parser)
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
-    """The bound and its parts in bits per dimension, and the distances: each a mean and its standard error."""
+    """Yield the bound and its parts in bits per dimension, and the distances, each with its standard error."""
     model = open_run(args.model, args.device)
     images = held_out(model, args.data, args.limit)
-    judged = quality.Quality.prepared(args, model)  # what may be wrong is told before the work
-    vlb = score(model, images, seed=args.seed, batch_size=args.batch_size, progress=not args.quiet)
+    judged = quality.Quality.prepared(args, model)  # checks the options before the long work
+    options = {"seed": args.seed, "batch_size": args.batch_size, "progress": not args.quiet}
+    vlb = score(model, images, terms=args.curve, **options)
     parts, about = in_bits(vlb), {"images": len(images), "levels": images.levels}
     curve, distances = _curve(vlb) if args.curve else {}, judged.measure() if judged else {}
     if args.json:
@@ -59,13 +58,13 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     for name, count in about.items():
         yield f"{name}: {count}"
     for row in zip(*curve.values(), strict=True):
-        yield "t = {}: {:.5f} +- {:.5f} bits/dim, x0 off by {:.3f} levels, eps by {:.5f}".format(*row)
+        yield "t = {}: {:.5f} +- {:.5f} bits/dim, x0 rmse {:.3f} levels, eps rmse {:.5f}".format(*row)
     if distances:
         yield from quality.lines(distances)
 
 
 def in_bits(vlb: VLB) -> dict[str, tuple[float, float]]:
-    """The bound, its terms, rate and distortion: (mean, standard error), all in bits per dimension."""
+    """(mean, standard error) of the bound, its parts, rate and distortion, all in bits per dimension."""
     summary = vlb.summary()
     nats, per_dim = ("prior", "kl", "decoder"), 1 / (vlb.dims * math.log(2))
     scales = {name: per_dim if name in nats else 1.0 for name in _LABELS}
@@ -73,11 +72,12 @@ def in_bits(vlb: VLB) -> dict[str, tuple[float, float]]:
 
 
 def _or_none(value: float) -> float | None:
+    """`value`, or None if it is not finite, which JSON has no word for."""
     return value if math.isfinite(value) else None
 
 
 def _curve(vlb: VLB) -> dict[str, list[float]]:
-    """For t = 1..T: the bound's term in bits per dimension and its error, the RMSE of x_0 in levels and that of eps."""
+    """For t = 1..T: the bound's term in bits per dimension, its standard error, the RMSE of x_0 in levels and that of eps."""
     terms = np.column_stack([vlb.decoder, vlb.kl]) / (vlb.dims * math.log(2))
     spread = terms.std(axis=0, ddof=1) if len(terms) > 1 else np.full(terms.shape[1], np.nan)
     columns = {

@@ -1,4 +1,4 @@
-"""``tinyddpm info``."""
+"""``tinyddpm info``: versions, backends and devices."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from collections.abc import Iterator
 from tinyddpm import __version__, backends
 from tinyddpm._commands import takes_output
 
-__all__ = ["EXAMPLES", "arguments", "run"]
-
 EXAMPLES = ("", "--quiet", "--json")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's flags."""
+    """Add the command's flags."""
     takes_output(parser, quiet="print only the backends that can be used")
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
-    """What is installed, what can be used here, and why the rest can't."""
+    """Yield the versions, and each backend with its devices or the reason why it cannot be used."""
     about = {"version": __version__, "python": platform.python_version(), "platform": platform.platform()}
     known = backends.available()
     if args.json:

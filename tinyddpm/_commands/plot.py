@@ -1,4 +1,4 @@
-"""``tinyddpm plot``: the figures of `tinyddpm.plots`."""
+"""``tinyddpm plot``: draw one of the figures of `tinyddpm.plots`."""
 
 from __future__ import annotations
 
@@ -22,24 +22,22 @@ if TYPE_CHECKING:
 
     from tinyddpm.training import Run
 
-__all__ = ["EXAMPLES", "arguments", "run"]
-
 EXAMPLES = ("schedules schedules.pdf", "forward forward.png --data photos/", "bound bound.png --model runs/digits")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's flags."""
+    """Add the command's flags."""
     parser.add_argument("what", metavar="WHAT", help=", ".join(_FIGURES))
     parser.add_argument("path", metavar="PATH", help="FILE.png, FILE.pdf or FILE.svg")
-    parser.add_argument("--model", metavar="DIR", help="the run to show; schedules, forward and sampler-error need none")
-    parser.add_argument("--data", metavar="digits|FOLDER|FILE", help="images; by default those of the run, or digits")
-    parser.add_argument("--limit", type=int, default=64, metavar="N", help="images to take a bound over (default 64)")
+    parser.add_argument("--model", metavar="DIR", help="run folder; schedules, forward and sampler-error do without")
+    parser.add_argument("--data", metavar="digits|FOLDER|FILE", help="images (default: those of the run, else digits)")
+    parser.add_argument("--limit", type=int, default=64, metavar="N", help="images to score for a bound (default 64)")
     takes_device(parser)
     takes_output(parser)
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
-    """Draw the figure `args.what` into `args.path`."""
+    """Draw the figure `args.what` into `args.path` and yield its name."""
     make = lookup("what", args.what, _FIGURES)
     one_of("path", Path(args.path).suffix.lower(), plots.FORMATS)
     plots.save(make(args), args.path)
@@ -71,7 +69,7 @@ def _denoising(args: argparse.Namespace) -> Figure:
 def _loss(args: argparse.Namespace) -> Figure:
     from tinyddpm._commands.runs import read_log
 
-    return plots.loss(read_log(_named(args)))
+    return plots.loss(read_log(_model_path(args)))
 
 
 def _of_bound(figure: str, args: argparse.Namespace) -> Figure:
@@ -79,18 +77,18 @@ def _of_bound(figure: str, args: argparse.Namespace) -> Figure:
 
     model = _run(args)
     images = held_out(model, args.data or model.config.data, args.limit)
-    bound = score(model, images, seed=args.seed, progress=not args.quiet)
+    bound = score(model, images, seed=args.seed, terms=True, progress=not args.quiet)
     return plots.bound(bound) if figure == "bound" else plots.rate_distortion(bound)
 
 
 def _sampler_error(args: argparse.Namespace) -> Figure:
-    """Our samplers on a mixture with its exact network: distance from where Heun's method in all T moves ends."""
+    """The samplers' error on a mixture with its exact network: RMS distance from Heun's method with all T steps."""
     d = _run(args).diffusion if args.model else Diffusion()
     spots = MixtureData([0.5, 0.3, 0.2], [[-0.6, 0.2], [0.5, 0.5], [0.1, -0.7]], [0.02, 0.03, 0.04])
     draw = partial(d.sample, Denoiser(spots.net(d), clip_x0=False), (64, 2), seed=args.seed, dtype="float64")
     truth, errors = draw(sampler="heun"), {}
     for sampler in ("ddim", "dpm++2m", "unipc", "heun"):
-        calls = 2 if sampler == "heun" else 1  # a move
+        calls = 2 if sampler == "heun" else 1  # per step
         lengths = [n // calls for n in (6, 10, 20, 40, 80, 160) if n // calls <= d.T // 2] or [1]
         found = {n: draw(sampler=sampler, steps=n, spacing="quadratic") - truth for n in lengths}
         errors[sampler] = {calls * (n - 1) + 1: float(np.sqrt(np.mean(e**2))) for n, e in found.items()}
@@ -100,12 +98,13 @@ def _sampler_error(args: argparse.Namespace) -> Figure:
 def _run(args: argparse.Namespace) -> Run:
     from tinyddpm._commands.runs import open_run
 
-    return open_run(_named(args), args.device)
+    return open_run(_model_path(args), args.device)
 
 
-def _named(args: argparse.Namespace) -> str:
+def _model_path(args: argparse.Namespace) -> str:
+    """The path after --model, which must be given."""
     if args.model is None:
-        raise ValueError(f"model: plot {args.what} needs --model DIR")
+        raise ValueError(f"model must be given for plot {args.what}: --model DIR")
     return str(args.model)
 
 

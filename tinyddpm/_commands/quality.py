@@ -1,4 +1,4 @@
-"""How like real images a run's samples are: the part of ``tinyddpm evaluate`` that draws."""
+"""Distances between a run's samples and real images: the part of ``tinyddpm evaluate`` that draws samples."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ import numpy as np
 
 from tinyddpm import backends, samplers
 from tinyddpm._arrays.check import as_int
-from tinyddpm._commands.runs import batches, device_of, held_out, spacing_for
+from tinyddpm._commands.runs import batches, device_of, held_out
 from tinyddpm.training import Images, Run, to_levels
 from tinyddpm.training.evaluation import fid
 from tinyddpm.training.evaluation.classifier import Classifier, train_classifier
 from tinyddpm.training.evaluation.distances import GROUPS, Estimate, compare
-
-__all__ = ["Quality", "arguments", "draw", "lines"]
 
 _LABELS = {
     "frechet": "classifier Frechet distance",
@@ -29,21 +27,21 @@ _LABELS = {
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags."""
+    """Add the flags."""
     distances = """draw N samples and compare them with the images: Frechet and kernel distance, precision and recall, in the
-    features of a classifier trained on the run's own data, which need labels"""
-    classifier = "take the classifier that is kept there, or train one and keep it there (default: train one)"
-    sampler = f"of those samples: {', '.join(samplers.NAMES)} (default ddpm)"
+    features of a classifier trained on the run's own data, which must have labels"""
+    classifier = "folder of the classifier; if it is missing, one is trained and saved there (default: train one, save none)"
+    sampler = f"sampler for --distances: {', '.join(samplers.NAMES)} (default ddpm)"
     parser.add_argument("--distances", type=int, metavar="N", help=distances)
     parser.add_argument("--classifier", metavar="DIR", help=classifier)
     parser.add_argument("--sampler", default="ddpm", metavar="NAME", help=sampler)
-    parser.add_argument("--steps", type=int, metavar="N", help="their moves (default T)")
-    parser.add_argument("--fid", action="store_true", help="their FID too, by torch-fidelity where it is installed")
+    parser.add_argument("--steps", type=int, metavar="N", help="its number of steps (default T)")
+    parser.add_argument("--fid", action="store_true", help="also compute FID with torch-fidelity, which must be installed")
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What `args` ask for; `measure` is the work."""
+    """The comparison that `args` ask for; `measure` does the work."""
 
     args: argparse.Namespace
     run: Run
@@ -53,14 +51,14 @@ class Quality:
 
     @classmethod
     def prepared(cls, args: argparse.Namespace, run: Run) -> Quality | None:
-        """With a classifier, and checked; None where no distances are asked for."""
+        """Check the options and get the classifier; None if no distances are asked for."""
         if args.distances is None:
             for name in ("fid", "classifier"):
                 if getattr(args, name):
-                    raise ValueError(f"{name}: --distances N says how many samples to compare")
+                    raise ValueError(f"{name} must come with --distances N, the number of samples to compare")
             return None
         as_int("distances", args.distances, 2 * GROUPS, 2**31)
-        run.diffusion.trajectory(run.denoiser, (0, *run.shape), backend="torch", **_options(args))  # is checked at once
+        run.diffusion.trajectory(run.denoiser, (0, *run.shape), backend="torch", **_options(args))  # checks the options at once
         if args.fid:
             fid.measure()
         training, real = run.config.images().split(run.config.held_out)[0], held_out(run, args.data)
@@ -74,7 +72,7 @@ class Quality:
         return cls(args, run, real, training, classifier)
 
     def measure(self) -> dict[str, Any]:
-        """Each distance of the samples to the images, beside that of as many training images (or all of them)."""
+        """Each distance between samples and images, and that between as many training images (at most all) and the images."""
         args, features = self.args, self.classifier.features
         samples = draw(self.run, args.distances, _options(args), batch_size=args.batch_size, progress=not args.quiet)
         real, few = features(self.real), self.training.rows(slice(len(samples)))
@@ -91,7 +89,7 @@ class Quality:
 
 
 def draw(run: Run, count: int, options: dict[str, Any], *, batch_size: int = 250, progress: bool = False) -> Images:
-    """The samples 0..count-1, at the levels of the data; `options` are those of `Diffusion.sample`."""
+    """Draw the samples 0..count-1 on the levels of the data; `options` are those of `Diffusion.sample`."""
     torch, parts = backends.get("torch"), []
     for index, show in batches(range(count), batch_size, progress):
         x = run.diffusion.sample(
@@ -103,8 +101,7 @@ def draw(run: Run, count: int, options: dict[str, Any], *, batch_size: int = 250
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    spacing = spacing_for(args.sampler)
-    return {"sampler": args.sampler, "steps": args.steps, "spacing": spacing, "seed": args.seed}
+    return {"sampler": args.sampler, "steps": args.steps, "seed": args.seed}
 
 
 def _entry(estimate: Estimate) -> dict[str, float]:
@@ -112,7 +109,7 @@ def _entry(estimate: Estimate) -> dict[str, float]:
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
-    """What `Quality.measure` found, in words."""
+    """The results of `Quality.measure` as lines for people."""
     yield f"samples: {found['samples']}"
     for name, label in _LABELS.items():
         entry = found[name]

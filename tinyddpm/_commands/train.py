@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
-import inspect
 import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tinyddpm import schedules
-from tinyddpm._arrays.check import one_of
 from tinyddpm._commands import command_line, takes_output
-from tinyddpm.conversions import KINDS
 from tinyddpm.training import TrainConfig, train
 from tinyddpm.training.checkpoint import find, read_state
-from tinyddpm.training.config import OBJECTIVES
+from tinyddpm.training.config import refuse_unknown
+from tinyddpm.training.fields import help_of
 
 __all__ = ["EXAMPLES", "arguments", "run"]
 
@@ -30,48 +25,22 @@ EXAMPLES = (
     "--config photos.toml --lr 1e-4",
     "--out runs/photos --resume --steps 200000",
 )
-_METAVARS = {"data": "digits|FOLDER|FILE", "out": "DIR"}
-_HEADINGS = {
-    "data": "images", "out": "run", "optimizer": "optimiser", "T": "diffusion", "classes": "classes",
-    "channels": "network", "flip": "images", "precision": "machine", "checkpoint_every": "files", "device": "machine",
-}  # fmt: skip
-"""Of the flags, from this one on."""
-_ABOUT = {
-    "data": "scikit-learn's digits, a folder of images or of .tar files, or a .tar, .npy, .npz or idx file",
-    "lr": "the learning rate",
-    "T": "steps of the diffusion",
-    "schedule": f"of the betas: {', '.join(schedules.NAMES)}",
-    "predicts": f"what the network returns: {', '.join(KINDS)}",
-    "objective": f"the loss: {', '.join(OBJECTIVES)}",
-    "variance": "of the reverse process: beta, beta_tilde, learned, learned_range",
-    "channels": "the network's width",
-    "dropout": "within each block",
-    "weight_decay": "of adamw",
-    "res_blocks": "at each level of the network",
-    "checkpoint_every": "steps between checkpoints",
-}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """A flag for each field of `TrainConfig`."""
     parser.add_argument("--config", metavar="FILE", help="a TOML file of such settings, lr = 1e-4; flags override it")
     takes_output(parser, quiet="show no progress, and not the settings")
-    groups = {heading: parser.add_argument_group(heading) for heading in dict.fromkeys(_HEADINGS.values())}
-    about, heading = _docs(TrainConfig), ""
-    for field in dataclasses.fields(TrainConfig):
-        heading = _HEADINGS.get(field.name, heading)
-        flag, kind = "--" + field.name.replace("_", "-"), str(field.type).removesuffix(" | None")
-        text = _ABOUT.get(field.name) or _plain(about[field.name])
-        default = "" if field.default is None or kind == "bool" else f" (default {field.default})"
-        given: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{text}{default}".replace("%", "%%")}
-        if kind == "bool":
-            groups[heading].add_argument(flag, action=argparse.BooleanOptionalAction, **given)
-        elif "tuple" in kind:
-            groups[heading].add_argument(flag, type=_ints, metavar="N,N,...", **given)
+    fields = dataclasses.fields(TrainConfig)
+    groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(f.metadata["group"] for f in fields)}
+    for field in fields:
+        about, flag = field.metadata, "--" + field.name.replace("_", "-")
+        given: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help_of(field).replace("`", "").replace("%", "%%")}
+        if about["parse"]:
+            given |= {"type": about["parse"], "metavar": about["metavar"]}
         else:
-            parse = {"int": int, "float": float}.get(kind, str)
-            metavar = _METAVARS.get(field.name, {int: "N", float: "X"}.get(parse, "NAME"))
-            groups[heading].add_argument(flag, type=parse, metavar=metavar, **given)
+            given["action"] = argparse.BooleanOptionalAction
+        groups[about["group"]].add_argument(flag, **given)
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
@@ -115,9 +84,7 @@ def _read(file: str) -> dict[str, Any]:
             given = tomllib.load(stream)
     except ValueError as error:
         raise ValueError(f"config: {file}: {error}") from error
-    known = tuple(field.name for field in dataclasses.fields(TrainConfig))
-    for name in given:
-        one_of(f"config: {file}", name, known)
+    refuse_unknown(f"config: {file}", given)
     return given
 
 
@@ -125,25 +92,3 @@ def _as_toml(config: TrainConfig) -> str:
     """The settings, as ``--config`` reads them."""
     settings = dataclasses.asdict(config)
     return "\n".join(f"{name} = {json.dumps(value)}" for name, value in settings.items() if value is not None)
-
-
-def _docs(cls: type) -> dict[str, str]:
-    """The docstrings of a dataclass's fields, which stand below them in its source."""
-    (tree,) = ast.parse(inspect.getsource(cls)).body
-    pairs = pairwise(tree.body) if isinstance(tree, ast.ClassDef) else ()
-    return {
-        field.target.id: " ".join(below.value.value.split()).rstrip(".")
-        for field, below in pairs
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
-    }  # fmt: skip
-
-
-def _plain(text: str) -> str:
-    """A docstring as help: without markup, and as part of a line."""
-    text = text.replace("`", "")
-    return text if text[1:2].isupper() else text[0].lower() + text[1:]
-
-
-def _ints(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))

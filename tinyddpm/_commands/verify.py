@@ -1,4 +1,4 @@
-"""``tinyddpm verify``."""
+"""``tinyddpm verify``: measure the identities behind the library on this machine."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from tinyddpm import backends, verify
 from tinyddpm._commands import takes_output
 from tinyddpm.verify import Result
 
-__all__ = ["EXAMPLES", "arguments", "run"]
-
 EXAMPLES = ("", "--backend torch --dtype float32", "--backend jax --json")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's flags."""
-    parser.add_argument("--backend", default="numpy", metavar="B", help="numpy (default), torch, cupy, jax or a plug-in")
-    parser.add_argument("--device", metavar="D", help="one of the backend's; by default its own choice")
+    """Add the command's flags."""
+    parser.add_argument("--backend", default="numpy", metavar="B", help="numpy (default), torch, cupy, jax or a plug-in's name")
+    parser.add_argument("--device", metavar="D", help="device of the backend (default: its own choice)")
     parser.add_argument("--dtype", default="float64", metavar="F", help="float64 (default) or float32")
-    takes_output(parser, quiet="print only what failed, and the count")
+    takes_output(parser, quiet="print only failures and the count")
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
-    """Each identity with its largest error here, its bound and the verdict; exit code 1 where one fails."""
+    """Yield each identity with its largest error, its bound and the verdict; exit with code 1 if one fails."""
     if args.dtype == "float64":
         _widen(args.backend)
     measured = verify.identities(args.backend, args.device, args.dtype)
@@ -52,15 +50,15 @@ def run(args: argparse.Namespace) -> Iterator[str]:
 
 
 def _entry(r: Result) -> dict[str, object]:
-    """A result as JSON has it: what is no finite number is null."""
+    """A result for JSON, with None for numbers that are not finite."""
     error = r.max_error if math.isfinite(r.max_error) else None
     return {**asdict(r), "max_error": error, "ok": r.ok}
 
 
 def _widen(backend: str) -> None:
-    """JAX has float64 in its x64 mode only, which is the process's to choose; here the process is ours."""
+    """Switch JAX, which has float64 only in its x64 mode, to that mode; it is a setting of the whole process."""
     if "jax" in backends.get(backend).roots:
-        backends.get(backend).version()  # BackendUnavailable where there is no JAX
+        backends.get(backend).version()  # raises BackendUnavailable if there is no JAX
         import jax
 
         jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]

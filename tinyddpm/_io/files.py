@@ -1,9 +1,10 @@
-"""Writing files so that each is there whole or not at all."""
+"""Writing files so that each is there whole or not at all, and locking them."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(file: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A stream whose content becomes `file` in one step when the block ends, and vanishes when it fails.
+    """Yield a stream whose content becomes `file` in one step when the block ends; if the block fails, nothing is written.
 
-    The folder is made where it is missing.
+    A missing folder is made.
     """
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -27,3 +28,32 @@ def replacing(file: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         os.replace(fresh, file)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def open_in_place(file: Path) -> BinaryIO:
+    """Open a regular file for reading and writing and keep its content; make a missing one; refuse links and devices."""
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        raise ValueError(f"{file} must be a regular file")
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # a link that appears meanwhile is not followed
+    return open(file, "r+b", opener=lambda name, _: os.open(name, flags, 0o666))
+
+
+@contextmanager
+def locked(file: Path, *, announce: bool) -> Iterator[BinaryIO]:
+    """Open `file` in place and lock it; while another process holds the lock, wait, and say so if `announce`.
+
+    A process that holds the lock may remove the file; the one that waited for it then opens a new one.
+    """
+    import fcntl
+
+    while True:
+        with open_in_place(file) as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if announce:
+                    sys.stderr.write(f"waiting for the process that writes {file}\n")
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if os.fstat(stream.fileno()).st_nlink:  # not removed meanwhile
+                yield stream
+                return

@@ -1,6 +1,6 @@
-"""Progress on standard error: tqdm's bar on a terminal where it is installed; in logs and notebooks plain lines, and few.
+"""Progress on standard error: tqdm's bar on a terminal if tqdm is installed, else a few plain lines.
 
-Nothing is coloured, and where there is no terminal nothing is overwritten: no carriage returns, no control sequences.
+Nothing is coloured. Without a terminal, as in logs and notebooks, the output has no carriage returns or control sequences.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 def progress_bar(items: Iterable[Item], total: int, *, enabled: bool, label: str) -> Iterator[Item]:
-    """`items`, counted on standard error as they are taken."""
+    """Yield the items and show on standard error how many of `total` have been taken."""
     if not isinstance(enabled, bool):
         raise TypeError(f"progress must be a bool, got {type(enabled).__name__}")
     if not enabled:
@@ -30,19 +30,19 @@ def progress_bar(items: Iterable[Item], total: int, *, enabled: bool, label: str
 
 
 def _lines(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
-    """A line when a tenth more time has passed, between five seconds and ten minutes after the last, and at the end."""
-    start = shown = time.monotonic()
+    """Write a line at the end, and each time a tenth of the run so far has passed, but at least 5 s and at most 600 s."""
+    start = last = time.monotonic()
     for count, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if count == total or now - shown > min(max((now - start) / 10, 5), 600):
-            shown = now
+        if count == total or now - last > min(max((now - start) / 10, 5), 600):
+            last = now
             left = (now - start) / count * (total - count)
             sys.stderr.write(f"{label}: {count}/{total}{f', {_duration(left)} left' if count < total else ''}\n")
 
 
 def _duration(seconds: float) -> str:
-    """In words, to a unit that can be read at a glance."""
+    """A duration in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

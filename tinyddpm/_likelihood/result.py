@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tinyddpm._arrays.namespace import Table
 from tinyddpm._arrays.value import FrozenValue
-
-Table = NDArray[np.float64]
 
 
 class Curve(NamedTuple):

@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyddpm import backends, noise
-from tinyddpm._arrays.namespace import Array, clip_array, copy_array, dtype_name, namespace_of, on_host
+from tinyddpm._arrays.namespace import Array, Table, clip_array, copy_array, dtype_name, namespace_of, on_host
 from tinyddpm._arrays.steps import time_arrays
 from tinyddpm._process import Process
 from tinyddpm.conversions import Kind
 from tinyddpm.denoiser import Denoiser, check_model
 
-Table = NDArray[np.float64]
 _STREAM = 1  # of the noise that likelihoods are estimated with
 
 

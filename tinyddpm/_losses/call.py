@@ -10,12 +10,12 @@ import sys
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tinyddpm import gaussian
 from tinyddpm._arrays.check import one_of
 from tinyddpm._arrays.namespace import (
     Array,
+    Table,
     array_like,
     cast_like,
     check_same_shape,
@@ -29,7 +29,6 @@ from tinyddpm._process import Process
 from tinyddpm.conversions import Kind
 from tinyddpm.denoiser import Denoiser, check_model
 
-Table = NDArray[np.float64]
 Decoder = Literal["exact", "ho2020", "density"]
 
 

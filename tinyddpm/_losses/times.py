@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tinyddpm._arrays.check import allocating, as_instance, as_int, as_positive_int
-from tinyddpm._arrays.namespace import host_numbers
+from tinyddpm._arrays.namespace import Table, host_numbers
 from tinyddpm._arrays.steps import check_host_steps
 
-Table = NDArray[np.float64]
 _KEPT = 10
 _UNIFORM = 0.001
 

@@ -6,9 +6,8 @@ import math
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tinyddpm._arrays.namespace import Array, array_like
+from tinyddpm._arrays.namespace import Array, Table, array_like
 from tinyddpm._arrays.steps import gather
 from tinyddpm._numerics.tables import Tables
 from tinyddpm._numerics.weights import LogVarWeights
@@ -16,7 +15,6 @@ from tinyddpm._numerics.weights import LogVarWeights
 Variance = Literal["beta", "beta_tilde", "learned", "learned_range"]
 LEARNED = ("learned", "learned_range")
 NAMES = ("beta", "beta_tilde", *LEARNED)
-Table = NDArray[np.float64]
 
 
 def fixed_log_var(d: Tables, kind: str, w: LogVarWeights, t: Any, x: Array, xp: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The Gaussian's mass in one of `levels` equal bins of [-1, 1]: exactly, and by the approximation of [Ho]'s code."""
+"""A Gaussian's mass in one of `levels` equal bins of [-1, 1]: exact, and as [Ho]'s code approximates it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinyddpm import backends
 from tinyddpm._arrays.namespace import Array
 
 
 class Bin(NamedTuple):
-    """Where x's bin lies as seen from the mean, in half-widths, reflected so that its middle is on the left.
+    """The position of x's bin relative to the mean, in half-widths, reflected so that its middle is on the left.
 
     The first bin's lower and the last bin's upper end is open; reflection makes both of them lower ends.
     """
@@ -21,15 +22,15 @@ class Bin(NamedTuple):
     high: Array
     half_width: Array  # in standard deviations
     log_half_width: Array
-    open: Array  # whether the lower end is
+    open: Array  # whether the bin is the first or the last
 
 
 def bin_of(x: Array, mean: Array, log_std: Array, levels: int, xp: Any) -> Bin:
-    """The bin of the level nearest to x; x, mean and log_std in one dtype."""
+    """The bin of the level nearest to x; x, mean and log_std have one dtype."""
     n = levels - 1
     level = xp.clip(xp.round((x + 1) * (n / 2)), 0, n)
-    # (2 level - n) / n - mean in units of 1 / n, without the rounding of either product: `coarse` times n is exact, and
-    # so is every sum that it enters. Next to an edge a narrow std magnifies whatever would be lost.
+    # (2 level - n) / n - mean in units of 1 / n, without rounding of either product: `coarse` times n is exact, and so is every
+    # sum that it enters. Next to an edge a narrow std would magnify the rounding.
     digits = round(-math.log2(xp.finfo(x.dtype).eps)) + 1
     scale = 2.0 ** (digits - 2 - n.bit_length())
     coarse = xp.round(mean * scale) / scale
@@ -50,19 +51,17 @@ def bin_of(x: Array, mean: Array, log_std: Array, levels: int, xp: Any) -> Bin:
 
 def _exact(b: Bin, xp: Any) -> Array:
     """log(Phi(high) - Phi(low)), to rounding at any width and distance."""
-    from tinyddpm import backends
-
     middle, zero, one = b.middle * b.half_width, xp.zeros_like(b.middle), xp.ones_like(b.middle)
     tilt = middle * b.half_width
-    # Wide bins: a difference in the left tail, where log Phi keeps all digits. The argument of a branch not taken is
+    # Wide bins: a difference in the left tail, where log Phi keeps all digits. In a branch that is not taken the argument is
     # replaced by a harmless one, so that no gradient is 0 * inf.
     narrow = ~b.open & (b.half_width <= _NARROW) & (xp.abs(tilt) <= _NARROW)
     log_ndtr = backends.of(middle).log_ndtr
     above, below = log_ndtr(b.high * b.half_width), log_ndtr(b.low * b.half_width)
     single = b.open | narrow | (above == -math.inf)
     wide = above + xp.where(b.open, zero, xp.log1p(-xp.exp(xp.where(single, -one, below - above))))
-    # Narrow ones: the density at the middle times the integral of exp(-tilt y - (half_width y)**2 / 2) over -1 < y < 1,
-    # by Gauss and Legendre's rule; every term is positive.
+    # Narrow bins: the density at the middle times the integral of exp(-tilt y - (half_width y)**2 / 2) over -1 < y < 1, by
+    # Gauss-Legendre quadrature; every term is positive.
     tilt, width = xp.where(narrow, tilt, zero), xp.where(narrow, b.half_width, zero)
     integral = _CENTRE + sum(w * xp.cosh(tilt * y) * xp.exp(-0.5 * (width * y) ** 2) for y, w in _PAIRS)
     density = -0.5 * xp.where(narrow, middle, zero) ** 2 - 0.5 * math.log(2 * math.pi) + b.log_half_width
@@ -70,13 +69,14 @@ def _exact(b: Bin, xp: Any) -> Array:
 
 
 def _ho2020(b: Bin, xp: Any) -> Array:
-    """The same by a tanh for Phi, floored at 1e-12, as in [Ho]'s released code."""
+    """log(Phi(high) - Phi(low)) with a tanh for Phi and a floor of 1e-12, as in [Ho]'s released code."""
     high, low = (_tanh_cdf(end * b.half_width, xp) for end in (b.high, b.low))
     mass = xp.where(b.open, high, high - low)
     return xp.log(xp.where(mass > _FLOOR, mass, xp.full_like(mass, _FLOOR)))
 
 
 def _tanh_cdf(z: Array, xp: Any) -> Array:
+    """The normal CDF, approximately."""
     return 0.5 * (1 + xp.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
 
 

@@ -10,15 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyddpm import conversions
-from tinyddpm._arrays.namespace import Array
+from tinyddpm._arrays.namespace import Array, Table
 from tinyddpm._arrays.steps import Steps, check_host_steps, check_steps, gather
 from tinyddpm._arrays.value import FrozenValue
 from tinyddpm._numerics import double
-from tinyddpm._numerics.double import Double
-from tinyddpm._numerics.weights import LogVarWeights, Weights, half, minus, one_minus_exp, pair_weights, pair_weights_on_device
+from tinyddpm._numerics.double import Double, half, minus, one_minus_exp
+from tinyddpm._numerics.weights import LogVarWeights, Weights, pair_weights, pair_weights_on_device
 from tinyddpm.conversions import Kind
-
-Table = NDArray[np.float64]
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)

@@ -1,7 +1,7 @@
 """The coefficients of a pair of steps (t, s), t > s, from log alpha_bar.
 
-Every one is a function of three logarithms, L_t, L_s and L_t - L_s, through exp and expm1: no quotient or difference of
-alpha_bar, which would lose every digit where alpha_bar is tiny.
+Each is computed from three logarithms, L_t, L_s and L_t - L_s, by exp and expm1. A quotient or a difference of alpha_bar would
+lose every digit if alpha_bar is tiny.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tinyddpm._arrays.namespace import Array, array_like
 from tinyddpm._arrays.steps import Steps, gather
 from tinyddpm._numerics import double
-from tinyddpm._numerics.double import Double
+from tinyddpm._numerics.double import Double, half, minus, one_minus_exp
 
 
 class Weights(NamedTuple):
@@ -29,7 +29,7 @@ class Weights(NamedTuple):
 
 
 class LogVarWeights(NamedTuple):
-    """The same with the logarithms of the variances, as `Gaussian` takes them."""
+    """The weights with the logarithms of the variances, as `Gaussian` takes them."""
 
     w_x0: Any
     w_xt: Any
@@ -39,30 +39,14 @@ class LogVarWeights(NamedTuple):
 
     @classmethod
     def of(cls, w: Weights) -> LogVarWeights:
-        """From weights on the host; the logarithm of 0 is -inf."""
+        """Take the logarithms of weights on the host; that of 0 is -inf."""
         with np.errstate(divide="ignore"):
             return cls(w.w_x0, w.w_xt, np.log(w.beta_tilde), w.w_xs, np.log(w.beta))
 
 
-def half(a: Double) -> Double:
-    """a / 2."""
-    return Double(a.hi / 2, a.lo / 2)
-
-
-def minus(a: Double, b: Double) -> Double:
-    """a - b for a finite b and an a that may be -inf."""
-    with np.errstate(invalid="ignore"):
-        difference = double.sub(a, b)
-    return double.where(np.isneginf(a.hi), Double(-np.inf, 0.0), difference)
-
-
-def one_minus_exp(a: Double) -> Double:
-    """1 - exp(a)."""
-    return double.neg(double.expm1(a))
-
-
+@np.errstate(all="ignore")
 def pair_weights(log_t: Double, log_s: Double, beta: Double | None = None) -> Weights:
-    """The weights in float64 from log alpha_bar at t and at s, arrays of one shape, and from beta_{t|s} where it is known."""
+    """The weights in float64, from log alpha_bar at t and at s, of one shape, and from beta_{t|s} if it is known."""
     log_ts = minus(log_t, log_s)
     left_t, left_s = one_minus_exp(log_t), one_minus_exp(log_s)
     beta = one_minus_exp(log_ts) if beta is None else beta
@@ -72,8 +56,9 @@ def pair_weights(log_t: Double, log_s: Double, beta: Double | None = None) -> We
     return Weights(w_x0.hi, double.mul(w_xs, kept).hi, double.mul(beta, kept).hi, w_xs.hi, beta.hi)
 
 
+@np.errstate(all="ignore")
 def pair_weights_on_device(log: Double, t: Steps, s: Steps, x: Array, xp: Any) -> LogVarWeights:
-    """The move where t or s is on a device: gathered there in x's precision, NaN unless 0 <= s < t <= T."""
+    """The weights if t or s is on a device, gathered there in x's precision; NaN unless 0 <= s < t <= T."""
     t_pieces, s_pieces = ([gather(p, u, x, xp) for p in _pieces(log, x, xp)] for u in (t, s))
     log_t, log_s = sum(t_pieces), sum(s_pieces)
     log_ts = sum(a - b for a, b in zip(t_pieces, s_pieces, strict=True))  # each difference is exact to its own size
@@ -92,7 +77,7 @@ def pair_weights_on_device(log: Double, t: Steps, s: Steps, x: Array, xp: Any) -
 
 
 def _pieces(log: Double, x: Array, xp: Any) -> list[NDArray[np.float64]]:
-    """Three tables that sum to `log`, each exact in x's precision."""
+    """Three tables whose sum is `log`, each exact in x's precision."""
     bits = 1 - round(math.log2(xp.finfo(x.dtype).eps))
     pieces, rest = [], log
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Torch networks: the U-Net of Ho et al. with its published variants, saved as safetensors and JSON, never pickle."""
+"""Torch networks: the U-Net of Ho et al. and its published variants, saved as safetensors and JSON, never as pickle."""
 
 from tinyddpm.nn.bridge import to_backend
 from tinyddpm.nn.interop import load_diffusers, load_openai, save_diffusers

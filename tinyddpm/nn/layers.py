@@ -1,7 +1,8 @@
-"""What a U-Net is made of: the time embedding, residual blocks, attention, and dropout that a seed decides."""
+"""The parts of a U-Net: the time embedding, residual blocks, attention, and dropout whose masks follow from a seed."""
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -9,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Attention", "Block", "Downsample", "DropoutKey", "Upsample", "time_embedding", "variance_scaling"]
+__all__ = ["Attention", "Block", "Downsample", "DropoutKey", "Upsample", "cast_weights", "time_embedding", "variance_scaling"]
 
 
 class DropoutKey:
-    """Where a network's dropout masks come from: Torch's global state, or, once set, a batch's seed.
+    """The source of a network's dropout masks: Torch's global state or, after `set`, a seed.
 
-    With a seed, the masks of a global batch of `total` rows are drawn and the rows from `first` on are used: a row's
-    mask then depends on the seed, the row and the layer, not on how the batch is split over processes or passes.
+    With a seed, the masks of a whole batch of `total` rows are drawn and those of the rows from `first` on are used. The mask of
+    a row then depends on the seed, the row and the layer, but not on how the batch is split over processes or passes.
     """
 
     def __init__(self) -> None:
@@ -24,7 +25,17 @@ class DropoutKey:
         self._first = self._total = 0
 
     def set(self, seed: int, first: int, total: int, device: torch.device) -> None:
-        """Before each forward pass in training."""
+        """Draw the masks of the next forward pass from a seed; call it before each pass in training.
+
+        Parameters
+        ----------
+        seed : int
+            The seed of the batch.
+        first, total : int
+            The index of the pass's first row in the batch, and the number of rows in the batch.
+        device : torch.device
+            The device of the network.
+        """
         generator = self._generator
         if generator is None or generator.device != device:
             self._generator = generator = torch.Generator(device)
@@ -32,7 +43,7 @@ class DropoutKey:
         self._first, self._total = first, total
 
     def clear(self) -> None:
-        """Back to Torch's global state."""
+        """Draw the masks from Torch's global state again."""
         self._generator = None
 
     def __call__(self, x: Tensor, p: float) -> Tensor:
@@ -51,10 +62,26 @@ class DropoutKey:
 
 
 def time_embedding(t: Tensor, channels: int, cos_first: bool = False, freq_shift: float = 1.0) -> Tensor:
-    """Sines and cosines of t at `channels` / 2 frequencies, 1 down to 1e-4: float32, of shape (B, channels).
+    """Return sines and cosines of t at `channels` / 2 frequencies from 1 down to 1e-4.
 
-    The i-th frequency is ``1e-4 ** (i / (channels / 2 - freq_shift))``. In float32 whatever the network's dtype, as
-    published networks were trained.
+    The i-th frequency is ``1e-4 ** (i / (channels / 2 - freq_shift))``. The result is float32 for every dtype of the network,
+    because published networks were trained in this way.
+
+    Parameters
+    ----------
+    t : torch.Tensor
+        The steps, of shape (B,).
+    channels : int
+        The number of sines and cosines, an even number.
+    cos_first : bool, default False
+        Whether the cosines come before the sines.
+    freq_shift : float, default 1.0
+        The shift in the formula of the frequencies.
+
+    Returns
+    -------
+    torch.Tensor
+        The embedding, float32 of shape (B, channels).
     """
     half = channels // 2
     i = torch.arange(half, dtype=torch.float32, device=t.device)
@@ -64,9 +91,9 @@ def time_embedding(t: Tensor, channels: int, cos_first: bool = False, freq_shift
 
 
 class Block(nn.Module):
-    """norm, swish, conv, + time, norm, swish, dropout, conv, + input; then attention, where it has a head dimension.
+    """A residual block: norm, swish, conv, + time, norm, swish, dropout, conv, + input; then attention if `head` is given.
 
-    With `scale_shift` the time scales and shifts what the second norm returns, instead of being added before it.
+    With `scale_shift` the embedded time scales and shifts the output of the second norm, instead of being added before it.
     """
 
     def __init__(
@@ -117,7 +144,7 @@ class Attention(nn.Module):
 def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v over the last two dimensions."""
     pixels, width = q.shape[-2:]
-    # Torch's own takes 2 to 3 times as long here; of many pixels the weights would take too much memory.
+    # Torch's function takes 2 to 3 times as long here. For many pixels the weights would need too much memory.
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and pixels <= 1024:
         weights: Tensor = torch.softmax(q * width**-0.5 @ k.mT, -1)
         return weights @ v
@@ -125,6 +152,8 @@ def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Downsample(nn.Module):
+    """Half the resolution, by a convolution with stride 2."""
+
     def __init__(self, width: int, padding: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2, padding=padding)
@@ -135,6 +164,8 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
+    """Twice the resolution: each pixel four times, then a convolution."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
@@ -145,7 +176,17 @@ class Upsample(nn.Module):
 
 
 def variance_scaling(module: nn.Conv2d | nn.Linear, scale: float = 1.0, fan: int | None = None) -> None:
-    """Uniform weights of variance scale / mean(fan in, fan out), zero bias."""
+    """Set uniform weights with variance scale / mean(fan_in, fan_out), and zero bias.
+
+    Parameters
+    ----------
+    module : nn.Conv2d or nn.Linear
+        The layer to initialize.
+    scale : float, default 1.0
+        The scale in the formula.
+    fan : int, optional
+        fan_in + fan_out, by default that of the layer.
+    """
     weight = module.weight
     taps = weight[0, 0].numel()
     total = (weight.shape[0] + weight.shape[1]) * taps if fan is None else fan
@@ -153,3 +194,28 @@ def variance_scaling(module: nn.Conv2d | nn.Linear, scale: float = 1.0, fan: int
     nn.init.uniform_(weight, -bound, bound)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def cast_weights(module: Any, dtype: torch.dtype) -> Any:
+    """Return a module that shares everything with `module` except the weights of convolutions and linear layers, which are cast.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A module, which is not changed.
+    dtype : torch.dtype
+        The dtype of the new weights.
+
+    Returns
+    -------
+    nn.Module
+        A module of the same type.
+    """
+    twin = copy.copy(module)
+    twin._modules = {name: part if part is None else cast_weights(part, dtype) for name, part in module._modules.items()}
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        twin._parameters = {
+            name: p if p is None else nn.Parameter(p.detach().to(dtype), requires_grad=False)
+            for name, p in module._parameters.items()
+        }
+    return twin

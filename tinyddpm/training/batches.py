@@ -1,6 +1,6 @@
-"""What a step works on: images, labels, steps t, noise, each a function of (seed, step, row of the global batch) alone.
+"""The batches of a run: images, labels, steps t and noise, each a function of (seed, step, row of the global batch) alone.
 
-So a checkpoint needs no random state, and a run does not depend on how its batches are split.
+So a checkpoint needs no random state, and the result does not depend on how batches are split.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from tinyddpm.training.config import TrainConfig
 from tinyddpm.training.data.images import Images
 from tinyddpm.training.world import World
 
-__all__ = ["Batch", "Batches", "Order", "kept"]
+__all__ = ["Batch", "Batches", "Order", "resident_reader"]
 
-_STREAM = 2  # of the noise; the fourth word of the counter is 0 there, and these elsewhere:
+_STREAM = 2  # of the noise, where the counter's fourth word is 0; these are the fourth words of other draws:
 _BATCH, _ORDER, _LABELS = 1, 2, 3
-_SHARE = 0.25  # of a GPU's free memory that images may take
+_SHARE = 0.25  # the part of a GPU's free memory that images may take
 
 
 class Batch(NamedTuple):
-    """Some rows of a step's global batch."""
+    """Some rows of a step's global batch, on the device."""
 
     rows: range
     x0: Tensor
     t: NDArray[np.int64]
     weight: Tensor
-    """Of each row's loss."""
+    """The weights of the rows' losses."""
     eps: Tensor
     y: Tensor | None
-    """Class numbers; the number of classes where the label is hidden."""
+    """Class numbers, and the number of classes if a label is hidden."""
     dropout: int
-    """The seed of the dropout masks of the whole global batch."""
+    """The seed of the global batch's dropout masks."""
 
 
 class Order:
-    """Which of `count` images make up each batch of `size`: epoch after epoch, each in an order of its own."""
+    """The images in each batch of `size` out of `count`: each epoch shuffles them anew."""
 
     def __init__(self, seed: int, count: int, size: int) -> None:
         self._count, self._size = count, size
         self._epoch = lru_cache(maxsize=2)(lambda epoch: _random(seed, epoch, _ORDER).permutation(count))
 
     def __call__(self, step: int) -> NDArray[np.int64]:
-        """The images of the batch of `step`, from 1 on."""
+        """The numbers of the images in the batch of `step`, which counts from 1."""
         chosen = np.empty(self._size, np.int64)
         done = 0
         while done < self._size:
@@ -62,23 +62,23 @@ class Order:
 
 
 class Batches:
-    """The batches of a run, on the device, in as many parts as gradients are accumulated over."""
+    """The batches of a run, each in as many parts as gradients are accumulated over."""
 
     def __init__(self, config: TrainConfig, pictures: Images, world: World) -> None:
         self.config, self.pictures, self.world = config, pictures, world
         self.order = Order(config.seed, len(pictures), config.batch_size)
         kind = {"uniform": losses.UniformT, "loss_aware": losses.LossAwareT}[config.time_sampler]
         self.sampler: losses.UniformT = kind(config.T)
-        self._read: Callable[[NDArray[np.int64]], Tensor] = _resident(pictures, world.device) or self._from_host
+        self._read: Callable[[NDArray[np.int64]], Tensor] = _reader_if_it_fits(pictures, world.device) or self._from_host
 
     def parts(self) -> list[range]:
         """This process's rows of every global batch, one range for each micro-batch."""
-        own = self.world.rows(self.config.batch_size)
-        size = len(own) // self.config.accumulate
-        return [range(first, first + size) for first in range(own.start, own.stop, size)]
+        rows = self.world.rows(self.config.batch_size)
+        size = len(rows) // self.config.accumulate
+        return [range(first, first + size) for first in range(rows.start, rows.stop, size)]
 
     def steps_t(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.float64], np.random.Generator]:
-        """t and the loss's weight for each row of the global batch of `step`, and the generator to draw on from."""
+        """t and the loss's weight for each row of the global batch of `step`, and the generator for further draws."""
         random = _random(self.config.seed, step, _BATCH)
         return *self.sampler.sample(self.config.batch_size, random), random
 
@@ -91,17 +91,17 @@ class Batches:
         chosen = self.order(step)
         y = self._labels(step, chosen)
         for rows in self.parts():
-            own = slice(rows.start, rows.stop)
-            x0 = self._read(chosen[own])
+            part = slice(rows.start, rows.stop)
+            x0 = self._read(chosen[part])
             if mirrored is not None:
-                x0 = torch.where(_sent(mirrored[own, None, None, None], device), x0.flip(3), x0)
+                x0 = torch.where(_sent(mirrored[part, None, None, None], device), x0.flip(3), x0)
             eps = noise.normal(config.seed, rows, step, self.pictures.shape, stream=_STREAM, backend="torch", device=str(device))
-            weights = _sent(weight[own].astype(np.float32), device)
-            yield Batch(rows, x0, t[own], weights, eps, None if y is None else _sent(y[own], device), dropout)
+            weights = _sent(weight[part].astype(np.float32), device)
+            yield Batch(rows, x0, t[part], weights, eps, None if y is None else _sent(y[part], device), dropout)
 
     @contextmanager
     def reading_ahead(self, first: int) -> Iterator[None]:
-        """Have the images of the steps from `first` on read before they are asked for."""
+        """Within the block, read the images of the steps from `first` on before they are needed."""
         if self._read != self._from_host:
             yield
             return
@@ -118,34 +118,34 @@ class Batches:
         return _sent(self.pictures.scaled(chosen), self.world.device)
 
     def _labels(self, step: int, chosen: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        """The class numbers of the global batch, of the images `chosen`, some hidden; None where the run has no classes."""
+        """The class numbers of the images `chosen`, some of them hidden; None if the run has no classes."""
         if not self.config.classes:
             return None
         labels, classes = self.pictures.labels, self.pictures.classes
         if labels is None or classes is None:  # refused when the network was made
-            raise ValueError(f"classes: {self.config.data} has no labels")
+            raise ValueError(f"classes must be false, as {self.config.data} has no labels")
         hidden = _random(self.config.seed, step, _LABELS).random(self.config.batch_size) < self.config.label_dropout
         return np.where(hidden, classes, labels[chosen])
 
 
-def _resident(pictures: Images, device: torch.device) -> Callable[[NDArray[np.int64]], Tensor] | None:
-    """A reader of images that are kept on a GPU, where they fit."""
+def _reader_if_it_fits(pictures: Images, device: torch.device) -> Callable[[NDArray[np.int64]], Tensor] | None:
+    """A reader of images that are kept on a GPU; None if they do not fit."""
     pixels = pictures.pixels
     if device.type != "cuda" or not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
         return None
     fits = pixels.nbytes <= _SHARE * torch.cuda.mem_get_info(device)[0]
-    return kept(pixels, pictures.levels, device) if fits else None
+    return resident_reader(pixels, pictures.levels, device) if fits else None
 
 
-def kept(pixels: NDArray[np.uint8], levels: int, device: torch.device) -> Callable[[NDArray[np.int64]], Tensor]:
-    """What `Images.scaled` gives, bit for bit, from pixels on the device: each level's value is looked up."""
-    there = torch.from_numpy(pixels).to(device)
+def resident_reader(pixels: NDArray[np.uint8], levels: int, device: torch.device) -> Callable[[NDArray[np.int64]], Tensor]:
+    """A reader that keeps the pixels on the device and looks up each level's value: the same bits as `Images.scaled`."""
+    resident = torch.from_numpy(pixels).to(device)
     table = torch.from_numpy((np.arange(levels) * (2 / (levels - 1)) - 1).astype(np.float32)).to(device)
-    return lambda chosen: table[there[_sent(chosen, device)].int()]
+    return lambda chosen: table[resident[_sent(chosen, device)].int()]
 
 
 def _sent(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    """A host array on the device; the host does not wait for a GPU to get there."""
+    """A host array on the device; the copy to a GPU is asynchronous."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: checkpoints that are whole or not there, and the lock that keeps two runs apart.
+"""A run's files: checkpoints, each written whole or not at all, and the lock that keeps other runs out of the folder.
 
 ``DIR/checkpoints/step-N`` is one checkpoint, ``DIR/last`` a relative link to the newest.
 """
@@ -35,11 +35,11 @@ __all__ = [
     "about",
     "find",
     "locked",
-    "naming",
     "read_state",
     "restore",
     "save",
     "sweep",
+    "writing",
 ]
 
 OPTIMIZER, SAMPLER, STATE, LAST = "optimizer.safetensors", "sampler.safetensors", "state.json", "last"
@@ -48,17 +48,33 @@ _FILES = frozenset({CONFIG, WEIGHTS, EMA_WEIGHTS, OPTIMIZER, SAMPLER, STATE})
 
 
 class CheckpointError(OSError):
-    """A file of a run could not be written; the message names it and the cause. What was whole before still is."""
+    """A file of a run could not be written; the message names it and the cause. Earlier checkpoints are unharmed."""
 
 
 def find(dir: str | os.PathLike[str]) -> Path | None:
-    """The checkpoint folder that `dir` is or leads to; None where there is none."""
+    """The checkpoint in a run folder or checkpoint folder.
+
+    Parameters
+    ----------
+    dir : str or path
+        A run folder, whose last checkpoint is meant, or a checkpoint folder.
+
+    Returns
+    -------
+    Path or None
+        The checkpoint folder; None if there is none.
+
+    Raises
+    ------
+    ValueError
+        If the link to the last checkpoint points outside the run folder.
+    """
     folder = Path(dir)
     if os.path.lexists(folder / LAST):
         last = Path(os.path.realpath(folder / LAST))
         if not last.is_relative_to(folder.resolve()):
-            raise ValueError(f"{folder / LAST}: leads out of the run's folder")
-        return last  # what is missing there is damage, not a fresh start
+            raise ValueError(f"{folder / LAST}: points outside the run folder")
+        return last  # even if it is missing: that is damage, not a new run
     return folder.resolve() if (folder / STATE).exists() else None
 
 
@@ -67,7 +83,7 @@ def save(
 ) -> None:
     """Write the checkpoint of `step`, with a file for each entry of `tensors`, and make it the last one of `keep`."""
     target = out / "checkpoints" / f"step-{step:08d}"
-    with naming(f"checkpoint {target}"):
+    with writing(f"checkpoint {target}"):
         with weights.new_folder(target, replaces=_FILES) as folder:
             hashes = {name: weights.write_tensors(folder / name, values) for name, values in tensors.items()}
             hashes[EMA_WEIGHTS] = ema.write(folder, EMA_WEIGHTS)
@@ -82,12 +98,28 @@ def save(
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """``state.json`` of a checkpoint, checked."""
+    """Read and check ``state.json`` of a checkpoint.
+
+    Parameters
+    ----------
+    folder : Path
+        The checkpoint folder.
+
+    Returns
+    -------
+    dict
+        The keys step, config, files, shape, levels and others.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the file is missing or damaged.
+    """
     file = folder / STATE
     state = weights.read_json(file)
     recorded = state.pop("sha256", None)
     if recorded != _digest(state):
-        raise ValueError(f"{file}: its SHA-256 is not the recorded one")
+        raise ValueError(f"{file}: the SHA-256 differs from the recorded one")
     for key, kind in (("step", int), ("config", dict), ("files", dict), ("shape", list), ("levels", int)):
         if type(state.get(key)) is not kind:
             raise ValueError(f"{file}: the key {key!r} is missing or malformed")
@@ -95,20 +127,20 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def restore(folder: Path, state: Mapping[str, Any], into: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Copy a checkpoint's tensors into the given ones, which are named by file."""
-    for name, own in into.items():
-        tensors, _ = weights.read_tensors(folder / name, own, state["files"].get(name, ""))
+    """Copy the tensors of a checkpoint's files into the given ones, by file and name."""
+    for name, targets in into.items():
+        tensors, _ = weights.read_tensors(folder / name, targets, state["files"].get(name, ""))
         for key, tensor in tensors.items():
-            own[key].copy_(tensor)
+            targets[key].copy_(tensor)
 
 
 @contextmanager
-def naming(what: str) -> Iterator[None]:
-    """Any failure to write becomes a `CheckpointError` that names `what`."""
+def writing(what: str) -> Iterator[None]:
+    """Turn any failure to write in the block into a `CheckpointError` that names `what`."""
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"{what}: can't be written: {error.strerror or error}") from error
+        raise CheckpointError(f"{what}: cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -116,14 +148,14 @@ def locked(out: Path) -> Iterator[None]:
     """Keep other runs out of the folder `out` until the block, or this process, ends."""
     import fcntl
 
-    with naming(f"out {out}"):
+    with writing(f"out {out}"):
         out.mkdir(parents=True, exist_ok=True)
         stream = open(out / LOCK, "w")  # noqa: SIM115
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"out: another run is writing to {out}") from None
+            raise ValueError(f"out must not be in use, but another run is writing to {out}") from None
         _locks.add(stream)
         try:
             yield
@@ -134,30 +166,30 @@ def locked(out: Path) -> Iterator[None]:
 _locks: set[TextIO] = set()
 
 
-def _unlocked() -> None:
-    """A forked child, a worker say, does not hold its parent's locks: they must end with the parent."""
+def _release_locks() -> None:
+    """Close the locks in a forked child, so that they end with the parent."""
     for stream in _locks:
         os.close(stream.fileno())
 
 
-os.register_at_fork(after_in_child=_unlocked)
+os.register_at_fork(after_in_child=_release_locks)
 
 
 def sweep(out: Path) -> None:
     """Remove the temporary files that killed runs left in a locked folder."""
-    with naming(f"out {out}"):
+    with writing(f"out {out}"):
         for stale in (*out.glob(".*.new"), *out.glob("samples/.*.new")):
             stale.unlink()
 
 
 def about(config: TrainConfig, shape: tuple[int, int, int], levels: int, images: int) -> dict[str, Any]:
-    """What ``state.json`` says besides the step."""
+    """The content of ``state.json`` besides the step and the files."""
     return {
         "config": asdict(config),
         "shape": list(shape),
         "levels": levels,
         "images": images,
-        "random": {"kind": "counter", "seed": config.seed},  # (seed, step, row) is all the randomness there is
+        "random": {"kind": "counter", "seed": config.seed},  # all draws are functions of (seed, step, row)
         "versions": _versions(),
         "commit": _commit(),
     }
@@ -170,7 +202,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """Of the Git repository that the run is started in, where it is started in one."""
+    """The Git commit of the working directory, if it is in a repository."""
     try:
         found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
@@ -179,7 +211,7 @@ def _commit() -> str | None:
 
 
 def _prune(newest: Path, keep: int) -> None:
-    """Remove old checkpoints and what killed runs left."""
+    """Remove old checkpoints and the temporary folders of killed runs."""
     steps = sorted(p for p in newest.parent.iterdir() if re.fullmatch(r"step-\d{8,}", p.name) and p.name <= newest.name)
     stale = [p for p in newest.parent.iterdir() if p.name.startswith(".step-")]
     for folder in (*steps[:-keep], *stale):

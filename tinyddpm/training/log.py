@@ -1,4 +1,4 @@
-"""``log.jsonl``, one line a step, and the same as TensorBoard events where TensorBoard is installed."""
+"""``log.jsonl``, one line a step, and the same numbers as TensorBoard events if TensorBoard is installed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tinyddpm._io.files import replacing
-from tinyddpm.training.checkpoint import naming
+from tinyddpm.training.checkpoint import writing
 
 __all__ = ["Log"]
 
 
 class Log:
-    """The log `file` of a run that stands at the step `start`: what it has of later steps is dropped, as they come again."""
+    """The log `file` of a run that has made `start` steps; lines of later steps are dropped, as these steps are made again."""
 
     def __init__(self, file: Path, start: int) -> None:
         self._name = f"log {file}"
-        with naming(self._name):
+        with writing(self._name):
             kept = b""
             if start and file.exists():
                 lines = file.read_bytes().splitlines(keepends=True)
@@ -34,7 +34,7 @@ class Log:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line."""
-        with naming(self._name):
+        with writing(self._name):
             self._stream.write(json.dumps(record) + "\n")
             self._stream.flush()
         if self._board is not None:
@@ -43,13 +43,13 @@ class Log:
                     self._board.add_scalar(name, value, record["step"])
 
     def show(self, picture: NDArray[Any], step: int) -> None:
-        """A sample grid (height, width, C), for TensorBoard alone."""
+        """Show a sample grid (height, width, C) in TensorBoard."""
         if self._board is not None:
             self._board.add_image("samples", picture, step, dataformats="HWC")
 
     def sync(self) -> None:
-        """Make what was written last: before a checkpoint that counts on it."""
-        with naming(self._name):
+        """Flush the log to the disk, as a checkpoint must not be newer than the log."""
+        with writing(self._name):
             os.fsync(self._stream.fileno())
         if self._board is not None:
             self._board.flush()
@@ -64,7 +64,7 @@ class Log:
 
 
 def _board(folder: Path, start: int) -> Any:
-    """TensorBoard's writer, which hides what an earlier run had of the steps after `start`; None where there is none."""
+    """TensorBoard's writer, which hides earlier events of the steps after `start`; None if TensorBoard is not installed."""
     if find_spec("tensorboard") is None:
         return None
     from torch.utils.tensorboard import SummaryWriter
@@ -73,7 +73,7 @@ def _board(folder: Path, start: int) -> Any:
 
 
 def _step(line: bytes) -> int:
-    """The step of a line of the log; -1 where it was cut short."""
+    """The step of a line of the log; -1 if the line is damaged."""
     try:
         step = json.loads(line)["step"] if line.endswith(b"\n") else -1
     except (ValueError, KeyError, TypeError):

@@ -28,36 +28,53 @@ class Run:
     """A trained network, as a checkpoint holds it."""
 
     net: UNet
-    """With averaged weights, in eval mode."""
+    """The network with averaged weights, in eval mode."""
     diffusion: Diffusion
+    """The process that it was trained for."""
     denoiser: Denoiser
-    """Of the network without a label."""
+    """The denoiser of the network without a label."""
     config: TrainConfig
+    """The run's settings."""
     step: int
+    """The steps made."""
     shape: tuple[int, int, int]
     """One image's (channels, height, width)."""
     levels: int
-    """Of the images that it was trained on."""
+    """The number of levels of the images that it was trained on."""
 
     @property
     def classes(self) -> int | None:
-        """How many classes the network knows; None where it was trained without labels."""
+        """The number of classes that the network knows; None if it was trained without labels."""
         classes: int | None = self.net.config["classes"]
         return classes
 
     def denoiser_for(self, label: int | Sequence[int] | None = None, scale: float = 1.0) -> Denoiser:
-        """The denoiser of a class, with classifier-free guidance where `scale` is not 1.
+        """The denoiser of a class, with classifier-free guidance if `scale` is not 1.
 
-        `label` is a class for every sample, or one for each row of a batch; None is the denoiser without a label. Raises
-        `ValueError` or `TypeError` naming `label` or `scale`.
+        Parameters
+        ----------
+        label : int or sequence of int, optional
+            A class for every sample, or one for each row of a batch. Default: no label.
+        scale : float
+            The guidance scale.
+
+        Returns
+        -------
+        Denoiser
+            For `Diffusion.sample`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `label` is not a class of the run, or `scale` not a number or given without a label.
         """
         scale = as_real("scale", scale)
         if label is None:
             if scale != 1.0:
-                raise ValueError(f"scale: {scale} guides towards a label, and there is none")
+                raise ValueError(f"scale must be 1 without a label, got {scale}")
             return self.denoiser
         if self.classes is None:
-            raise ValueError(f"label: {label!r}, but the run was trained without classes")
+            raise ValueError(f"label must be None, as the run was trained without classes, got {label!r}")
         rows: Any = label if hasattr(label, "__iter__") else [label]
         given = [as_int("label", k, 0, self.classes - 1) for k in rows]
         y = torch.tensor(given, dtype=torch.long, device=next(self.net.parameters()).device)
@@ -66,19 +83,34 @@ class Run:
 
 
 def _spread(net: UNet, x: Tensor, t: Tensor, y: Tensor) -> Any:
-    """The network with one label for the whole batch."""
+    """The network's output with one label for the whole batch."""
     return net(x, t, y.expand(t.shape))
 
 
 def load_run(dir: str | os.PathLike[str], device: str | None = None) -> Run:
-    """The run in a run folder (its last checkpoint) or in a checkpoint folder, ready to sample from.
+    """Load a trained network to sample from.
 
-    Raises `FileNotFoundError` or `ValueError` naming what is missing or damaged.
+    Parameters
+    ----------
+    dir : str or path
+        A run folder, whose last checkpoint is read, or a checkpoint folder.
+    device : str, optional
+        Torch's name of the device. Default: "cpu".
+
+    Returns
+    -------
+    Run
+        The network and how to sample from it.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If a file is missing or damaged; the message names it.
     """
     folder = find(dir)
     if folder is None:
-        there = "is no run: it holds neither last nor state.json" if Path(dir).is_dir() else "there is no such folder"
-        raise FileNotFoundError(f"model: {os.fspath(dir)}: {there}")
+        fault = "is not a run: it holds neither last nor state.json" if Path(dir).is_dir() else "there is no such folder"
+        raise FileNotFoundError(f"model: {os.fspath(dir)}: {fault}")
     state = read_state(folder)
     try:
         config = TrainConfig.from_dict(state["config"])

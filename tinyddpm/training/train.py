@@ -1,4 +1,4 @@
-"""The training loop: steps, log, checkpoints, sample grids; a kill at any moment loses the steps since the last one."""
+"""The training loop: steps, log, checkpoints and sample grids. A killed run loses only the steps since its last checkpoint."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from tinyddpm import verify
+from tinyddpm._arrays.check import as_instance
 from tinyddpm._io.files import replacing
 from tinyddpm._io.progress import progress_bar
 from tinyddpm.training import checkpoint
-from tinyddpm.training.checkpoint import naming
+from tinyddpm.training.checkpoint import writing
 from tinyddpm.training.config import TrainConfig
 from tinyddpm.training.data import pixels
 from tinyddpm.training.log import Log
@@ -30,7 +31,15 @@ __all__ = ["Interrupted", "train"]
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM came: the step was finished and saved. `signum` is the signal, `step` the step."""
+    """The run was ended by SIGINT or SIGTERM after its step was finished and saved.
+
+    Parameters
+    ----------
+    signum : int
+        The signal.
+    step : int
+        The last step made.
+    """
 
     def __init__(self, signum: int, step: int) -> None:
         super().__init__(f"interrupted: step {step} is saved")
@@ -38,22 +47,39 @@ class Interrupted(KeyboardInterrupt):
 
 
 def train(config: TrainConfig, *, progress: bool = True) -> Path:
-    """Train as `config` says and return the last checkpoint's path, ``out/last``.
+    """Train a network.
 
-    Bad input is a `ValueError`, `TypeError`, `LookupError` or `FileNotFoundError` before anything is written; a file
-    that can't be written is a `CheckpointError`. SIGINT and SIGTERM end it with `Interrupted` when the step is saved.
-    Under torchrun each process takes its rows of every batch, and the first one writes.
+    Under torchrun each process computes its rows of every batch, and the first process writes.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        The settings.
+    progress : bool
+        Whether to show a progress bar on standard error.
+
+    Returns
+    -------
+    Path
+        The last checkpoint, ``out/last``.
+
+    Raises
+    ------
+    TypeError, ValueError, LookupError, FileNotFoundError
+        If the settings or the data are wrong; nothing has been written then. `ValueError` also at a NaN or infinity.
+    CheckpointError
+        If a file cannot be written.
+    Interrupted
+        After SIGINT or SIGTERM, once the step is saved.
     """
-    if not isinstance(config, TrainConfig):
-        raise TypeError(f"config must be a TrainConfig, got {type(config).__name__}")
-    out = Path(config.out)
+    out = Path(as_instance("config", config, TrainConfig).out)
     with join(config) as world:
-        if world.rank == 0 and (out / checkpoint.LOCK).exists():  # told before the data are read
+        if world.rank == 0 and (out / checkpoint.LOCK).exists():  # fail before the data are read
             with checkpoint.locked(out):
                 pass
         pictures, _ = config.images().split(config.held_out)
         if not len(pictures):
-            raise ValueError(f"held_out: {config.held_out} leaves no image of {config.data} to train on")
+            raise ValueError(f"held_out must leave an image of {config.data} to train on, got {config.held_out}")
         if config.verify_first:
             _verify(world.device)
         trainer = Trainer(config, pictures, world)
@@ -61,42 +87,42 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             if world.rank == 0:
                 stack.enter_context(checkpoint.locked(out))
             _resume(trainer)
-            log = stack.enter_context(_opened(trainer, out)) if world.rank == 0 else None
+            log = stack.enter_context(_start_log(trainer, out)) if world.rank == 0 else None
             stack.enter_context(trainer.batches.reading_ahead(trainer.start + 1))
             _loop(trainer, log, progress and world.rank == 0)
     return out / checkpoint.LAST
 
 
 def _verify(device: torch.device) -> None:
-    """Refuse a machine on which the library's own identities fail."""
+    """Raise `ValueError` if one of the library's identities fails on this device."""
     for result in verify.identities("torch", str(device), "float32"):
         if not result.ok:
-            what = result.error or f"{result.max_error:.2g} {result.unit} off, where {result.bound:.2g} is the bound"
+            what = result.error or f"{result.max_error:.2g} {result.unit} off, the bound is {result.bound:.2g}"
             raise ValueError(f"verify_first: on {device} the identity {result.identity!r} fails: {what}")
 
 
 def _resume(trainer: Trainer) -> None:
-    """Go on from the last checkpoint in the run folder, where there is one."""
+    """Go on from the last checkpoint in the run folder, if there is one."""
     config = trainer.config
     if (last := checkpoint.find(config.out)) is not None:
         if not config.resume:
-            raise ValueError(f"out: {config.out} holds a run already; resume it, or choose another folder")
+            raise ValueError(f"out must be a new folder unless resume is set, but {config.out} holds a run")
         trainer.restore(last)
 
 
-def _opened(trainer: Trainer, out: Path) -> Log:
-    """Clear up after a killed run, describe this one in ``config.json``, and open its log."""
+def _start_log(trainer: Trainer, out: Path) -> Log:
+    """Remove a killed run's temporary files, write ``config.json``, and open the log."""
     checkpoint.sweep(out)
     count = sum(p.numel() for p in trainer.parameters)
     about = {**trainer.about, "parameters": count, "processes": trainer.world.size}
     about["skipped"] = list(trainer.pictures.skipped)
-    with naming(f"out {out}"), replacing(out / "config.json") as stream:
+    with writing(f"out {out}"), replacing(out / "config.json") as stream:
         stream.write(json.dumps(about, indent=2).encode())
     return Log(out / "log.jsonl", trainer.start)
 
 
 def _loop(trainer: Trainer, log: Log | None, progress: bool) -> None:
-    """All steps from where the run stands; `log` is None where another process writes."""
+    """Make the remaining steps; `log` is None in a process that does not write."""
     config, world = trainer.config, trainer.world
     every = 1 if world.device.type == "cpu" else 25  # reading the loss makes a GPU wait
     steps, waiting, since = range(trainer.start + 1, config.steps + 1), [], time.perf_counter()
@@ -111,7 +137,7 @@ def _loop(trainer: Trainer, log: Log | None, progress: bool) -> None:
             waiting = []
             stop = world.any(max(received, default=0))
             if log is not None:
-                if grid:  # before the checkpoint: a run killed between the two would never draw it
+                if grid:  # before the checkpoint, so that a run killed in between draws it again
                     _draw(trainer, log, step)
                 if due or stop:
                     log.sync()
@@ -121,27 +147,27 @@ def _loop(trainer: Trainer, log: Log | None, progress: bool) -> None:
 
 
 def _draw(trainer: Trainer, log: Log, step: int) -> None:
-    """The sample grid of a step."""
+    """Draw and save the sample grid of a step."""
     file = Path(trainer.config.out) / "samples" / f"step-{step:08d}.png"
     picture = trainer.samples()
-    with naming(f"samples {file.parent}"):
+    with writing(f"samples {file.parent}"):
         pixels.save_png(picture, file)
     log.show(picture, step)
 
 
 def _report(trainer: Trainer, log: Log | None, waiting: list[Tensor], step: int, since: float) -> float:
-    """Write the lines of the steps up to `step`, whose records are waiting; one that is not finite stops or is told."""
+    """Log the records of the steps up to `step`; one that is not finite ends the run or is marked as skipped."""
     values = torch.stack(waiting).tolist()
     now = time.perf_counter()
     seconds = (now - since) / len(waiting)
-    for own, record in enumerate(values, step - len(values) + 1):
-        wrong = next((f"{k}: {v} at step {own}" for k, v in zip(RECORD, record, strict=True) if not math.isfinite(v)), None)
+    for number, record in enumerate(values, step - len(values) + 1):
+        wrong = next((f"{k}: {v} at step {number}" for k, v in zip(RECORD, record, strict=True) if not math.isfinite(v)), None)
         if wrong and trainer.config.on_nonfinite == "stop":
             raise ValueError(f"{wrong}; a smaller lr may help, or on_nonfinite = 'skip'")
         if log is not None:
             rate = trainer.config.batch_size / seconds
             _, loss, norm = (v if math.isfinite(v) else None for v in record)
-            line = {"step": own, "loss": loss, "grad_norm": norm, "lr": trainer.lr(own)}
+            line = {"step": number, "loss": loss, "grad_norm": norm, "lr": trainer.lr(number)}
             log.write({
                 **line, **({"skipped": wrong} if wrong else {}),
                 "seconds": round(seconds, 6), "images_per_s": round(rate, 3),
@@ -151,7 +177,7 @@ def _report(trainer: Trainer, log: Log | None, waiting: list[Tensor], step: int,
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM are noted in the list instead of ending the process; a second one ends it."""
+    """Collect SIGINT and SIGTERM in a list; a second signal of a kind acts as usual."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

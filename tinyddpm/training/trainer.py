@@ -1,4 +1,4 @@
-"""A run in memory: weights, their average, the optimiser and the sampler of t; `step` advances them all."""
+"""The state of a run: weights, their average, the optimiser and the sampler of t; `Trainer.step` advances it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tinyddpm.training.world import World
 __all__ = ["RECORD", "Trainer"]
 
 RECORD = ("batch", "loss", "gradient")
-"""What `Trainer.step` returns: the sum of what the network was given, the mean loss, the norm of the gradient."""
+"""What `Trainer.step` returns: the sum of the batch's values, the mean loss, the norm of the gradient."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Trainer:
-    """The state of a run in memory; `step` advances it. It has made the steps up to `start`."""
+    """The state of a run that has made `start` steps."""
 
     def __init__(self, config: TrainConfig, pictures: Images, world: World) -> None:
         self.config, self.pictures, self.world = config, pictures, world
@@ -44,7 +44,7 @@ class Trainer:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
         self.optimizer = kind(self.net.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.parameters, self.averages = list(self.net.parameters()), list(self.ema.parameters())
-        for p in self.parameters:  # as the first step would make it, so that a checkpoint can be read into it
+        for p in self.parameters:  # what the first step would create; a checkpoint is read into it
             moments = {key: torch.zeros_like(p, memory_format=torch.preserve_format) for key in _MOMENTS}
             self.optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
         self.diffusion = config.diffusion()
@@ -54,63 +54,63 @@ class Trainer:
         if world.size > 1:
             self._network = torch.nn.parallel.DistributedDataParallel(self._network)
         self.about = checkpoint.about(config, pictures.shape, pictures.levels, len(pictures))
-        """What a checkpoint says of the run."""
+        """A checkpoint's description of the run."""
 
     def step(self, step: int) -> Tensor:
-        """Make step `step`; returns the three numbers of `RECORD`, over all processes, on this one's device.
+        """Make step `step` and return the three numbers of `RECORD`, over all processes, on this process's device.
 
-        Where one of them is not finite, weights and moments stay as they were. No number is read back from a GPU here, but
-        for a loss-aware t, which must learn from each step before the next one.
+        If one of them is not finite, weights and moments do not change. Nothing is read back from a GPU, except for the
+        loss-aware sampler of t, which needs the losses before the next step.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        seen = torch.zeros(self.config.batch_size, device=self.world.device)
+        row_losses = torch.zeros(self.config.batch_size, device=self.world.device)
         sums = torch.zeros(2, device=self.world.device)
         for batch in self.batches(step):
-            with self._alone(batch):
-                sums += self._gradient(batch, seen)
+            with self._local(batch):
+                sums += self._gradient(batch, row_losses)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
         record = torch.cat([self.world.mean(sums), norm.detach()[None]])
         self._update(step, record)
-        self._learn_t(step, seen)
+        self._learn_t(step, row_losses)
         return record
 
-    def _gradient(self, batch: Batch, seen: Tensor) -> Tensor:
-        """Add a micro-batch's share of the gradient; returns (sum of the batch, share of the loss), notes each row's loss."""
+    def _gradient(self, batch: Batch, row_losses: Tensor) -> Tensor:
+        """Add a micro-batch's gradient, store the rows' losses, return (sum of the batch, share of the mean loss)."""
         config, rows = self.config, batch.rows
         self.net.drop_by.set(batch.dropout, rows.start, config.batch_size, self.world.device)
         denoiser = config.denoiser(partial(self._predict, batch.y))
         rowwise = self.loss(self.diffusion, denoiser, batch.x0, batch.t, batch.eps)
         loss = (rowwise * batch.weight).mean() / config.accumulate
         loss.backward()
-        seen[rows.start : rows.stop] = rowwise.detach()
+        row_losses[rows.start : rows.stop] = rowwise.detach()
         return torch.stack([batch.x0.sum(), loss.detach()])
 
     def _predict(self, y: Tensor | None, x: Tensor, t: Tensor) -> Tensor:
-        """The network's output for the labels y, in float32 whatever it computes in."""
+        """The network's output for the labels y, in float32."""
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             out: Tensor = self._network(x, t, y)
         return out.float()
 
-    def _alone(self, batch: Batch) -> AbstractContextManager[None]:
-        """Gradients are averaged over the processes once a step: with the last micro-batch."""
+    def _local(self, batch: Batch) -> AbstractContextManager[None]:
+        """A context that keeps gradients local, except at the last micro-batch: they are averaged over processes once a step."""
         last = batch.rows.stop == self.world.rows(self.config.batch_size).stop
-        alone: AbstractContextManager[None] = nullcontext() if last or self.world.size == 1 else self._network.no_sync()
-        return alone
+        context: AbstractContextManager[None] = nullcontext() if last or self.world.size == 1 else self._network.no_sync()
+        return context
 
     def _update(self, step: int, record: Tensor) -> None:
-        """Adam's step, unless the record is not finite (which the fused kernel looks up itself); the average's step."""
+        """Update the weights, unless the record is not finite (which the fused kernel checks), and their average."""
         self.optimizer.found_inf = 1 - record.isfinite().all().float()
         self.optimizer.param_groups[0]["lr"] = self.lr(step)
         self.optimizer.step()
         decay = min(self.config.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)  # pyright: ignore
 
-    def _learn_t(self, step: int, seen: Tensor) -> None:
-        """Tell the sampler of t each row's loss, the same in every process; those that are not finite teach nothing."""
+    def _learn_t(self, step: int, row_losses: Tensor) -> None:
+        """Update the sampler of t with the finite losses of all rows, the same in every process."""
         if self.config.time_sampler == "uniform":
             return
         t, _, _ = self.batches.steps_t(step)
-        loss = self.world.sum(seen).cpu().numpy()
+        loss = self.world.sum(row_losses).cpu().numpy()
         finite = np.isfinite(loss)
         self.batches.sampler.update(t[finite], loss[finite])
 
@@ -122,7 +122,7 @@ class Trainer:
         return config.lr * min(rising, falling, 1.0)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint keeps beside the averaged weights, by file."""
+        """The tensors of a checkpoint besides the averaged weights, by file."""
         moments = {f"{k}.{n}": self.optimizer.state[p][k] for n, p in self.net.named_parameters() for k in _MOMENTS}
         learned = {k: torch.from_numpy(v.astype(np.float64)) for k, v in self.batches.sampler.state_dict().items()}
         parts = {checkpoint.WEIGHTS: dict(self.net.state_dict()), checkpoint.OPTIMIZER: moments}
@@ -131,22 +131,26 @@ class Trainer:
     def save(self, step: int) -> None:
         """Make `step` the last checkpoint."""
         updates = int(self.optimizer.state[self.parameters[0]]["step"])
-        about = {**self.about, "updates": updates}  # fewer than steps where some were skipped
+        about = {**self.about, "updates": updates}  # fewer than the steps if some were skipped
         checkpoint.save(Path(self.config.out), step, self.ema, self.tensors(), about, self.config.keep)
 
     def restore(self, folder: Path) -> None:
-        """Go on from a checkpoint; `ValueError` where it is another run's."""
+        """Load a checkpoint; `ValueError` if its settings or data differ from this run's."""
         state = checkpoint.read_state(folder)
         for key in ("shape", "levels", "images"):
             if state.get(key) != self.about[key]:
-                raise ValueError(f"data: {key} is {self.about[key]}, but the run in {self.config.out} has {state.get(key)}")
+                raise ValueError(
+                    f"data must have {key} {state.get(key)}, as the run in {self.config.out} has, got {self.about[key]}"
+                )
         mine, theirs = dataclasses.asdict(self.config), dataclasses.asdict(TrainConfig.from_dict(state["config"]))
         for key in mine.keys() - FREE:
             if mine[key] != theirs[key]:
-                raise ValueError(f"{key}: {mine[key]!r} is not the {theirs[key]!r} of the run in {self.config.out}")
+                raise ValueError(f"{key} must be {theirs[key]!r}, as in the run in {self.config.out}, got {mine[key]!r}")
         self.start = state["step"]
         if self.start > self.config.steps:
-            raise ValueError(f"steps: the run in {self.config.out} has made {self.start} already")
+            raise ValueError(
+                f"steps must be at least the {self.start} that the run in {self.config.out} has made, got {self.config.steps}"
+            )
         tensors = self.tensors()
         checkpoint.restore(folder, state, {**tensors, checkpoint.EMA_WEIGHTS: dict(self.ema.state_dict())})
         learned = tensors.get(checkpoint.SAMPLER, {})
@@ -155,7 +159,7 @@ class Trainer:
             self.optimizer.state[p]["step"].fill_(state.get("updates", self.start))
 
     def samples(self) -> NDArray[np.uint8]:
-        """A grid drawn with the averaged weights; where the run has classes, one after the other."""
+        """A grid of samples drawn with the averaged weights, in the classes' order if the run has classes."""
         config, (channels, height, width) = self.config, self.pictures.shape
         y = None
         if config.classes and self.pictures.classes is not None:
@@ -169,5 +173,5 @@ class Trainer:
             backend="torch",
             device=str(self.world.device),
         )
-        shown = pixels.to_uint8(x.cpu().numpy())
-        return pixels.image_grid(shown if channels in (1, 3) else shown[:, :1], scale=max(1, 64 // max(height, width)))
+        images = pixels.to_uint8(x.cpu().numpy())
+        return pixels.image_grid(images if channels in (1, 3) else images[:, :1], scale=max(1, 64 // max(height, width)))

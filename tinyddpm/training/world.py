@@ -1,4 +1,4 @@
-"""The processes that share a run, as torchrun starts them."""
+"""The processes that share a run, which torchrun starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["World", "join"]
 
 @dataclass(frozen=True)
 class World:
-    """The processes that share a run: this one's rank, their number, this one's device."""
+    """This process's rank among those that share a run, their number, and this process's device."""
 
     rank: int
     size: int
@@ -28,8 +28,8 @@ class World:
 
     def rows(self, batch_size: int) -> range:
         """This process's rows of a global batch."""
-        own = batch_size // self.size
-        return range(self.rank * own, (self.rank + 1) * own)
+        count = batch_size // self.size
+        return range(self.rank * count, (self.rank + 1) * count)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over the processes."""
@@ -52,17 +52,17 @@ class World:
 
 @contextmanager
 def join(config: TrainConfig) -> Iterator[World]:
-    """This process's place among those that torchrun started, if it did."""
+    """Join the processes that torchrun started, if it did, and leave them at the end."""
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if config.batch_size % (size * config.accumulate):
         parts = f"{size} processes" if config.accumulate == 1 else f"{size} x {config.accumulate} micro-batches"
-        raise ValueError(f"batch_size: {config.batch_size} can't be shared by {parts}")
+        raise ValueError(f"batch_size must be a multiple of {parts}, got {config.batch_size}")
     name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {name!r} can't be used: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"device must be usable, got {name!r}: {str(error).splitlines()[0]}") from None
     if device.type == "cuda" and device.index is None:
         local = os.environ.get("LOCAL_RANK")
         device = torch.device("cuda", torch.cuda.current_device() if local is None else int(local))

@@ -1,8 +1,8 @@
 """The identities behind the library, measured on this machine.
 
-Each is a law of the mathematics, or an outside fact, with the largest error found here and the bound that it has to keep.
-Tables and schedules are compared with 60-digit decimal arithmetic; the rest runs on the backend, device and dtype asked for.
-Nothing beyond the library's own dependencies is needed.
+An identity is a law of the mathematics or a published fact. `identities` yields the largest error of each on this machine and
+the bound on it. Schedules and tables are float64 on the host and are compared with 60-digit decimal arithmetic; everything else
+is computed on the given backend, device and dtype. Only the library's own dependencies are needed.
 """
 
 from __future__ import annotations
@@ -21,48 +21,66 @@ from tinyddpm.verify._truth import exactly
 
 __all__ = ["NAMES", "Result", "identities"]
 
-_LAWS = (*_tables.laws, *_process.laws, *_gaussians.laws, *_bound.laws, *_sampling.laws)
+_IDENTITIES = (*_tables.identities, *_process.identities, *_gaussians.identities, *_bound.identities, *_sampling.identities)
 
-NAMES = tuple(identity.name for identity in _LAWS)
-"""Every identity, in the order of measurement."""
+NAMES = tuple(identity.name for identity in _IDENTITIES)
+"""The names of all identities, in the order of measurement."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One identity as measured."""
+    """The measurement of one identity."""
 
     identity: str
+    """The identity's name."""
     max_error: float
-    """The largest error found; NaN where the identity could not be measured."""
+    """The largest error found, in `unit`; NaN if the measurement raised an exception."""
     bound: float
+    """The largest error allowed, in `unit`."""
     unit: str
-    """Of both: "ulp" (units in the last place), "nats", "relative" or "absolute"."""
+    """The unit, one of "ulp" (units in the last place), "nats", "relative" and "absolute"."""
     reason: str
-    """Why the bound is what it is."""
+    """The reason for this bound."""
     error: str | None = None
-    """What was raised instead of a measurement."""
+    """The exception that the measurement raised, as text, or None."""
 
     @property
     def ok(self) -> bool:
-        """Whether the error is within the bound."""
+        """Whether `max_error` is at most `bound`."""
         return self.max_error <= self.bound
 
 
 def identities(backend: str = "numpy", device: Any = None, dtype: str = "float64") -> Iterator[Result]:
-    """Measure every identity in turn; those of gradients only where the backend's library differentiates.
+    """Measure the identities one by one; those of gradients only if the backend's library differentiates.
 
     Parameters
     ----------
-    backend, device
-        Where to compute. `LookupError` for an unknown name, `BackendUnavailable` for what can't be used here.
-    dtype : str
-        "float64" or "float32". JAX has float64 in its x64 mode only: `ValueError` outside it.
+    backend : str, default "numpy"
+        The backend's name.
+    device : optional
+        One of the backend's devices; None is the backend's default device.
+    dtype : {"float64", "float32"}, default "float64"
+        The dtype of the arrays. JAX needs its x64 mode for "float64".
+
+    Yields
+    ------
+    Result
+        The measurement of the next identity.
+
+    Raises
+    ------
+    LookupError
+        If the backend or the dtype is unknown.
+    BackendUnavailable
+        If the backend or the device can't be used on this machine.
+    ValueError
+        If the dtype is "float64" and JAX is not in its x64 mode.
     """
     one_of("dtype", dtype, ("float64", "float32"))
     place = Place(backends.get(backend), device, dtype)
     place.backend.version()
     place.array(np.zeros(1))
-    return (result for identity in _LAWS if (result := _measured(identity, place)) is not None)
+    return (result for identity in _IDENTITIES if (result := _measured(identity, place)) is not None)
 
 
 def _measured(identity: Identity, place: Place) -> Result | None:
@@ -70,7 +88,7 @@ def _measured(identity: Identity, place: Place) -> Result | None:
     try:
         with exactly():
             error = identity.error(place)
-    except Exception as problem:  # a backend may fail in any way; the other identities still count
+    except Exception as problem:  # a backend may raise anything; the other identities are measured all the same
         error, raised = np.nan, f"{type(problem).__name__}: {problem}"
     if error is None:
         return None

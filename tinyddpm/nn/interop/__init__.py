@@ -1,7 +1,7 @@
-"""Weights of other libraries: diffusers' DDPM pipelines both ways, OpenAI's checkpoints in.
+"""Weights of other libraries: diffusers' DDPM pipelines, read and written, and OpenAI's checkpoints, read.
 
-Only JSON and safetensors are read, without the other library and without pickle. What has no equal here is refused by
-name, never ignored.
+Only JSON and safetensors are read, without the other library and without pickle. An option that this library does not have is an
+error that names it; no option is ignored.
 """
 
 from tinyddpm.nn.interop.diffusers import load_diffusers, save_diffusers

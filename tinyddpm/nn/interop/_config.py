@@ -1,4 +1,4 @@
-"""What the two kinds of diffusers' configs have in common."""
+"""The common part of diffusers' configs of networks and schedulers."""
 
 from __future__ import annotations
 
@@ -11,31 +11,37 @@ from typing import Any
 from tinyddpm.nn import weights
 
 
-def about(kind: str) -> dict[str, Any]:
-    """The keys that say what a JSON file describes, and in which version's terms."""
+def header(kind: str) -> dict[str, Any]:
+    """Return the first keys of a config: the class that it describes and the version of diffusers."""
     return {"_class_name": kind, "_diffusers_version": "0.30.0"}
 
 
 def filled(file: Path, kind: str, defaults: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """The config of a `kind` with diffusers' defaults; refuses unknown keys, and values other than `only`'s by name."""
+    """Return the config of a `kind` completed with diffusers' defaults.
+
+    Raise ValueError for an unknown key, and for a value that is not among those that `only` allows for its key.
+    """
     stored = weights.read_json(file, links=True)
     if stored.get("_class_name", kind) != kind:
-        raise ValueError(f"{file}: _class_name={stored['_class_name']!r}, only {kind} is known")
+        raise ValueError(f"{file}: _class_name must be {kind!r}, got {reprlib.repr(stored['_class_name'])}")
     stored = {key: value for key, value in stored.items() if not key.startswith("_")}
     for key, value in stored.items():
         if key not in defaults and key not in only:
             raise ValueError(f"{file}: the key {key!r} is unknown")
-        if value not in only.get(key, (value,)):
-            raise ValueError(f"{file}: {key}={reprlib.repr(value)} has no equal here")
+        if value not in (known := only.get(key, (value,))):
+            raise ValueError(f"{file}: {key} must be {' or '.join(map(repr, known))}, got {reprlib.repr(value)}")
     return {**defaults, **stored}
 
 
 @contextmanager
 def naming(file: Path, config: Mapping[str, Any], theirs: Mapping[str, str]) -> Iterator[None]:
-    """Turn an error about an argument of ours into one about their key and its value."""
+    """Turn an error about an argument of this library into one that names the file and diffusers' key.
+
+    `theirs` maps arguments to keys of another name. Every message starts with the argument's name.
+    """
     try:
         yield
     except (TypeError, ValueError) as error:
-        name, _, rest = str(error).partition(": ")
-        key = theirs.get(name, name)
-        raise ValueError(f"{file}: {key}={reprlib.repr(config.get(key))}: {rest}") from None
+        key = theirs.get(str(error).partition(" ")[0])
+        value = "" if key is None else f"{key}={reprlib.repr(config.get(key))}: "
+        raise ValueError(f"{file}: {value}{error}") from None

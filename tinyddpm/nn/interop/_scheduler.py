@@ -1,7 +1,8 @@
-"""A `Diffusion` and how a `Denoiser` reads its network, as the config of a DDPMScheduler, and back."""
+"""A `Diffusion` and the options of a `Denoiser` as the config of a DDPMScheduler, and back."""
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tinyddpm import schedules
 from tinyddpm._arrays.check import as_int
 from tinyddpm.denoiser import Denoiser
 from tinyddpm.diffusion import Diffusion
-from tinyddpm.nn.interop._config import about, filled, naming
+from tinyddpm.nn.interop._config import filled, header, naming
 from tinyddpm.nn.unet import UNet
 
 DEFAULTS: dict[str, Any] = {
@@ -31,7 +32,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "variance_type": (*_VARIANCE,), "prediction_type": (*_PREDICTS,), "thresholding": (False,),
     "timestep_spacing": ("leading", "linspace", "trailing"), "clip_sample": (True, False),
     "rescale_betas_zero_snr": (True, False),
-    "tensor_format": ("pt", "np"), "timestep_values": (None,), "predict_epsilon": (True,),  # of the oldest versions
+    "tensor_format": ("pt", "np"), "timestep_values": (None,), "predict_epsilon": (True,),  # keys of the oldest versions
 }  # fmt: skip
 _THEIRS = {
     "T": "num_train_timesteps", "beta_1": "beta_start", "beta_T": "beta_end", "beta": "trained_betas",
@@ -40,14 +41,14 @@ _MOST_STEPS = 10**6
 
 
 def process(file: Path, net: UNet) -> tuple[Diffusion, dict[str, Any]]:
-    """The process of a DDPMScheduler's config, and the options of the `Denoiser` that reads `net` as it does."""
+    """Return the process of a DDPMScheduler's config, and the options of the `Denoiser` that reads `net` in the same way."""
     config = filled(file, "DDPMScheduler", DEFAULTS, _ONLY)
     with naming(file, config, _THEIRS):
         if config["clip_sample"] and config["clip_sample_range"] != 1:
-            raise ValueError("clip_sample_range: only 1 has an equal here")
+            raise ValueError(f"clip_sample_range must be 1, got {reprlib.repr(config['clip_sample_range'])}")
         variance = _VARIANCE[config["variance_type"]]
         if problem := _misfit(net, variance):
-            raise ValueError(f"variance_type: {problem}")
+            raise ValueError(f"variance_type={config['variance_type']!r} {problem}")
         diffusion = Diffusion(_beta(config))
     return diffusion, {
         "predicts": _PREDICTS[config["prediction_type"]],
@@ -58,17 +59,15 @@ def process(file: Path, net: UNet) -> tuple[Diffusion, dict[str, Any]]:
 
 
 def _beta(config: Mapping[str, Any]) -> NDArray[np.float64]:
-    T, given, name = (
-        as_int("T", config["num_train_timesteps"], 1, _MOST_STEPS),
-        config["trained_betas"],
-        config["beta_schedule"],
-    )
+    """The betas of a config, with this library's own schedules in float64."""
+    T = as_int("T", config["num_train_timesteps"], 1, _MOST_STEPS)
+    given, name = config["trained_betas"], config["beta_schedule"]
     if given is not None:
         if not isinstance(given, list) or len(given) != T or not all(type(b) in (int, float) for b in given):
-            raise ValueError(f"trained_betas: num_train_timesteps={T} numbers are needed")
+            raise ValueError(f"trained_betas must be a list of num_train_timesteps={T} numbers, got {reprlib.repr(given)}")
         beta = schedules.checked(given)
     elif name not in [*_SCHEDULES]:
-        raise ValueError(f"beta_schedule: has no equal here; known are {', '.join(_SCHEDULES)}")
+        raise ValueError(f"beta_schedule must be one of {', '.join(_SCHEDULES)}, got {reprlib.repr(name)}")
     elif name == "squaredcos_cap_v2":
         beta = schedules.cosine(T)
     else:
@@ -77,22 +76,23 @@ def _beta(config: Mapping[str, Any]) -> NDArray[np.float64]:
 
 
 def config_of(diffusion: Diffusion, denoiser: Denoiser, net: UNet) -> dict[str, Any]:
-    """The config of the DDPMScheduler that equals a process and a denoiser."""
+    """Return the config of the DDPMScheduler that equals a process and a denoiser."""
     if denoiser.net is not net:
-        raise ValueError("denoiser: its net is not the one given")
+        raise ValueError("denoiser must hold the given net, got another one")
     if denoiser.first_t != 0:
-        raise ValueError(f"denoiser: first_t={denoiser.first_t}, but diffusers counts from 0")
+        raise ValueError(f"denoiser must have first_t=0, as diffusers counts, got first_t={denoiser.first_t}")
     predicts = {ours: theirs for theirs, ours in _PREDICTS.items()}
     variance = {ours: theirs for theirs, ours in _VARIANCE.items() if theirs != "fixed_small_log"}
     if denoiser.predicts not in predicts:
-        raise ValueError(f"denoiser: predicts={denoiser.predicts!r} has no equal in diffusers")
+        raise ValueError(f"denoiser must predict one of {', '.join(predicts)}, as diffusers can, got {denoiser.predicts!r}")
     if not isinstance(denoiser.variance, str) or denoiser.variance not in variance:
         name = repr(denoiser.variance) if isinstance(denoiser.variance, str) else "a table"
-        raise ValueError(f"denoiser: variance={name} has no equal in diffusers")
+        known = ", ".join(variance)
+        raise ValueError(f"denoiser must have a variance of {known}, as diffusers can, got {name}")
     if problem := _misfit(net, denoiser.variance):
-        raise ValueError(f"denoiser: variance={denoiser.variance!r}: {problem}")
+        raise ValueError(f"denoiser with variance={denoiser.variance!r} {problem}")
     return {
-        **about("DDPMScheduler"),
+        **header("DDPMScheduler"),
         **DEFAULTS,
         "num_train_timesteps": diffusion.T,
         **_named(diffusion.beta[1:]),
@@ -103,7 +103,7 @@ def config_of(diffusion: Diffusion, denoiser: Denoiser, net: UNet) -> dict[str, 
 
 
 def _named(beta: NDArray[np.float64]) -> dict[str, Any]:
-    """A schedule by its name and ends, or else by its betas."""
+    """The keys of a schedule: its name and ends if diffusers has it, otherwise its betas."""
     first, last = float(beta[0]), float(beta[-1])
     for name, schedule in _SCHEDULES.items():
         ends = {} if name == "squaredcos_cap_v2" else {"beta_1": first, "beta_T": last}
@@ -113,6 +113,6 @@ def _named(beta: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def _misfit(net: UNet, variance: str) -> str:
-    """Why a network has no place for this variance, or nothing."""
+    """The reason why a network can't be read with this variance, or an empty string."""
     have, need = net.conv_out.out_channels, net.conv_in.in_channels * (2 if variance == "learned_range" else 1)
-    return "" if have == need else f"{need} output channels are needed, the network has {have}"
+    return "" if have == need else f"needs a network with {need} output channels, got {have}"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tinyddpm.nn.interop._config import about, filled, naming
+from tinyddpm.nn.interop._config import filled, header, naming
 from tinyddpm.nn.unet import UNet
 
-# What a config leaves out where an older version wrote it.
+# Older versions wrote fewer keys; these are diffusers' values for missing ones.
 DEFAULTS: dict[str, Any] = {
     "sample_size": None, "in_channels": 3, "out_channels": 3, "center_input_sample": False,
     "time_embedding_type": "positional", "time_embedding_dim": None, "freq_shift": 0, "flip_sin_to_cos": True,
@@ -39,34 +40,17 @@ _UP = {"DownBlock2D": "UpBlock2D", "AttnDownBlock2D": "AttnUpBlock2D"}
 
 
 def network(file: Path) -> UNet:
-    """The `UNet` that equals the UNet2DModel of a config, on the meta device."""
+    """Return the `UNet` that equals the UNet2DModel of a config, on the meta device."""
     config = filled(file, "UNet2DModel", DEFAULTS, _ONLY)
     with naming(file, config, _THEIRS), torch.device("meta"):
         return UNet(**_options(config))
 
 
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:
-    widths, down, scale_shift = (config[k] for k in ("block_out_channels", "down_block_types", "resnet_time_scale_shift"))
-    if not isinstance(widths, list) or not widths or not all(type(w) is int and w > 0 for w in widths):
-        raise ValueError("block_out_channels: a list of positive ints is needed")
-    if any(w % widths[0] for w in widths):
-        raise ValueError(f"block_out_channels: not all are multiples of the first, {widths[0]}")
-    if not isinstance(down, list) or len(down) != len(widths) or not all(kind in [*_UP] for kind in down):
-        raise ValueError(f"down_block_types: one of {', '.join(_UP)} is needed for each of {len(widths)} levels")
-    if config["up_block_types"] != [_UP[kind] for kind in reversed(down)]:
-        raise ValueError("up_block_types: does not mirror down_block_types")
-    if config["time_embedding_dim"] not in (None, 4 * widths[0]):
-        raise ValueError(f"time_embedding_dim: only 4 * {widths[0]} has an equal here")
-    if config["norm_num_groups"] is None:
-        raise ValueError("norm_num_groups: a number is needed")
-    groups = config["attn_norm_num_groups"]
-    if groups != config["norm_num_groups"] and (groups is not None or scale_shift != "default"):
-        raise ValueError("attn_norm_num_groups: differs from norm_num_groups")  # None is no norm at all with scale_shift
-    # Without a size, the smallest that has all levels: it only says at which of them attention is.
-    size = config["sample_size"] if config["sample_size"] is not None else 2 ** (len(widths) - 1)
-    height = size[0] if isinstance(size, list) and size else size
-    if type(height) is not int:
-        raise ValueError("sample_size: an int or [height, width] is needed")
+    """The arguments of `UNet` for a config."""
+    widths, attends, size = _widths(config), _attention_levels(config), _sample_size(config)
+    height = size[0] if isinstance(size, list) else size
+    _check_time_and_norms(config)
     return {
         "image_size": size,
         "in_channels": config["in_channels"],
@@ -74,7 +58,7 @@ def _options(config: Mapping[str, Any]) -> dict[str, Any]:
         "channels": widths[0],
         "mults": [w // widths[0] for w in widths],
         "res_blocks": config["layers_per_block"],
-        "attention": [height >> i for i, kind in enumerate(down) if kind == "AttnDownBlock2D"],
+        "attention": [height >> i for i, attend in enumerate(attends) if attend],
         "dropout": config["dropout"],
         "head_dim": config["attention_head_dim"],
         "norm_groups": config["norm_num_groups"],
@@ -82,37 +66,80 @@ def _options(config: Mapping[str, Any]) -> dict[str, Any]:
         "cos_first": config["flip_sin_to_cos"],
         "freq_shift": config["freq_shift"],
         "downsample_padding": config["downsample_padding"],
-        "scale_shift": scale_shift == "scale_shift",
+        "scale_shift": config["resnet_time_scale_shift"] == "scale_shift",
     }
 
 
+def _widths(config: Mapping[str, Any]) -> list[int]:
+    """The channels of each level, multiples of the first."""
+    widths = config["block_out_channels"]
+    if not isinstance(widths, list) or not widths or not all(type(w) is int and w > 0 for w in widths):
+        raise ValueError(f"block_out_channels must be a list of positive ints, got {reprlib.repr(widths)}")
+    if any(w % widths[0] for w in widths):
+        raise ValueError(f"block_out_channels must be multiples of the first, got {reprlib.repr(widths)}")
+    return widths
+
+
+def _attention_levels(config: Mapping[str, Any]) -> list[bool]:
+    """Whether each level has attention."""
+    down, count = config["down_block_types"], len(config["block_out_channels"])
+    if not isinstance(down, list) or len(down) != count or not all(kind in [*_UP] for kind in down):
+        raise ValueError(f"down_block_types must be a list of {count} of {', '.join(_UP)}, got {reprlib.repr(down)}")
+    if config["up_block_types"] != [_UP[kind] for kind in reversed(down)]:
+        raise ValueError(f"up_block_types must mirror down_block_types, got {reprlib.repr(config['up_block_types'])}")
+    return [kind == "AttnDownBlock2D" for kind in down]
+
+
+def _sample_size(config: Mapping[str, Any]) -> Any:
+    """The size of the images; if none is given, the smallest that has all levels, since it only says which have attention."""
+    size = config["sample_size"]
+    if size is None:
+        return 2 ** (len(config["block_out_channels"]) - 1)
+    if type(size[0] if isinstance(size, list) and size else size) is not int:
+        raise ValueError(f"sample_size must be an int or [height, width], got {reprlib.repr(size)}")
+    return size
+
+
+def _check_time_and_norms(config: Mapping[str, Any]) -> None:
+    """Check the keys that follow from others in a `UNet`."""
+    first, groups, attention_groups = (config[k] for k in ("block_out_channels", "norm_num_groups", "attn_norm_num_groups"))
+    if config["time_embedding_dim"] not in (None, 4 * first[0]):
+        got = reprlib.repr(config["time_embedding_dim"])
+        raise ValueError(f"time_embedding_dim must be 4 times the first of block_out_channels, got {got}")
+    if groups is None:
+        raise ValueError("norm_num_groups must be an int, got None")
+    # With scale_shift, None means no norm before the attention at all.
+    if attention_groups != groups and (attention_groups is not None or config["resnet_time_scale_shift"] != "default"):
+        raise ValueError(f"attn_norm_num_groups must be norm_num_groups={groups}, got {reprlib.repr(attention_groups)}")
+
+
 def config_of(net: UNet) -> dict[str, Any]:
-    """The config of the UNet2DModel that equals `net`."""
-    own, size = net.config, net.config["image_size"]
-    if own["classes"] is not None:
-        raise ValueError("net: a class-conditional network has no equal in a DDPM pipeline")
-    if own["heads"] not in (None, 1):
-        raise ValueError(f"net: heads={own['heads']} has no equal in diffusers, which fixes head_dim")
+    """Return the config of the UNet2DModel that equals `net`."""
+    ours, size = net.config, net.config["image_size"]
+    if ours["classes"] is not None:
+        raise ValueError("net must be a network without classes, which a DDPM pipeline can't hold")
+    if ours["heads"] not in (None, 1):
+        raise ValueError(f"net must have head_dim instead of heads={ours['heads']}, as diffusers does")
     height = size if isinstance(size, int) else size[0]
-    attends = [height >> i in own["attention"] for i in range(len(own["mults"]))]
+    attends = [height >> i in ours["attention"] for i in range(len(ours["mults"]))]
     groups = net.norm_out.num_groups
     return {
-        **about("UNet2DModel"),
+        **header("UNet2DModel"),
         **DEFAULTS,
         "sample_size": size,
         "in_channels": net.conv_in.in_channels,
         "out_channels": net.conv_out.out_channels,
-        "freq_shift": own["freq_shift"],
-        "flip_sin_to_cos": own["cos_first"],
+        "freq_shift": ours["freq_shift"],
+        "flip_sin_to_cos": ours["cos_first"],
         "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
         "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
-        "block_out_channels": [own["channels"] * m for m in own["mults"]],
-        "layers_per_block": own["res_blocks"],
-        "downsample_padding": own["downsample_padding"],
-        "dropout": own["dropout"],
-        "attention_head_dim": own["head_dim"],
+        "block_out_channels": [ours["channels"] * m for m in ours["mults"]],
+        "layers_per_block": ours["res_blocks"],
+        "downsample_padding": ours["downsample_padding"],
+        "dropout": ours["dropout"],
+        "attention_head_dim": ours["head_dim"],
         "norm_num_groups": groups,
-        "attn_norm_num_groups": groups if own["scale_shift"] else None,
-        "norm_eps": own["norm_eps"],
-        "resnet_time_scale_shift": "scale_shift" if own["scale_shift"] else "default",
+        "attn_norm_num_groups": groups if ours["scale_shift"] else None,
+        "norm_eps": ours["norm_eps"],
+        "resnet_time_scale_shift": "scale_shift" if ours["scale_shift"] else "default",
     }

@@ -1,23 +1,25 @@
 """Folders of ``diffusers.DDPMPipeline``, read and written without diffusers.
 
-A folder holds ``model_index.json``, ``unet/`` (`config.json` and safetensors) and ``scheduler/scheduler_config.json``; the
-oldest, `google/ddpm-cifar10-32` among them, have all files side by side.
+A folder holds ``model_index.json``, ``unet/`` (``config.json`` and safetensors) and ``scheduler/scheduler_config.json``. The
+oldest folders, such as ``google/ddpm-cifar10-32``, have all files in one place.
 """
 
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from tinyddpm._arrays.check import as_instance
 from tinyddpm.denoiser import Denoiser
 from tinyddpm.diffusion import Diffusion
 from tinyddpm.nn import weights
 from tinyddpm.nn.interop import _scheduler, _unet
-from tinyddpm.nn.interop._config import about
+from tinyddpm.nn.interop._config import header
 from tinyddpm.nn.unet import UNet
 
 __all__ = ["load_diffusers", "save_diffusers"]
@@ -30,12 +32,31 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def load_diffusers(dir: str | os.PathLike[str]) -> tuple[UNet, Diffusion, Denoiser]:
-    """The network, process and denoiser (``first_t=0``) of a diffusers DDPM pipeline's folder.
+    """Return the network, process and denoiser in the folder of a diffusers DDPM pipeline.
 
-    diffusers computes its betas in float32; here a named schedule is this library's own, in float64, and `trained_betas`
-    are taken as they are written. What only concerns its sampling loop (`timestep_spacing`, `steps_offset`) is dropped.
-    Links, as the hub's cache has them, are followed. Raises `FileNotFoundError` for a missing file and `ValueError` naming
-    the file and the key or tensor that is damaged or has no equal here.
+    Parameters
+    ----------
+    dir : path
+        The folder. Links, which the hub's cache uses, are followed.
+
+    Returns
+    -------
+    net : UNet
+        The network in eval mode, on the CPU.
+    diffusion : Diffusion
+        The process. diffusers computes its betas in float32; here a named schedule is this library's own in float64, and
+        `trained_betas` are used as they are written.
+    denoiser : Denoiser
+        The denoiser of `net`, with ``first_t=0``. Options of the sampling loop only (`timestep_spacing`, `steps_offset`) are not
+        read.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    ValueError
+        If a file is damaged, or describes a network or scheduler that this library does not have. The message names the file
+        and the key or tensor.
     """
     folder = weights.as_path("dir", dir)
     if os.path.lexists(folder / _INDEX):
@@ -48,14 +69,26 @@ def load_diffusers(dir: str | os.PathLike[str]) -> tuple[UNet, Diffusion, Denois
 
 
 def save_diffusers(dir: str | os.PathLike[str], net: UNet, diffusion: Diffusion, denoiser: Denoiser) -> None:
-    """Write a folder that ``diffusers.DDPMPipeline.from_pretrained`` reads, all or nothing.
+    """Write a folder that ``diffusers.DDPMPipeline.from_pretrained`` reads, completely or not at all.
 
-    A schedule that diffusers has no name for is written as `trained_betas`. Raises `ValueError` for what diffusers can't
-    express, and where `dir` holds other files; an earlier save is replaced.
+    Parameters
+    ----------
+    dir : path
+        The folder. An earlier save in it is replaced.
+    net : UNet
+        The network, without classes.
+    diffusion : Diffusion
+        The process. If diffusers has no name for its schedule, the betas are written as `trained_betas`.
+    denoiser : Denoiser
+        The denoiser of `net`, with ``first_t=0``.
+
+    Raises
+    ------
+    ValueError
+        If diffusers can't express an option of `net` or `denoiser`, or if `dir` holds other files.
     """
     for name, value, kind in (("net", net, UNet), ("diffusion", diffusion, Diffusion), ("denoiser", denoiser, Denoiser)):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+        as_instance(name, value, kind)
     scheduler, config = _scheduler.config_of(diffusion, denoiser, net), _unet.config_of(net)
     names, tensors = _names(net), dict[str, Tensor]()
     for name, tensor in net.state_dict().items():
@@ -68,28 +101,28 @@ def save_diffusers(dir: str | os.PathLike[str], net: UNet, diffusion: Diffusion,
         weights.write_tensors(folder / "unet" / _WEIGHTS, tensors, {"format": "pt"})
         weights.write_json(folder / "scheduler" / _SCHEDULER, scheduler)
         parts = {part: ["diffusers", kind] for part, kind in _PARTS.items()}
-        weights.write_json(folder / _INDEX, {**about("DDPMPipeline"), **parts})
+        weights.write_json(folder / _INDEX, {**header("DDPMPipeline"), **parts})
 
 
 def _check_index(file: Path) -> None:
-    """Refuse a pipeline of other parts than a UNet2DModel and a DDPMScheduler."""
+    """Raise ValueError unless a pipeline's parts are a UNet2DModel and a DDPMScheduler."""
     index = weights.read_json(file, links=True)
     parts = {key: value for key, value in index.items() if not key.startswith("_")}
     for part in parts.keys() | _PARTS.keys():
         wanted = ["diffusers", _PARTS[part]] if part in _PARTS else "absent"
         if parts.get(part) != wanted:
-            raise ValueError(f"{file}: {part}={parts.get(part)!r}, but a DDPM pipeline has {wanted!r}")
+            raise ValueError(f"{file}: {part} must be {wanted!r} in a DDPM pipeline, got {reprlib.repr(parts.get(part))}")
 
 
 def _part(folder: Path, name: str) -> Path:
-    """The folder of a part: its own, or the whole's in the oldest layout."""
-    own = folder / name
+    """The folder of a part: the one of its name, or the pipeline's in the oldest layout."""
+    part = folder / name
     flat = folder / {"unet": _CONFIG, "scheduler": _SCHEDULER}[name]
-    return folder if not os.path.lexists(own) and os.path.lexists(flat) else own
+    return folder if not os.path.lexists(part) and os.path.lexists(flat) else part
 
 
 def _read_weights(folder: Path, net: UNet) -> dict[str, Tensor]:
-    """The network's tensors under our names, from one file or from the shards that an index lists."""
+    """The network's tensors under our names, from one file or from the files that an index lists."""
     names, parts = _names(net), dict[str, Tensor]()
     for ours, tensor in net.state_dict().items():
         parts |= dict(zip(names[ours], tensor.chunk(len(names[ours])), strict=True))
@@ -101,10 +134,10 @@ def _read_weights(folder: Path, net: UNet) -> dict[str, Tensor]:
         tensors, _ = weights.read_tensors(file, expected, links=True)
         for name, tensor in tensors.items():
             if present[name] in found:
-                raise ValueError(f"{file}: tensor {name!r} comes twice")
+                raise ValueError(f"{file}: tensor {name!r} occurs twice")
             found[present[name]] = tensor
             if tensor.dtype != next(iter(found.values())).dtype:
-                raise ValueError(f"{file}: tensor {name!r} has another dtype than those before it")
+                raise ValueError(f"{file}: tensor {name!r} must have the dtype of the other files")
     for name in parts:
         if name not in found:
             raise ValueError(f"{folder / _WEIGHTS}: tensor {name!r} is missing")
@@ -112,6 +145,7 @@ def _read_weights(folder: Path, net: UNet) -> dict[str, Tensor]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
+    """The one file of weights, or the files that an index lists."""
     file, index = folder / _WEIGHTS, folder / _SHARDS
     if os.path.lexists(file):
         return [file]
@@ -121,19 +155,20 @@ def _weight_files(folder: Path) -> list[Path]:
             raise ValueError(f"{index}: the key 'weight_map' is missing or malformed")
         for name in (listed := sorted(set(shards.values()))):
             if os.path.basename(name) != name or "\\" in name or not name.endswith(".safetensors"):
-                raise ValueError(f"{index}: {name!r} is no safetensors file of this folder")
+                raise ValueError(f"{index}: {name!r} is not a safetensors file in this folder")
         return [folder / name for name in listed]
     pickle = next((entry.name for entry in sorted(_entries(folder)) if entry.suffix in _PICKLES), None)
-    there = "" if pickle is None else f"; {pickle} is a pickle, which is never read: save it as safetensors"
-    raise FileNotFoundError(f"{file}: there is no such file{there}")
+    hint = "" if pickle is None else f"; {pickle} is a pickle, which is never read: save it as safetensors"
+    raise FileNotFoundError(f"{file}: no such file{hint}")
 
 
 def _entries(folder: Path) -> Iterator[Path]:
+    """The files in a folder, none if it is missing."""
     return folder.iterdir() if folder.is_dir() else iter(())
 
 
 def _older(name: str) -> str:
-    """The name that diffusers gave a tensor before its attention was rewritten, as in `google/ddpm-cifar10-32`."""
+    """The tensor's name in the oldest versions of diffusers, as in ``google/ddpm-cifar10-32``."""
     if ".attentions." in name:
         for new, old in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
             name = name.replace(f".{new}.", f".{old}.")
@@ -141,7 +176,7 @@ def _older(name: str) -> str:
 
 
 def _names(net: UNet) -> dict[str, tuple[str, ...]]:
-    """For each of our tensors, diffusers' name; three of them where ours is the queries', keys' and values' in one."""
+    """diffusers' name of each of our tensors; three names if ours holds queries, keys and values."""
     levels, blocks = len(net.config["mults"]), net.config["res_blocks"]
     places = {"time.0": "time_embedding.linear_1", "time.2": "time_embedding.linear_2", "norm_out": "conv_norm_out"}
     places |= {f"mid.{i}": f"mid_block.{{}}.{i}" for i in range(2)}

@@ -1,4 +1,4 @@
-"""Checkpoints in the layout of OpenAI's improved-diffusion and guided-diffusion, from safetensors."""
+"""Checkpoints of OpenAI's improved-diffusion and guided-diffusion, from safetensors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinyddpm._arrays.check import as_bool
 from tinyddpm.nn import weights
 from tinyddpm.nn.layers import Attention, Block, Downsample
 from tinyddpm.nn.unet import UNet
 
 __all__ = ["load_openai"]
 
+_PICKLE = "; pickles (.pt) are never read, save the weights as safetensors"
 _DEFAULTS = {"cos_first": True, "freq_shift": 0, "norm_eps": 1e-5, "norm_groups": 32, "downsample_padding": 1}
 _BLOCK = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time": "emb_layers.1", "norm2": "out_layers.0",
@@ -26,27 +28,47 @@ _BLOCK = {
 def load_openai(
     path: str | os.PathLike[str], image_size: int, *, scale_shift: bool = True, new_attention_order: bool = False, **options: Any
 ) -> UNet:
-    """The network of a checkpoint of improved-diffusion or guided-diffusion.
+    """Return the network of a checkpoint of improved-diffusion or guided-diffusion, in eval mode.
 
     Parameters
     ----------
-    path : str or path
-        A safetensors file, or a folder with one. The published `.pt` files are pickles, which are never read.
-    image_size, scale_shift, options
-        `UNet`'s arguments; a checkpoint does not hold them, so they are given as its flags were: `channels`, `mults`,
-        `res_blocks`, `attention` (resolutions), `out_channels`, and `heads` or `head_dim`. The time embedding, norms and
-        padding are OpenAI's, unless named.
-    new_attention_order : bool
-        The flag `use_new_attention_order`: queries of all heads, then keys, then values; else head by head.
+    path : path
+        A safetensors file, or a folder with one. The published ``.pt`` files are pickles, which are never read.
+    image_size : int
+        The size of the images in pixels, as in `UNet`.
+    scale_shift : bool, default True
+        As in `UNet`; the flag ``use_scale_shift_norm``.
+    new_attention_order : bool, default False
+        The flag ``use_new_attention_order``: the rows of an attention layer are the queries of all heads, then the keys, then
+        the values. If False, they are ordered head by head.
+    **options
+        Other arguments of `UNet`. A checkpoint does not hold them, so give those that its flags set: `channels`, `mults`,
+        `res_blocks`, `attention` (resolutions), `out_channels`, and `heads` or `head_dim`. The defaults of the time embedding,
+        the norms and the padding are OpenAI's.
 
-    Raises `FileNotFoundError` for a missing file and `ValueError` naming the tensor that does not fit the arguments, that
-    is damaged, or has no equal here (classes, `resblock_updown`). A learned variance is ``Denoiser(variance=
-    "learned_range")``; steps count from 0, and where T is not 1000 the flag `rescale_timesteps` means ``net(x, t * 1000 / T)``.
+    Returns
+    -------
+    UNet
+        The network on the CPU, with the dtype of the checkpoint.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file is missing.
+    TypeError
+        If an argument is unknown or has the wrong type.
+    ValueError
+        If a tensor is damaged, does not fit the arguments, or belongs to a variant that `UNet` does not have (classes,
+        ``resblock_updown``). The message names it.
+
+    Notes
+    -----
+    A learned variance is ``Denoiser(net, first_t=0, variance="learned_range")``: steps count from 0. If T is not 1000, the flag
+    ``rescale_timesteps`` means ``net(x, t * 1000 / T)``.
     """
-    if not isinstance(new_attention_order, bool):
-        raise TypeError(f"new_attention_order must be a bool, got {type(new_attention_order).__name__}")
+    new_attention_order = as_bool("new_attention_order", new_attention_order)
     file = _file(weights.as_path("path", path))
-    with torch.device("meta"):  # names and shapes, without the memory
+    with torch.device("meta"):  # names and shapes without memory
         net = UNet(image_size, scale_shift=scale_shift, **{**_DEFAULTS, **options})
     names, shapes = _names(net), net.state_dict()
     expected = {theirs: _as_theirs(ours, shapes[ours]) for ours, theirs in names.items()}
@@ -63,39 +85,41 @@ def load_openai(
 
 
 def _file(path: Path) -> Path:
+    """The safetensors file at a path or in the folder at a path."""
     if path.is_dir():
         found = sorted(path.glob("*.safetensors"))
         if len(found) == 1:
             return found[0]
-        problem = "several, name one of them" if found else "none; a pickle (.pt) is never read, save it as safetensors"
-        raise (ValueError if found else FileNotFoundError)(f"{path}: a .safetensors file is needed, it has {problem}")
+        if found:
+            raise ValueError(f"{path}: holds {len(found)} .safetensors files; give the path of one of them")
+        raise FileNotFoundError(f"{path}: holds no .safetensors file{_PICKLE}")
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: a .safetensors file is needed; a pickle (.pt) is never read, save it as safetensors")
+        raise ValueError(f"{path}: is not a .safetensors file{_PICKLE}")
     return path
 
 
 def _refuse_others(file: Path, names: set[str], net: UNet) -> None:
-    """Name the variants of the architecture that have no equal here, rather than their first odd tensor."""
+    """Raise ValueError for a variant that `UNet` does not have, rather than for its first unknown tensor."""
     if "label_emb.weight" in names:
-        raise ValueError(f"{file}: tensor 'label_emb.weight' belongs to a class-conditional network, which has no equal here")
+        raise ValueError(f"{file}: tensor 'label_emb.weight' belongs to a class-conditional network, which can't be read")
     for i, layer in enumerate(net.down, 1):
         if isinstance(layer, Downsample) and (odd := f"input_blocks.{i}.0.in_layers.0.weight") in names:
             raise ValueError(f"{file}: tensor {odd!r} belongs to a residual block that downsamples (resblock_updown), "
-                             "which has no equal here, or to another res_blocks or mults")  # fmt: skip
+                             "which can't be read, or to other res_blocks or mults")  # fmt: skip
 
 
 def _kinds_first(tensor: Tensor, heads: int) -> Tensor:
-    """Rows ordered by head and then query, key, value, as query, key, value and then head."""
+    """Reorder rows from (head, kind) to (kind, head), where a kind is query, key or value."""
     return tensor.reshape(heads, 3, -1, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)
 
 
 def _as_theirs(name: str, tensor: Tensor) -> Tensor:
-    """Attention's matrices are convolutions of width 1 there."""
+    """The tensor in their shape: the matrices of attention are convolutions of width 1 there."""
     return tensor[..., None] if name.endswith(("qkv.weight", "attention.out.weight")) else tensor
 
 
 def _names(net: UNet) -> dict[str, str]:
-    """For each of our tensors, OpenAI's name."""
+    """OpenAI's name of each of our tensors."""
     places = {"time.0": "time_embed.0", "time.2": "time_embed.2", "conv_in": "input_blocks.0.0"}
     places |= {"norm_out": "out.0", "conv_out": "out.2"}
     blocks = {f"mid.{i}": ("middle_block", 2 * i) for i in range(2)}
@@ -108,7 +132,7 @@ def _names(net: UNet) -> dict[str, str]:
         if isinstance(module, Block):
             n, after = n + 1, 1 + isinstance(module.attention, Attention)
             blocks[f"up.{i}"] = f"output_blocks.{n}", 0
-        else:  # what changes the resolution belongs to the output block before it
+        else:  # an upsampling layer belongs to the output block before it
             places[f"up.{i}.conv"] = f"output_blocks.{n}.{after}.conv"
     result = {}
     for name in net.state_dict():

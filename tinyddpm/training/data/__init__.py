@@ -1,1 +1,6 @@
-"""Reading images: folders, archives, arrays; decoding and resizing them."""
+"""Read images: folders, archives and arrays; decode and resize them."""
+
+from tinyddpm.training.data.images import Images, load
+from tinyddpm.training.data.pixels import image_grid, save_png, to_levels, to_uint8
+
+__all__ = ["Images", "image_grid", "load", "save_png", "to_levels", "to_uint8"]

@@ -1,7 +1,7 @@
 """Images in array files: ``.npy``, ``.npz`` and idx, gzipped or not.
 
-A header is believed only as far as the file goes: its shape is compared with what is there before anything that large is
-made, and objects are never unpickled. What is stored as it is and is large stays on the disk.
+A header's shape is compared with the file's size before memory is allocated, and nothing is unpickled. Large arrays that are
+not compressed stay on the disk.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from tinyddpm.training.data.sources import IN_MEMORY, Rows, open_regular
 __all__ = ["Block", "Stored", "archive", "array", "idx"]
 
 _MAX_PACKED = 2**32
-"""Bytes that a compressed file may unpack to; larger sets are stored as they are."""
+"""Largest number of bytes that a compressed file may unpack to."""
 _PIECE = 2**24
 _MAX_CLASSES = 2**24
 _DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, RecursionError, OverflowError,
            NotImplementedError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 Found = tuple[Rows | NDArray[np.uint8], NDArray[np.int64] | None]
-"""The images, and their labels where there are some."""
+"""The images, and their labels if there are any."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """An array in a file: numbers of `dtype` from the byte `start` on; `order` is "C" or "F"."""
+    """An array in a file: numbers of `dtype` that begin at byte `start`; `order` is "C" or "F"."""
 
     start: int
     dtype: np.dtype[Any]
@@ -55,7 +55,7 @@ class Block:
         return np.frombuffer(content, self.dtype).reshape(self.shape, order=self.order)
 
     def within(self, total: int) -> Block:
-        """Itself, where it ends after `total` bytes, as the file does."""
+        """The block itself; `ValueError` unless it ends where the file of `total` bytes does."""
         if self.start + self.size != total:
             than = "less" if self.start + self.size > total else "more"
             raise ValueError(f"holds {than} than its header's shape {self.shape} of {self.dtype}")
@@ -64,7 +64,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A large array's images as a source, read from the file row by row."""
+    """The images of a large array as a source that reads them from the file."""
 
     file: Path
     block: Block
@@ -74,14 +74,14 @@ class Stored:
         return self.block.shape[0]
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The images `rows`; `ValueError` where the file no longer holds them."""
+        """The images `rows`; `ValueError` if the file has become shorter."""
         one = replace(self.block, shape=self.block.shape[1:])
         images = np.empty((len(rows), *self.shape), np.uint8)
         with _named(self.file), open(self.file, "rb") as stream:
             for image, row in zip(images, rows.tolist(), strict=True):
                 content = os.pread(stream.fileno(), one.size, one.start + row * one.size)
                 if len(content) != one.size:
-                    raise ValueError("changed while it was in use")
+                    raise ValueError("became shorter while it was in use")
                 image[:] = _channels_first(one.of(content)[None])[0]
         return images
 
@@ -89,26 +89,26 @@ class Stored:
 def array(file: Path) -> Found:
     """The images of an ``.npy`` file."""
     with _named(file), open_regular(file) as stream:
-        return _opened(file, stream, _npy(stream)), None
+        return _images(file, stream, _npy(stream)), None
 
 
 def archive(file: Path) -> Found:
-    """The images of an ``.npz`` file, and its labels."""
+    """The images of an ``.npz`` file, and its labels if there are any."""
     with _named(file), open_regular(file) as stream, zipfile.ZipFile(stream) as packed:
         names = [name.removesuffix(".npy") for name in packed.namelist()]
         name = next((n for n in ("images", "x") if n in names), names[0] if len(names) == 1 else None)
         if name is None:
-            raise ValueError(f"its arrays are {', '.join(names) or 'none'}; one must be called images")
+            raise ValueError(f"must have an array called images, got {', '.join(names) or 'none'}")
         images = _channels_first(_member(packed, name))
         beside = next((n for n in ("labels", "y") if n in names and n != name), None)
         return images, None if beside is None else _labels(_member(packed, beside), len(images))
 
 
 def idx(file: Path) -> Found:
-    """The images of an idx file (MNIST's format), and the labels of the file beside it that bears labels in its name."""
+    """The images of an idx file (MNIST's format), and the labels of the file with "labels" for "images" in its name."""
     with _named(file), _unpacked(file) as (stream, packed):
         block = _idx(stream, (3, 4))
-        images = _channels_first(block.of(_read(stream, block))) if packed else _opened(file, stream, block)
+        images = _channels_first(block.of(_read(stream, block))) if packed else _images(file, stream, block)
     beside = file.with_name(file.name.replace("images", "labels").replace("idx3", "idx1"))
     if beside == file or not beside.is_file():
         return images, None
@@ -132,7 +132,7 @@ def _idx(stream: IO[bytes], axes: tuple[int, ...]) -> Block:
     head = stream.read(4)
     if len(head) != 4 or head[:3] != b"\0\0\x08" or head[3] not in axes:
         kind = "labels" if axes == (1,) else "images"
-        raise ValueError(f"is no folder, .tar, .npy, .npz or idx file of uint8 {kind}")
+        raise ValueError(f"must be a folder, .tar, .npy, .npz or idx file of uint8 {kind}")
     lengths = stream.read(4 * head[3])
     if len(lengths) != 4 * head[3]:
         raise ValueError("its header is cut short")
@@ -140,12 +140,12 @@ def _idx(stream: IO[bytes], axes: tuple[int, ...]) -> Block:
 
 
 def _npy(stream: IO[bytes]) -> Block:
-    """Where the integers of an ``.npy`` stream are; it stands behind the header then."""
-    if np.lib.format.read_magic(stream) != (1, 0):  # what numpy writes for numbers; only 1.0 bounds its header
-        raise ValueError("is no array file of version 1.0")
+    """Read the header of an ``.npy`` stream: the block of its integers."""
+    if np.lib.format.read_magic(stream) != (1, 0):  # the version of arrays of numbers; its header is short
+        raise ValueError("must be an array file of version 1.0")
     shape, first_fastest, dtype = np.lib.format.read_array_header_1_0(stream)
     if dtype.kind not in "iu" or min(shape, default=0) < 0:
-        raise ValueError(f"holds {dtype} of shape {shape}; integers 0..255 are needed")
+        raise ValueError(f"must hold integers 0..255, got {dtype} of shape {shape}")
     return Block(stream.tell(), dtype, shape, "F" if first_fastest else "C")
 
 
@@ -153,14 +153,14 @@ def _member(packed: zipfile.ZipFile, name: str) -> NDArray[Any]:
     """An array of an ``.npz`` archive."""
     entry = next(e for e in packed.infolist() if e.filename.removesuffix(".npy") == name)
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{name} is packed in a way that is not read")
+        raise ValueError(f"{name} must be stored or deflated, got another compression")
     with packed.open(entry) as stream:
         block = _npy(stream).within(entry.file_size)
         return block.of(_read(stream, block))
 
 
-def _opened(file: Path, stream: IO[bytes], block: Block) -> Rows | NDArray[np.uint8]:
-    """The images of the block that the rest of the file is, in memory where it is small."""
+def _images(file: Path, stream: IO[bytes], block: Block) -> Rows | NDArray[np.uint8]:
+    """The images of a block that ends the file, in memory if it is small."""
     block.within(os.fstat(stream.fileno()).st_size)
     if block.size <= IN_MEMORY or block.order == "F":
         return _channels_first(block.of(_read(stream, block)))
@@ -169,9 +169,9 @@ def _opened(file: Path, stream: IO[bytes], block: Block) -> Rows | NDArray[np.ui
 
 
 def _read(stream: IO[bytes], block: Block) -> bytearray:
-    """The bytes of a block, which must end the stream; what a header promises is not allocated before it is there."""
+    """The bytes of a block, which must end the stream; memory grows with what is read, not with what the header says."""
     if block.size > _MAX_PACKED:
-        raise ValueError(f"its shape {block.shape} of {block.dtype} is more than fits into memory")
+        raise ValueError(f"its shape {block.shape} of {block.dtype} must fit into memory")
     content = bytearray()
     while len(content) <= block.size and (piece := stream.read(min(block.size + 1 - len(content), _PIECE))):
         content += piece
@@ -181,26 +181,26 @@ def _read(stream: IO[bytes], block: Block) -> bytearray:
 
 def _channels_first(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     if pixels.dtype.kind not in "iu" or (pixels.size and not 0 <= pixels.min() <= pixels.max() <= 255):
-        raise ValueError(f"holds {pixels.dtype}; integers 0..255 are needed")
+        raise ValueError(f"must hold integers 0..255, got {pixels.dtype}")
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     elif pixels.ndim == 4 and pixels.shape[3] <= 4 < pixels.shape[1]:
         pixels = pixels.transpose(0, 3, 1, 2)
     if pixels.ndim != 4 or not 1 <= pixels.shape[1] <= 4 or not pixels.size:
-        raise ValueError(f"has shape {pixels.shape}; (N, H, W), (N, H, W, C) or (N, C, H, W) is needed")
+        raise ValueError(f"must have shape (N, H, W), (N, H, W, C) or (N, C, H, W), got {pixels.shape}")
     return np.ascontiguousarray(pixels, np.uint8)
 
 
 def _labels(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
     top = _MAX_CLASSES - 1
     if labels.shape != (count,) or labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() <= top:
-        raise ValueError(f"labels must be {count} integers 0..{top}, not {labels.dtype} of {labels.shape}")
+        raise ValueError(f"labels must be {count} integers 0..{top}, got {labels.dtype} of {labels.shape}")
     return labels.astype(np.int64)
 
 
 @contextmanager
 def _named(file: Path) -> Iterator[None]:
-    """Whatever damage makes a reader raise becomes a `ValueError` that names the file."""
+    """Turn any error of reading damaged data into a `ValueError` that names the file."""
     try:
         yield
     except _DAMAGE as error:

@@ -1,7 +1,7 @@
-"""Where images come from: scikit-learn's digits, folders, tar archives, array and idx files.
+"""Load images: scikit-learn's digits, folders, tar archives, array and idx files.
 
-Whatever the source, images are integers 0..levels-1 of shape (N, C, H, W), and the network sees them in [-1, 1]. Small
-sets are kept in memory; of large ones only what is asked for is read, ahead of time where the order is known.
+Images are integers 0..levels-1 of shape (N, C, H, W), and the network gets them in [-1, 1]. Small sets are kept in memory;
+the images of large sets are read when they are needed.
 """
 
 from __future__ import annotations
@@ -33,18 +33,27 @@ _MAX_SIDE = 2**14
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images as integers 0..levels-1: `pixels` (N, C, H, W), and optionally `labels` (N,), integers from 0.
+    """Images as integers 0..levels-1, and optionally their labels.
 
-    `pixels` is an array, or stands for one that is read when it is indexed.
+    Parameters
+    ----------
+    pixels : integer array (N, C, H, W) or Rows
+        The images; `Rows` are read when they are indexed.
+    levels : int
+        The number of levels. Default: 256.
+    labels : int64 array (N,), optional
+        Class numbers from 0.
+    classes : int, optional
+        The number of classes, which may exceed those in `labels`. Default: the largest label plus one.
+    skipped : tuple of str
+        The error of each file that was left out. Default: none.
     """
 
     pixels: NDArray[Any] | Rows
     levels: int = 256
     labels: NDArray[np.int64] | None = None
     classes: int | None = None
-    """How many labels there are, whether or not these images have each: by default the largest and one."""
     skipped: tuple[str, ...] = ()
-    """What was wrong with each file that was left out."""
 
     def __post_init__(self) -> None:
         if self.labels is not None and self.classes is None:
@@ -60,26 +69,73 @@ class Images:
         return channels, height, width
 
     def scaled(self, rows: Any = slice(None)) -> NDArray[np.float32]:
-        """The images `rows` as the network sees them: level k at 2 k / (levels - 1) - 1."""
+        """The images as the network gets them: level k is 2 k / (levels - 1) - 1.
+
+        Parameters
+        ----------
+        rows : index
+            What indexes an array's first axis. Default: all.
+
+        Returns
+        -------
+        float32 array (n, C, H, W)
+            In [-1, 1].
+        """
         return np.asarray(self.pixels[rows] * (2 / (self.levels - 1)) - 1, np.float32)
 
     def reader(self, orders: Iterable[Any], ahead: int = 2) -> closing[Generator[NDArray[np.float32], None, None]]:
-        """A context manager: within it, an iterator over `scaled` of each of `orders`.
+        """Read batches ahead of their use.
 
-        Unless the images are in memory, a thread reads up to `ahead` of them before they are asked for.
+        Parameters
+        ----------
+        orders : iterable of index
+            The rows of each batch.
+        ahead : int
+            The batches that a thread reads before they are needed, unless the images are in memory. Default: 2.
+
+        Returns
+        -------
+        context manager
+            Its value is an iterator over `scaled` of each of `orders`.
         """
         return closing(_read_ahead(self, orders, 0 if isinstance(self.pixels, np.ndarray) else ahead))
 
     def rows(self, which: Any) -> Images:
-        """Some of the images."""
+        """Some of the images.
+
+        Parameters
+        ----------
+        which : index
+            What indexes an array's first axis.
+
+        Returns
+        -------
+        Images
+            The chosen ones, with their labels.
+        """
         pixels = self.pixels.take(which) if isinstance(self.pixels, Rows) else self.pixels[which]
         return replace(self, pixels=pixels, labels=None if self.labels is None else self.labels[which])
 
     def split(self, held_out: float = 0.1) -> tuple[Images, Images]:
-        """The images to train on, and about the share `held_out` of them that training never sees.
+        """Split into the images to train on and those held out.
 
-        Image i is held out where the fractional part of i times the golden ratio is at least ``1 - held_out``: evenly
-        spread, the same everywhere and always, and unchanged for the first images when others follow.
+        Image i is held out if the fractional part of i times the golden ratio is at least ``1 - held_out``. So they are
+        evenly spread, the same on every machine, and do not change if images are appended.
+
+        Parameters
+        ----------
+        held_out : float
+            Share of the images that training never sees, in [0, 1]. Default: 0.1.
+
+        Returns
+        -------
+        tuple of Images
+            Those to train on, and those held out.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `held_out` is not such a number.
         """
         share = as_real("held_out", held_out, 0, 1)
         out = np.arange(len(self)) * _GOLDEN % 1 >= 1 - share
@@ -93,21 +149,40 @@ def load(
     bad_files: str = "stop",
     workers: int | None = None,
 ) -> Images:
-    """The images that `source` names.
+    """Load a set of images.
 
-    "digits": scikit-learn's 1797 digits, 8x8, 17 levels. A folder: every image below it, in the order of the names; its
-    own folders are the labels. A folder of ``.tar`` files, or one, or a pattern such as ``train-{000..099}.tar`` or
-    ``train-*.tar``: their images, labelled by the ``.cls`` beside them, as WebDataset has it. ``.npy`` or ``.npz``:
-    integers 0..255 of shape (N, H, W), (N, H, W, C) or (N, C, H, W), with C up to 4; in an ``.npz`` the array ``images``,
-    ``x`` or the only one, and ``labels`` or ``y``. Else an idx file, which may be gzipped; its labels are in the file
-    whose name has labels in place of images.
+    - "digits": scikit-learn's 1797 digits, 8x8, 17 levels.
+    - A folder: all images in it and below, in the order of their names; the folders in it are the labels.
+    - A ``.tar`` file, a folder of them, or a pattern such as ``train-{000..099}.tar`` or ``train-*.tar``: their images, with
+      the labels of the ``.cls`` members of the same name, as in WebDataset.
+    - ``.npy`` or ``.npz``: integers 0..255 of shape (N, H, W), (N, H, W, C) or (N, C, H, W), with C up to 4; in an ``.npz``,
+      the array ``images``, ``x`` or the only one, and the labels ``labels`` or ``y``.
+    - Any other file is read as idx, gzipped or not; its labels are in the file with "labels" for "images" in its name.
 
-    `image_size`, a side or (height, width): the images are cut to its shape around their middle, and resized. Without it
-    all must have one size. `bad_files`: "stop" at an image that can't be read, or "skip" it: every file is decoded once
-    then, and `Images.skipped` says what was left out. `workers`: threads that decode; by default as many as there are
-    CPUs, up to 8; the images don't depend on it.
+    Parameters
+    ----------
+    source : str or path
+        What to load, see above.
+    image_size : int or (int, int), optional
+        A side, or (height, width): each image is cut around its centre to this shape and resized. Default: all images have
+        one size already.
+    bad_files : {"stop", "skip"}
+        What an image that cannot be read does: raise, or be left out and described in `Images.skipped`. With "skip" every
+        file is decoded once in advance.
+    workers : int, optional
+        Threads that decode images, in 0..256; the images do not depend on it. Default: the number of CPUs, up to 8.
 
-    Raises `FileNotFoundError` where nothing is there and `ValueError` for what can't be read, naming the file.
+    Returns
+    -------
+    Images
+        The images, with labels if there are any.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    TypeError, ValueError, LookupError
+        If an argument is wrong or a file cannot be read; the message names it.
     """
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"data must be a name or a path, got {type(source).__name__}")
@@ -126,30 +201,30 @@ def load(
         pixels, labels = reader(path)
         return _fitted(Images(pixels, labels=labels), size)
     except MemoryError:
-        raise ValueError(f"data: {path}: does not fit into memory") from None
+        raise ValueError(f"data: {path}: must fit into memory") from None
 
 
 def _files(source: str) -> Folder | Shards | None:
-    """The image files or archives that `source` names; None where it is a file of another kind."""
+    """The image files or archives that `source` names; None if it is a file of another kind."""
     path = Path(source)
     if path.is_dir():
         shards = tuple(sorted(path.glob("*.tar")))
         folder = Folder.of(path)
         if shards and folder.names:
-            raise ValueError(f"data: {path}: holds both images and .tar files; name one kind of them")
+            raise ValueError(f"data: {path}: must hold either images or .tar files, got both")
         if not shards and not folder.names:
-            raise ValueError(f"data: {path}: holds no image ({', '.join(sorted(SUFFIXES))}) and no .tar file")
+            raise ValueError(f"data: {path}: must hold images ({', '.join(sorted(SUFFIXES))}) or .tar files")
         return Shards.of(shards) if shards else folder
     named = (path,) if path.exists() else expand(source)
     for file in named:
         if not file.exists():
-            raise FileNotFoundError(f"data: {file}: there is no such file or folder (and no source but 'digits')")
+            raise FileNotFoundError(f"data: {file}: there is no such file or folder, and the only source by name is 'digits'")
     if not named:
-        raise FileNotFoundError(f"data: {source}: no file has such a name")
+        raise FileNotFoundError(f"data: {source}: no file matches")
     if all(file.suffix.lower() == ".tar" for file in named):
         return Shards.of(named)
     if named != (path,):
-        raise ValueError(f"data: {source}: only .tar files can be several")
+        raise ValueError(f"data: {source}: must match .tar files only")
     return None
 
 
@@ -171,7 +246,7 @@ def _size(value: Any) -> tuple[int, int] | None:
 
 
 def _fitted(images: Images, size: tuple[int, int] | None) -> Images:
-    """The images at that size: made at once where they are in memory, else when they are read."""
+    """The images at that size, resized now if they are in memory, else when they are read."""
     if size is None or images.shape[1:] == size:
         return images
     if isinstance(images.pixels, Rows):
@@ -199,8 +274,8 @@ class _Fitted:
 
 def _fit_all(pixels: NDArray[np.uint8], size: tuple[int, int], top: int = 255) -> NDArray[np.uint8]:
     images = np.empty((*pixels.shape[:2], *size), np.uint8)
-    for image, own in zip(images, pixels, strict=True):
-        image[:] = fit(own.transpose(1, 2, 0), size, top).transpose(2, 0, 1)
+    for image, original in zip(images, pixels, strict=True):
+        image[:] = fit(original.transpose(1, 2, 0), size, top).transpose(2, 0, 1)
     return images
 
 

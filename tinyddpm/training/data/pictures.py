@@ -1,7 +1,6 @@
-"""One picture: what its header says, its pixels, its size made to order. Everything else is refused, naming the file.
+"""One image file: its header, its pixels, and fitting them to a size. Errors name the file.
 
-Pillow tells formats by their content, so it is told which ones may be: no reader of another format, some of which run
-programs, ever sees a file.
+Pillow recognises formats by content. It gets a list of those allowed, as some readers of others run programs.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["SUFFIXES", "Header", "careful", "decode", "fit", "look"]
+__all__ = ["SUFFIXES", "Header", "decode", "fit", "read_header", "refusing_oversized"]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"})
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
@@ -28,35 +27,35 @@ _ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class Header:
-    """The size and the channels, 1 or 3, that `decode` will give."""
+    """The size of the array that `decode` returns; `channels` is 1 or 3."""
 
     height: int
     width: int
     channels: int
 
 
-def look(stream: BinaryIO, name: str) -> Header:
-    """What the header of the image file `stream`, called `name` in errors, says; no pixel is decoded."""
+def read_header(stream: BinaryIO, name: str) -> Header:
+    """The header of an image file, which errors call `name`; no pixel is decoded."""
     from PIL import ImageOps
 
-    with _opened(stream, name) as picture:
+    with _open_picture(stream, name) as picture:
         width, height = picture.size
-        # Pillow would decode a PNG to look for EXIF behind the pixels.
-        known = picture.format != "PNG" or "exif" in picture.info
-        if known and picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
-            # Whether a TIFF's size is turned already depends on Pillow's version.
+        # For EXIF behind a PNG's pixels, Pillow would decode them.
+        has_exif = picture.format != "PNG" or "exif" in picture.info
+        if has_exif and picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
+            # Some versions of Pillow have already turned a TIFF's size.
             tiff = picture.format == "TIFF"
             width, height = ImageOps.exif_transpose(picture).size if tiff else (height, width)
         return Header(height, width, 1 if _grey(picture) else 3)
 
 
 def decode(stream: BinaryIO, name: str) -> NDArray[np.uint8]:
-    """(height, width, 1 or 3): turned as its EXIF says, grey where the file is, transparent parts on black."""
+    """The pixels (height, width, C), turned as EXIF says, with transparent parts on black; C is 1 if the file is grey, else 3."""
     from PIL import Image, ImageOps
 
-    with _opened(stream, name) as opened:
-        grey = _grey(opened)
-        picture = ImageOps.exif_transpose(opened)
+    with _open_picture(stream, name) as stored:
+        grey = _grey(stored)
+        picture = ImageOps.exif_transpose(stored)
         if picture.mode == "P" or "a" in picture.mode.lower() or "transparency" in picture.info:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
@@ -65,9 +64,9 @@ def decode(stream: BinaryIO, name: str) -> NDArray[np.uint8]:
 
 
 def fit(picture: NDArray[np.uint8], size: tuple[int, int], top: int = 255) -> NDArray[np.uint8]:
-    """The largest centred part of the shape of `size` (height, width), made that size; values are 0..`top`.
+    """The largest centred part with the shape of `size` (height, width), resized to it; values are 0..`top`.
 
-    An antialiased bicubic filter in floating point, rounded once, to the nearest.
+    The filter is bicubic and antialiased, in floating point, and the result is rounded once, to the nearest.
     """
     from PIL import Image
 
@@ -86,8 +85,8 @@ def fit(picture: NDArray[np.uint8], size: tuple[int, int], top: int = 255) -> ND
 
 
 @contextmanager
-def careful() -> Iterator[None]:
-    """Within the block a picture so large that Pillow would only warn is refused too. One thread at a time."""
+def refusing_oversized() -> Iterator[None]:
+    """Within the block, refuse pictures so large that Pillow would warn. Not for several threads at a time."""
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -96,23 +95,23 @@ def careful() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(stream: BinaryIO, name: str) -> Iterator[Image]:
-    """The open picture; whatever goes wrong with it in the block is a `ValueError` that names it."""
+def _open_picture(stream: BinaryIO, name: str) -> Iterator[Image]:
+    """Open a picture; any error in the block becomes a `ValueError` that names the file."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(stream, formats=_FORMATS) as picture:
             if _deep(picture):
-                raise ValueError(f"has more than 8 bits per channel ({picture.mode}); 8 bits are needed")
+                raise ValueError(f"must have 8 bits per channel, got more ({picture.mode})")
             yield picture
     except UnidentifiedImageError:
-        raise ValueError(f"data: {name}: is no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image") from None
+        raise ValueError(f"data: {name}: must be a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image") from None
     except Exception as error:  # on damaged files Pillow's readers raise nearly everything
         raise ValueError(f"data: {name}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
 def _deep(picture: Image) -> bool:
-    """Whether a channel has more than 8 bits, of which Pillow drops some without a word in "RGB;16B" and its like."""
+    """Whether a channel has more than 8 bits; Pillow silently drops some of them in modes such as "RGB;16B"."""
     stored = " ".join(str(tile[3]) for tile in getattr(picture, "tile", ()))
     wide = picture.format == "PPM" and any(int(n) > 255 for n in re.findall(r"\d+", stored))
     return wide or picture.mode.startswith(("I", "F")) or re.search(r";16[BLN]", stored) is not None

@@ -1,4 +1,4 @@
-"""Between the network's [-1, 1] and pictures: rounding to levels, grids, PNG files."""
+"""From the network's [-1, 1] to pictures: rounding to levels, grids, PNG files."""
 
 from __future__ import annotations
 
@@ -15,20 +15,70 @@ __all__ = ["image_grid", "save_png", "to_levels", "to_uint8"]
 
 
 def to_levels(x: NDArray[Any], levels: int) -> NDArray[np.int64]:
-    """The nearest of the integers 0..levels-1 to each value of [-1, 1]; what lies outside counts as the end."""
+    """Round values in [-1, 1] to the nearest level.
+
+    Parameters
+    ----------
+    x : real array
+        Values; those outside [-1, 1] count as its nearer end.
+    levels : int
+        The number of levels, in 2..65536.
+
+    Returns
+    -------
+    int64 array
+        Integers 0..levels-1 in x's shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `levels` is not such an int.
+    """
     top = as_int("levels", levels, 2, 2**16) - 1
     return np.rint((np.clip(np.asarray(x, np.float64), -1, 1) + 1) * (top / 2)).astype(np.int64)
 
 
 def to_uint8(x: NDArray[Any]) -> NDArray[np.uint8]:
-    """Pixels 0..255 of values in [-1, 1], rounded to the nearest."""
+    """Round values in [-1, 1] to the nearest of 256 levels.
+
+    Parameters
+    ----------
+    x : real array
+        Values; those outside [-1, 1] count as its nearer end.
+
+    Returns
+    -------
+    uint8 array
+        Integers 0..255 in x's shape.
+    """
     return to_levels(x, 256).astype(np.uint8)
 
 
 def image_grid(images: NDArray[np.uint8], columns: int = 8, scale: int = 1, gap: int = 2, fill: int = 255) -> NDArray[np.uint8]:
-    """Images (N, C, H, W), C = 1 or 3, in rows of `columns`: a picture (height, width, C).
+    """Arrange images in rows of a picture.
 
-    Pixels are enlarged by the whole factor `scale`; equal gaps of `gap` pixels lie between the images and around them.
+    Parameters
+    ----------
+    images : uint8 array (N, C, H, W)
+        Images of C = 1 or 3 channels.
+    columns : int
+        Images in a row. Default: 8.
+    scale : int
+        Factor by which each image is enlarged. Default: 1.
+    gap : int
+        Pixels between the images and around them. Default: 2.
+    fill : int
+        Value of the gaps, in 0..255. Default: 255.
+
+    Returns
+    -------
+    uint8 array (height, width, C)
+        The picture.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or shape or is out of range.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != np.uint8 or not len(images):
@@ -46,7 +96,20 @@ def image_grid(images: NDArray[np.uint8], columns: int = 8, scale: int = 1, gap:
 
 
 def save_png(picture: NDArray[np.uint8], file: Path) -> None:
-    """Write a picture (height, width, 1 or 3), replacing `file` in one step."""
+    """Write a picture as a PNG file, which replaces an earlier one whole.
+
+    Parameters
+    ----------
+    picture : uint8 array (height, width, C)
+        A picture of C = 1 or 3 channels.
+    file : Path
+        The file to write.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
     from PIL import Image
 
     image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)

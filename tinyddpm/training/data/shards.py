@@ -1,4 +1,4 @@
-"""Image files in folders and in tar archives, which are never unpacked: their members are read where they lie."""
+"""Image files in folders and in tar archives, whose members are read in place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tinyddpm.training.data.sources import open_regular
 __all__ = ["Folder", "Shards", "expand"]
 
 _BLOCK = 512
-_MAX_NAME = 2**16  # bytes of a header that only names the next member
+_MAX_NAME = 2**16  # bytes of a header that holds the next member's name
 _MAX_FILE = 2**28  # bytes of one image file, read whole
 _MAX_SHARDS = 10**5
 _WITHOUT_CONTENT = (
@@ -32,7 +32,7 @@ _WITHOUT_CONTENT = (
 
 @dataclass(frozen=True, eq=False)
 class Folder:
-    """The image files below `root`, by their names there, in order."""
+    """The image files below `root`, by sorted names."""
 
     root: Path
     names: tuple[str, ...]
@@ -57,7 +57,7 @@ class Folder:
         return open_regular(self.root / self.names[i])
 
     def labels(self) -> tuple[NDArray[np.int64], int] | None:
-        """The folder below `root` that each file is in, by number, and how many there are; None where a file is in none."""
+        """The number of each file's folder in `root`, and the number of folders; None if a file is in `root` itself."""
         tops = [name.split(os.sep)[0] for name in self.names if os.sep in name]
         if len(tops) != len(self.names):
             return None
@@ -72,7 +72,7 @@ class Shards:
     shards: tuple[Path, ...]
     names: tuple[str, ...]
     places: NDArray[np.int64]
-    """(N, 3): for each image the shard, where it starts there, and its bytes."""
+    """(N, 3): each image's archive, its first byte there, and its number of bytes."""
     numbers: NDArray[np.int64] | None
 
     @classmethod
@@ -95,7 +95,7 @@ class Shards:
         keys = [(k, _key(name)) for name, (k, _, _) in zip(names, places, strict=True)] if numbers else []
         for key, name in zip(keys, names, strict=False):
             if key not in numbers:
-                raise ValueError(f"data: {shards[key[0]]}: {name} has no .cls beside it, as others have")
+                raise ValueError(f"data: {shards[key[0]]}: {name} must have a .cls, as others have")
         labels = np.array([numbers[key] for key in keys], np.int64) if numbers else None
         return cls(shards, tuple(names), np.array(places, np.int64), labels)
 
@@ -108,12 +108,12 @@ class Shards:
     def open(self, i: int) -> BinaryIO:
         shard, start, size = self.places[i].tolist()
         if size > _MAX_FILE:
-            raise ValueError(f"data: {self.name(i)}: has {size} bytes, at most {_MAX_FILE} are read")
+            raise ValueError(f"data: {self.name(i)}: must have at most {_MAX_FILE} bytes, got {size}")
         with open_regular(self.shards[shard]) as stream:
             return io.BytesIO(os.pread(stream.fileno(), size, start))
 
     def labels(self) -> tuple[NDArray[np.int64], int] | None:
-        """The numbers in the images' ``.cls``, and how many classes that makes; None where there are none."""
+        """The numbers in the images' ``.cls`` and the number of classes; None if there are no ``.cls``."""
         return None if self.numbers is None else (self.numbers, int(self.numbers.max()) + 1)
 
 
@@ -122,44 +122,41 @@ def expand(pattern: str) -> tuple[Path, ...]:
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices = [_choices(part) if k % 2 else [part] for k, part in enumerate(parts)]
     if np.prod([len(choice) for choice in choices], dtype=object) > _MAX_SHARDS:
-        raise ValueError(f"data: {pattern}: names more than {_MAX_SHARDS} files")
+        raise ValueError(f"data: {pattern}: must name at most {_MAX_SHARDS} files")
     names = ["".join(choice) for choice in itertools.product(*choices)]
     found = [name for one in names for name in (sorted(glob.glob(one)) if glob.has_magic(one) else [one])]
     return tuple(Path(name) for name in found)
 
 
 def _members(stream: BinaryIO) -> Iterator[tuple[str, int, int]]:
-    """Each file's name, start and bytes.
-
-    Not by tarfile's own walk, which older Pythons let a hostile header send round in circles.
-    """
+    """Each file's name, first byte and number of bytes. In older Pythons a hostile header makes tarfile's own loop endless."""
     total, place, longer = os.fstat(stream.fileno()).st_size, 0, ""
     while place + _BLOCK <= total and (block := os.pread(stream.fileno(), _BLOCK, place)).strip(b"\0"):
         member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         start, size = place + _BLOCK, 0 if member.type in _WITHOUT_CONTENT else member.size
         if not 0 <= size <= total - start:
-            raise ValueError(f"{member.name}: is cut short: {size} bytes from {start} on, of {total}")
+            raise ValueError(f"{member.name}: is cut short: its {size} bytes from byte {start} on exceed the archive's {total}")
         place = start + -(-size // _BLOCK) * _BLOCK
         if member.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
             if member.size > _MAX_NAME:
-                raise ValueError(f"{member.name}: a header of {member.size} bytes")
+                raise ValueError(f"{member.name}: must have a name of at most {_MAX_NAME} bytes, got {member.size}")
             text = os.pread(stream.fileno(), member.size, start)
             longer = _long_name(text, member.type == tarfile.XHDTYPE) or longer
         elif member.type == tarfile.GNUTYPE_SPARSE:
-            raise ValueError(f"{member.name}: is sparse, which is not read")
+            raise ValueError(f"{member.name}: must not be sparse")
         else:
             if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
                 yield longer or member.name, start, member.size
             longer = ""
     if not place:
-        raise ValueError("is no tar archive")
+        raise ValueError("must be a tar archive")
 
 
 def _long_name(text: bytes, pax: bool) -> str:
-    """The name that a header of its own gives the next member: of GNU's kind, or a path among pax's records."""
+    """The next member's name in a header of GNU's kind, or in the path record of a pax header."""
     if pax:
         if re.search(rb"^\d+ (GNU\.sparse|size=)", text, re.MULTILINE):
-            raise ValueError("a member's size is written in a way that is not read")
+            raise ValueError("a member's size must be in its own header, got one in a pax record")
         found = re.search(rb"^\d+ path=(.*)$", text, re.MULTILINE)
         text = found[1] if found else b""
     return text.rstrip(b"\0").decode("utf-8", "surrogateescape")
@@ -170,7 +167,7 @@ def _is_image(name: str) -> bool:
 
 
 def _key(name: str) -> str:
-    """What the members of one sample have in common: the name up to the first dot of its last part."""
+    """The sample that a member belongs to: its name up to the first dot after the last slash."""
     folder, _, base = name.rpartition("/")
     return f"{folder}/{base.partition('.')[0]}"
 
@@ -185,7 +182,7 @@ def _choices(inside: str) -> list[str]:
     if found := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
         first, last = int(found[1]), int(found[2])
         if last - first >= _MAX_SHARDS:
-            raise ValueError(f"data: {{{inside}}}: names more than {_MAX_SHARDS} files")
+            raise ValueError(f"data: {{{inside}}}: must name at most {_MAX_SHARDS} files")
         return [str(k).zfill(len(found[1])) for k in range(first, last + 1)]
     return inside.split(",")
 

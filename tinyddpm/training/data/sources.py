@@ -1,7 +1,7 @@
-"""Images that stay where they are until they are asked for: selections of them, and pictures decoded by threads.
+"""Images that are read when they are needed: selections of a source, and image files decoded by threads.
 
-Threads, not processes: Pillow lets go of the interpreter while it decodes, no pixel is copied between processes, and
-nothing outlives a run that is killed.
+Threads suffice: Pillow releases the interpreter's lock while it decodes. They copy no pixels between processes, and nothing
+outlives a killed run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyddpm.training.data.pictures import Header, careful, decode, fit, look
+from tinyddpm.training.data.pictures import Header, decode, fit, read_header, refusing_oversized
 
 __all__ = ["IN_MEMORY", "Files", "Pictures", "Rows", "Source", "each", "open_pictures", "open_regular"]
 
@@ -41,22 +41,22 @@ class Source(Protocol):
 
 
 class Files(Protocol):
-    """`len` image files, wherever they lie."""
+    """`len` image files, in a folder or in archives."""
 
     def __len__(self) -> int: ...
 
     def name(self, i: int) -> str:
-        """What errors call file i."""
+        """The name of file i in errors."""
         ...
 
     def open(self, i: int) -> BinaryIO:
-        """File i; `OSError` or `ValueError` where that fails."""
+        """Open file i; `OSError` or `ValueError` if it cannot be read."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The rows `index` of a source: read when indexed as an array (N, C, H, W) would be, and only what is asked for."""
+    """The rows `index` of a source; indexing as an array (N, C, H, W) reads the chosen images."""
 
     source: Source
     index: NDArray[np.int64]
@@ -74,13 +74,13 @@ class Rows:
         return self.source.read(chosen.reshape(-1)).reshape(*chosen.shape, *self.source.shape)
 
     def take(self, which: Any) -> Rows:
-        """Some of the rows, nothing being read."""
+        """Some of the rows; nothing is read."""
         return replace(self, index=self.index[which])
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Image files as a source: `shape` is each one's (channels, height, width) once it is fitted."""
+    """Image files as a source: `shape` is the (channels, height, width) to which each is fitted."""
 
     files: Files
     shape: tuple[int, int, int]
@@ -90,21 +90,21 @@ class Pictures:
         return len(self.files)
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The images `rows`, decoded by `workers` threads; a file that can't be is a `ValueError` that names it."""
+        """The images `rows`, decoded by `workers` threads; `ValueError` names a file that cannot be decoded."""
         images = np.empty((len(rows), *self.shape), np.uint8)
-        for image, own in zip(images, each(self.image, rows.tolist(), self.workers), strict=True):
-            image[:] = own
+        for image, decoded in zip(images, each(self.image, rows.tolist(), self.workers), strict=True):
+            image[:] = decoded
         return images
 
     def image(self, row: int) -> NDArray[np.uint8]:
-        """One image; a grey one among coloured ones is coloured."""
+        """One image; a grey one is repeated over the channels of `shape`."""
         picture = fit(_with(decode, self.files, row), self.shape[1:]).transpose(2, 0, 1)
         if picture.shape[1:] != self.shape[1:] or len(picture) > self.shape[0]:
-            raise ValueError(f"data: {self.files.name(row)}: is no longer what its header said")
+            raise ValueError(f"data: {self.files.name(row)}: changed after its header was read")
         return np.broadcast_to(picture, self.shape)
 
     def fault(self, row: int) -> str:
-        """What keeps an image from being read; empty where nothing does."""
+        """Why an image cannot be read; empty if it can."""
         try:
             self.image(row)
         except ValueError as error:
@@ -115,19 +115,19 @@ class Pictures:
 def open_pictures(
     files: Files, size: tuple[int, int] | None, skip: bool, workers: int
 ) -> tuple[Rows | NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
-    """The images of the files, in memory where they are few; which files they are; what is wrong with the others.
+    """The images of the files, in memory if they are few; the numbers of these files; the errors of the files left out.
 
-    Without `size` all must have one. With `skip` every file is decoded once and left out where that fails. Without it
-    only headers are read, and a file that is damaged behind its header is refused when its turn comes.
+    Without `size`, all images must have the same size. With `skip`, every file is decoded once and left out if that fails.
+    Without `skip`, only headers are read; a file with damaged pixels raises when it is used.
     """
     headers, bad = _headers(files, skip)
     _refuse_none(len(headers), bad)
     (first, one), channels = next(iter(headers.items())), max(header.channels for header in headers.values())
     for i, header in headers.items() if size is None else ():
         if (header.height, header.width) != (one.height, one.width):
-            own, other = f"{header.width}x{header.height}", f"{one.width}x{one.height}"
-            what = f"is {own}, but {files.name(first).rpartition('/')[2]} is {other}"
-            raise ValueError(f"data: {files.name(i)}: {what}; all images must have one size, or image_size be given")
+            size_i, size_1 = f"{header.width}x{header.height}", f"{one.width}x{one.height}"
+            what = f"is {size_i}, but {files.name(first).rpartition('/')[2]} is {size_1}"
+            raise ValueError(f"data: {files.name(i)}: {what}; image_size must be given if images differ in size")
     source = Pictures(files, (channels, *(size or (one.height, one.width))), workers)
     kept = list(headers)
     if skip:
@@ -140,7 +140,7 @@ def open_pictures(
 
 
 def each(function: Callable[[int], _T], items: Sequence[int], workers: int) -> Iterator[_T]:
-    """The function of each item, in their order, by threads; no more than a block of them is under way."""
+    """Map a function over items with threads, in order, one block of items at a time."""
     if workers < 2 or len(items) < 2:
         yield from map(function, items)
         return
@@ -150,21 +150,21 @@ def each(function: Callable[[int], _T], items: Sequence[int], workers: int) -> I
 
 
 def open_regular(file: Path) -> BinaryIO:
-    """A regular file, open for reading; `OSError` for anything else, such as a pipe that would make the reader wait."""
+    """Open a regular file for reading; `OSError` for anything else, such as a pipe that would block."""
     handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not os.path.isfile(handle):
         os.close(handle)
-        raise OSError(None, "is no regular file")
+        raise OSError(None, "is not a regular file")
     return os.fdopen(handle, "rb")
 
 
 def _headers(files: Files, skip: bool) -> tuple[dict[int, Header], dict[int, str]]:
-    """The files' headers and, with `skip`, the faults of those that have none."""
+    """The files' headers and, with `skip`, the errors of the files without one."""
     headers, bad = dict[int, Header](), dict[int, str]()
-    with careful():
+    with refusing_oversized():
         for i in range(len(files)):
             try:
-                headers[i] = _with(look, files, i)
+                headers[i] = _with(read_header, files, i)
             except ValueError as error:
                 if not skip:
                     raise
@@ -178,7 +178,7 @@ def _refuse_none(count: int, bad: dict[int, str]) -> None:
 
 
 def _with(read: Callable[[BinaryIO, str], _T], files: Files, i: int) -> _T:
-    """What `read` makes of file i."""
+    """Apply `read` to file i."""
     try:
         with files.open(i) as stream:
             return read(stream, files.name(i))

@@ -1,4 +1,4 @@
-"""A small classifier, whose features say how alike two sets of images are: see `distances`."""
+"""A small classifier, whose features are compared by `distances`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,19 @@ _BATCH, _LR = 128, 2e-3
 
 
 class Classifier(nn.Module):
-    """Convolutions, halving the image down to at most 4 pixels, and a layer of 64 features below the logits.
+    """Convolutions that halve the image down to at most 4 pixels a side, then 64 features, then the logits.
 
-    `shape` is one image's (channels, height, width), `classes` the number of labels.
+    Parameters
+    ----------
+    shape : (int, int, int)
+        One image's (channels, height, width).
+    classes : int
+        The number of classes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not such a number.
     """
 
     mean: Tensor
@@ -53,32 +63,32 @@ class Classifier(nn.Module):
         return logits
 
     def features(self, images: Images) -> NDArray[np.float64]:
-        """The features (N, 64) of images, which have mean 0 and variance 1 over the images that it was trained on."""
+        """The features (N, 64) of images, standardised by the mean and variance over the training images."""
         mean, std = (a.cpu().numpy().astype(np.float64) for a in (self.mean, self.std))
         standard: NDArray[np.float64] = (self._map(self.body, images) - mean) / std
         return standard
 
     def accuracy(self, images: Images) -> Estimate:
-        """The share of labelled images that it names rightly, and its standard error."""
+        """The share of labelled images that are classified correctly, with its standard error."""
         labels = _labels(images)
         share = float(np.mean(self._map(self, images).argmax(axis=1) == labels))
         return Estimate(share, float(np.sqrt(share * (1 - share) / len(labels))))
 
     def save(self, dir: str | os.PathLike[str]) -> None:
-        """Write it to the folder `dir`, all or nothing; an earlier one there is replaced."""
+        """Write the classifier to the folder `dir`, whole or not at all; an earlier one there is replaced."""
         with weights.new_folder(weights.as_path("dir", dir), replaces=frozenset({CONFIG, WEIGHTS})) as folder:
             digest = weights.write_tensors(folder / WEIGHTS, self.state_dict())
             weights.write_json(folder / CONFIG, {"shape": self.shape, "classes": self.classes, "sha256": digest})
 
     @classmethod
     def load(cls, dir: str | os.PathLike[str]) -> Classifier:
-        """The classifier saved in `dir`; `FileNotFoundError` or `ValueError` naming what is missing or damaged."""
+        """The classifier saved in `dir`; `FileNotFoundError` or `ValueError` names a file that is missing or damaged."""
         folder = weights.as_path("dir", dir)
         stored = weights.read_json(folder / CONFIG)
         digest = stored.pop("sha256", None)
         shape = stored.get("shape")
         if stored.keys() != {"shape", "classes"} or not isinstance(shape, list) or len(shape) != 3:
-            raise ValueError(f"{folder / CONFIG}: the keys shape, classes and sha256 are needed, not {json.dumps(stored)}")
+            raise ValueError(f"{folder / CONFIG}: must have the keys shape, classes and sha256, got {json.dumps(stored)}")
         try:
             with torch.device("meta"):
                 net = cls((shape[0], shape[1], shape[2]), stored["classes"])
@@ -90,7 +100,7 @@ class Classifier(nn.Module):
 
     def _map(self, function: nn.Module, images: Images) -> NDArray[np.float32]:
         if images.shape != self.shape:
-            raise ValueError(f"images: shape {images.shape}, but the classifier's are {self.shape}")
+            raise ValueError(f"images must have the classifier's shape {self.shape}, got {images.shape}")
         device = self.mean.device
         with torch.no_grad():
             parts = [
@@ -102,9 +112,30 @@ class Classifier(nn.Module):
 def train_classifier(
     images: Images, *, epochs: int = 3, seed: int = 0, device: str | None = None, progress: bool = False
 ) -> Classifier:
-    """A classifier of labelled images: Adam with a learning rate that falls linearly to zero.
+    """Train a classifier by Adam with a learning rate that falls linearly to zero; a seed repeats it on the same machine.
 
-    The same images and seed give the same one on the same machine. `ValueError` where there are no labels.
+    Parameters
+    ----------
+    images : Images
+        Labelled images.
+    epochs : int
+        Passes over the images. Default: 3.
+    seed : int
+        Seed of the weights and the order. Default: 0.
+    device : str, optional
+        Torch's name of the device. Default: "cpu".
+    progress : bool
+        Whether to show a progress bar. Default: False.
+
+    Returns
+    -------
+    Classifier
+        In eval mode.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong or there are no labels.
     """
     labels = _labels(images)
     rng = np.random.default_rng(as_int("seed", seed, 0, 2**64 - 1))
@@ -124,7 +155,7 @@ def train_classifier(
     features = torch.from_numpy(net.features(images))
     std = features.std(dim=0)
     net.mean.copy_(features.mean(dim=0))
-    net.std.copy_(torch.where(std > 1e-3, std, 1))  # a unit that is never on has no scale of its own
+    net.std.copy_(torch.where(std > 1e-3, std, 1))  # 1 for a unit that is always off
     return net.eval().requires_grad_(False)
 
 
@@ -134,5 +165,5 @@ def _layer(width_in: int, width: int, stride: int) -> list[nn.Module]:
 
 def _labels(images: Images) -> NDArray[np.int64]:
     if images.labels is None or not len(images):
-        raise ValueError("data: a classifier needs labelled images, but there are no labels")
+        raise ValueError("data must have labels to train a classifier on")
     return images.labels

@@ -1,8 +1,7 @@
-"""How far a set of generated images is from real ones, by features (N, D) of both.
+"""Distances between generated and real images, by features (N, D) of both.
 
-Every function takes the generated set first. With the features of a classifier trained on the same data these are the
-classifier's Frechet and kernel distances, comparable among themselves only: FID and KID are the same formulas on the
-features of one particular network, Inception-v3.
+Every function takes the generated set first. FID and KID are `frechet` and `kernel` of the features of one particular
+network, Inception-v3; distances in the features of another network compare only with each other.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ __all__ = [
 Table = NDArray[np.float64]
 
 GROUPS = 10
-"""Parts that a standard error comes from."""
+"""Parts of a set that are left out in turn for a standard error."""
 _ROWS = 1000  # of a matrix of pairs at a time
 
 
@@ -55,27 +54,32 @@ def frechet(x: ArrayLike, y: ArrayLike) -> float:
 def frechet_gaussian(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: ArrayLike) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), of means (D,) and covariances (D, D).
 
-    The last trace is the sum of the singular values of C1^1/2 C2^1/2: no root of a product, whose small eigenvalues
-    rounding would make negative or far too large.
+    The last trace is computed as the sum of the singular values of C1^1/2 C2^1/2. A root of the product would be inaccurate,
+    as rounding makes its small eigenvalues negative or far too large.
     """
     mean1, mean2 = (np.atleast_1d(np.asarray(m, np.float64)) for m in (mean1, mean2))
     if mean1.shape != mean2.shape:
-        raise ValueError(f"mean2: shape {mean2.shape} differs from mean1's {mean1.shape}")
+        raise ValueError(f"mean2 must have mean1's shape {mean1.shape}, got {mean2.shape}")
     root1, root2 = (_root(name, c, len(mean1)) for name, c in (("cov1", cov1), ("cov2", cov2)))
     cross = np.linalg.svd(root1 @ root2, compute_uv=False).sum()
     return float(np.sum((mean1 - mean2) ** 2) + np.sum(root1**2) + np.sum(root2**2) - 2 * cross)
 
 
 def kernel(x: ArrayLike, y: ArrayLike) -> float:
-    """Squared maximum mean discrepancy under the kernel (a.b / D + 1)^3, unbiased, so that it may come out negative
-    [Binkowski et al. 2018, sec. 4]."""
+    """Squared maximum mean discrepancy of the kernel (a.b / D + 1)^3 [Binkowski et al. 2018, sec. 4].
+
+    The estimate is unbiased, so it can be negative.
+    """
     x, y = _pair(x, y)
-    return _kernel_sum(x, x, own=True) + _kernel_sum(y, y, own=True) - 2 * _kernel_sum(x, y)
+    return _kernel_sum(x, x, distinct=True) + _kernel_sum(y, y, distinct=True) - 2 * _kernel_sum(x, y)
 
 
 def precision(x: ArrayLike, y: ArrayLike, k: int = 3) -> float:
-    """Share of x within the manifold of y: in a ball around a point of y that reaches its k-th neighbour in y
-    [Kynkaanniemi et al. 2019, eq. 1]. It depends on the sets' sizes; the source compares sets of one size."""
+    """Share of x that lies within the manifold of y [Kynkaanniemi et al. 2019, eq. 1].
+
+    The manifold is the union of balls around the points of y, each up to its k-th neighbour in y. The result depends on the
+    sets' sizes; the source compares sets of one size.
+    """
     x, y = _pair(x, y)
     k = as_int("k", k, 1, len(y) - 1)
     radius = np.concatenate([np.partition(part, k, axis=1)[:, k] for part in _squares(y, y)])  # entry 0 is the point
@@ -83,15 +87,15 @@ def precision(x: ArrayLike, y: ArrayLike, k: int = 3) -> float:
 
 
 def recall(x: ArrayLike, y: ArrayLike, k: int = 3) -> float:
-    """Share of y within the manifold of x: `precision` the other way round."""
+    """Share of y that lies within the manifold of x: `precision` with the sets exchanged."""
     return precision(y, x, k)
 
 
 def jackknife(measure: Callable[[Table, Table], float], x: ArrayLike, y: ArrayLike, groups: int = GROUPS) -> Estimate:
     """A measure of two sets with its standard error: each `groups`-th part of both is left out in turn.
 
-    The error covers the chance in both sets, and no bias. It is right to first order, and up to about 1.7 times too large
-    where that vanishes: for sets that hardly differ, and for precision and recall, which hang on few outlying points.
+    The error covers the randomness of both sets, not a bias. It is right to first order. It is up to about 1.7 times too large
+    if the first order vanishes: for sets that hardly differ, and for precision and recall, which depend on few outliers.
     """
     x, y = _pair(x, y)
     groups = as_int("groups", groups, 2, min(len(x), len(y)) // 2)
@@ -106,13 +110,13 @@ MEASURES: dict[str, Callable[[Table, Table], float]] = {
     "precision": precision,
     "recall": recall,
 }
-"""Each measure by name."""
+"""The measures by name."""
 
 
 def compare(x: ArrayLike, y: ArrayLike, groups: int = GROUPS) -> dict[str, Estimate]:
     """All measures of generated x (N, D) against real y (M, D), with standard errors.
 
-    Precision and recall take equally many of both, the first ones.
+    Precision and recall use the first min(N, M) rows of both.
     """
     x, y = _pair(x, y)
     count = min(len(x), len(y))
@@ -126,9 +130,9 @@ def _pair(x: ArrayLike, y: ArrayLike) -> tuple[Table, Table]:
         if a.ndim != 2 or len(a) < 2 or not a.shape[1]:
             raise ValueError(f"{name} must be features (N, D) of at least two images, got shape {a.shape}")
         if not np.isfinite(a).all():
-            raise ValueError(f"{name}: a feature is not finite")
+            raise ValueError(f"{name} must be finite")
     if sets["x"].shape[1] != sets["y"].shape[1]:
-        raise ValueError(f"y: has {sets['y'].shape[1]} features, but x has {sets['x'].shape[1]}")
+        raise ValueError(f"y must have x's {sets['x'].shape[1]} features, got {sets['y'].shape[1]}")
     return sets["x"], sets["y"]
 
 
@@ -145,18 +149,18 @@ def _root(name: str, cov: ArrayLike, dims: int) -> Table:
         raise ValueError(f"{name} must be a symmetric matrix of shape ({dims}, {dims}), got {cov.shape}")
     values, vectors = np.linalg.eigh((cov + cov.T) / 2)
     if values[0] < -1e-6 * max(values[-1], 0):
-        raise ValueError(f"{name}: is no covariance matrix: it has the eigenvalue {values[0]:.3g}")
+        raise ValueError(f"{name} must be a covariance matrix, got the eigenvalue {values[0]:.3g}")
     root: Table = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
     return root
 
 
-def _kernel_sum(x: Table, y: Table, own: bool = False) -> float:
-    """The mean of the kernel over all pairs; with `own`, over those of different rows of the one set."""
+def _kernel_sum(x: Table, y: Table, distinct: bool = False) -> float:
+    """The mean of the kernel over all pairs; with `distinct`, over pairs of different rows of one set."""
     dims, total = x.shape[1], 0.0
     for start in range(0, len(x), _ROWS):
         part = (x[start : start + _ROWS] @ y.T / dims + 1) ** 3
-        total += float(part.sum()) - (float(part.diagonal(start).sum()) if own else 0.0)
-    return total / (len(x) * (len(y) - own))
+        total += float(part.sum()) - (float(part.diagonal(start).sum()) if distinct else 0.0)
+    return total / (len(x) * (len(y) - distinct))
 
 
 def _squares(x: Table, y: Table) -> Iterator[Table]:

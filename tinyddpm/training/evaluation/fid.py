@@ -1,4 +1,4 @@
-"""FID itself, where torch-fidelity is installed."""
+"""The Frechet Inception distance (FID), computed by torch-fidelity if it is installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["fid", "measure"]
 
 
 def measure() -> Any:
-    """torch-fidelity's ``calculate_metrics``; `ValueError` where it is not installed."""
+    """torch-fidelity's ``calculate_metrics``; `ValueError` if it is not installed."""
     try:
         from torch_fidelity import calculate_metrics
     except ImportError as error:
@@ -29,7 +29,24 @@ def measure() -> Any:
 def fid(samples: Images, real: Images, device: str) -> float:
     """The Frechet distance of two sets in the features of Inception-v3 [Heusel et al. 2017].
 
-    torch-fidelity gets the images as 8-bit RGB, a grey one with three equal channels, and fetches the weights once.
+    torch-fidelity gets the images as 8-bit RGB; grey images are repeated over the channels. It downloads its weights once.
+
+    Parameters
+    ----------
+    samples, real : Images
+        The two sets, of 1 or 3 channels.
+    device : str
+        Torch's name of the device.
+
+    Returns
+    -------
+    float
+        The distance.
+
+    Raises
+    ------
+    ValueError
+        If torch-fidelity is not installed, or the images have other channels.
     """
     pair = {"input1": _Pictures(samples), "input2": _Pictures(real)}
     found = measure()(**pair, fid=True, cuda=torch.device(device).type == "cuda", verbose=False)

@@ -1,0 +1,180 @@
+"""Saving samples to a folder or an array; the same command completes what an earlier one began.
+
+A note says which samples a folder or an unfinished array holds, so that those of two kinds never mix.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import zipfile
+import zlib
+from collections.abc import Mapping
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tinyddpm._commands.drawing import Drawing
+from tinyddpm._io.files import locked, replacing
+from tinyddpm.nn.weights import read_json
+from tinyddpm.training import save_png
+
+NOTE = "samples.json"
+_NOTE_LIMIT = 2**20  # bytes
+_CHECKSUM = 4  # bytes
+_REMEDY = "choose another path, or remove the old samples"
+
+
+def save_folder(drawing: Drawing, folder: Path) -> None:
+    """Save each sample of this process's share as a PNG file of the folder, named by its number.
+
+    A batch that lacks one file is drawn as a whole, so that a run that was stopped ends with the same files.
+    """
+    _claim(folder, drawing.about)
+    for picture in folder.glob("[0-9]*.png"):
+        _check_picture(picture, drawing.run.shape)
+    unfinished = list(folder.glob(".*.new"))  # of a process that was killed or is writing
+
+    def file(k: int) -> Path:
+        return folder / f"{k:06d}.png"
+
+    for part, pixels in drawing.missing(lambda part: all(file(k).exists() for k in part)):
+        for k, image in zip(part, pixels, strict=True):
+            try:
+                if not file(k).exists():
+                    save_png(image.transpose(1, 2, 0), file(k))
+            except FileNotFoundError:  # another process saved the same sample and removed our unfinished file
+                if not file(k).exists():
+                    raise
+    for rest in unfinished:
+        if (folder / rest.name[1:].rsplit(".", 2)[0]).exists():
+            rest.unlink(missing_ok=True)
+
+
+def save_array(drawing: Drawing, file: Path) -> None:
+    """Save all samples as the array `images` of an .npz file.
+
+    Batches are appended to ``FILE.part``, which is removed when the array is complete. It is locked meanwhile, so that two
+    commands run one after the other. The array's comment says which samples it holds; a complete array is kept.
+    """
+    index = f"{drawing.index.start}:{drawing.index.stop}"
+    about = {**drawing.about, "index": index, "batch_size": drawing.batch_size}
+    note, part = json.dumps(about).encode() + b"\n", file.with_name(f"{file.name}.part")
+    if _comment(file) == _as_json(about) and not part.exists():
+        return
+    with locked(part, announce=drawing.progress) as stream:
+        started = stream.read(len(note))
+        ours = note.startswith(started)  # a new file is empty; a note may have been cut by a kill
+        if _comment(file) != _as_json(about):
+            if not ours:
+                stream.seek(0)
+                _compare(_parse(stream.readline(_NOTE_LIMIT), part), about, part)
+            _append(drawing, stream, note)
+            _write_array(drawing, stream, len(note), file, about)
+        if ours:
+            part.unlink(missing_ok=True)
+
+
+def _append(drawing: Drawing, stream: BinaryIO, note: bytes) -> None:
+    """Draw the batches that the part file lacks; the first damaged one and all behind it are drawn again."""
+    stream.seek(0)
+    if stream.read(len(note)) != note:
+        stream.seek(0)
+        stream.truncate()
+        stream.write(note)
+    size = math.prod(drawing.run.shape)
+    kept = set(takewhile(lambda part: _read_batch(stream, len(part) * size) is not None, drawing.parts))
+    stream.seek(len(note) + sum(len(part) * size + _CHECKSUM for part in kept))
+    stream.truncate()
+    for _, pixels in drawing.missing(kept.__contains__):
+        content = pixels.tobytes()
+        stream.write(zlib.crc32(content).to_bytes(_CHECKSUM, "little") + content)
+        stream.flush()
+
+
+def _read_batch(stream: BinaryIO, size: int) -> bytes | None:
+    """Return the next batch, or None if it is cut or its checksum differs."""
+    checksum, content = stream.read(_CHECKSUM), stream.read(size)
+    return content if len(content) == size and zlib.crc32(content).to_bytes(_CHECKSUM, "little") == checksum else None
+
+
+def _write_array(drawing: Drawing, stream: BinaryIO, start: int, file: Path, about: Mapping[str, Any]) -> None:
+    """Write the .npz file with one batch at a time in memory; its bytes do not depend on interruptions."""
+    shape = drawing.run.shape
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(drawing.index), *shape)}
+    stream.seek(start)
+    with replacing(file) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.comment = _as_json(about)
+        with archive.open("images.npy", "w", force_zip64=True) as entry:
+            np.lib.format.write_array_header_1_0(entry, header)
+            for part in drawing.parts:
+                if (content := _read_batch(stream, len(part) * math.prod(shape))) is None:
+                    raise ValueError(f"out: {file}.part changed while it was read; run the command again")
+                entry.write(content)
+
+
+def _check_picture(file: Path, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless the file is a whole picture of this shape."""
+    from PIL import Image
+
+    channels, height, width = shape
+    try:
+        with Image.open(file, formats=["PNG"]) as picture:
+            fits = picture.size == (width, height) and picture.mode == ("L" if channels == 1 else "RGB")
+            picture.verify()
+    except (OSError, SyntaxError):  # Pillow raises SyntaxError for a broken PNG file
+        raise ValueError(f"out: {file} is damaged; remove it and run the command again") from None
+    if not fits:
+        raise ValueError(f"out: {file} is not a sample of this run; remove it and run the command again")
+
+
+def _claim(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write the folder's note, or check the one that is there; refuse a folder with other pictures."""
+    foreign = any(p.name[0] != "." for p in folder.glob("*.png"))  # looked for before the note, which is written first
+    note = folder / NOTE
+    if not note.exists():
+        if foreign:
+            raise ValueError(f"out: {folder} holds pictures that this command did not draw; choose another path")
+        fresh = folder / f".{NOTE}.{secrets.token_hex(4)}.new"
+        with replacing(fresh) as stream:
+            stream.write(_as_json(about))
+        try:
+            os.link(fresh, note)
+        except (FileExistsError, FileNotFoundError):  # another process was first, and may have removed our file
+            pass
+        except OSError:  # a file system without links
+            os.replace(fresh, note)
+        fresh.unlink(missing_ok=True)
+    _compare(read_json(note), about, note)
+
+
+def _parse(line: bytes, file: Path) -> dict[str, Any]:
+    """The note in the first line of `file`."""
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError(f"out: {file} is damaged or foreign; {_REMEDY}") from None
+
+
+def _compare(stored: Mapping[str, Any], about: Mapping[str, Any], file: Path) -> None:
+    """Raise ValueError unless the note stored in `file` says what `about` says."""
+    for key, value in about.items():
+        if stored.get(key) != value:
+            raise ValueError(f"{key} must be {stored.get(key)}, as in {file}, got {value}; {_REMEDY}")
+
+
+def _comment(file: Path) -> bytes | None:
+    """The comment of an .npz file, or None if it is not there or damaged."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.comment
+    except (OSError, zipfile.BadZipFile):
+        return None
+
+
+def _as_json(about: Mapping[str, Any]) -> bytes:
+    return json.dumps(about, indent=2).encode() + b"\n"

@@ -1,0 +1,57 @@
+"""The start of a DDIM step from its end, by fixed-point iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tinyddpm._arrays.namespace import Array, on_host
+from tinyddpm._network.nets import refuse_nonfinite
+from tinyddpm._process import Process
+from tinyddpm.backends import Row
+from tinyddpm.denoiser import Denoiser
+
+
+def inverse_step(d: Process, denoiser: Denoiser, row: Row, x_s: Array, xp: Any) -> Callable[[Array], Array]:
+    """The map whose fixed point is x_t: the DDIM step from there leads to x_s."""
+    t, s = row.t, row.s
+    w_xt, w_x0 = row.state
+    if d.alpha_bar[t] > 0:
+        w_xs, _ = d.between_weights(t, s)
+        w_eps = w_x0 * float(d.sqrt_one_minus_alpha_bar[t]) / float(d.sqrt_alpha_bar[s])
+        return lambda x_t: w_xs * x_s + w_eps * denoiser.eps_from(d, call_finite(d, denoiser, x_t, t, xp)[0], x_t, t, xp)
+    if s == 0:
+        raise ValueError(f"timesteps must not step from t = {t}, where alpha_bar is 0, to 0: nothing of x_t would be kept")
+    # Here eps is x_t itself and says nothing.
+    return lambda x_t: x_s / w_xt - (w_x0 / w_xt) * denoiser.x0_from(d, call_finite(d, denoiser, x_t, t, xp)[0], x_t, t, xp)
+
+
+def call_finite(d: Process, denoiser: Denoiser, x_t: Array, t: int, xp: Any) -> tuple[Array, Array | None]:
+    """The network's output; ValueError if the host sees that it is not finite, which clipping would hide."""
+    value, raw = denoiser.call(d, x_t, t, xp)
+    if on_host(value):
+        refuse_nonfinite(xp, t, value, raw)
+    return value, raw
+
+
+def fixed_point(step: Callable[[Array], Array], x: Array, iterations: int, xp: Any) -> Array:
+    """x = step(x) after as many calls, with Anderson's acceleration (depth 1), each sample (axis 0) by itself."""
+    value = step(x)
+    residual = value - x
+    x = value
+    for _ in range(iterations - 1):
+        last_value, last_residual = value, residual
+        value = step(x)
+        residual = value - x
+        change = residual - last_residual
+        size = inner(change, change, xp)
+        curved = size > 1e-4 * inner(residual, residual, xp)  # else a plain step: the quotient would be of rounding errors
+        zero, one = xp.zeros_like(size), xp.ones_like(size)
+        mix = xp.where(curved, inner(residual, change, xp) / xp.where(curved, size, one), zero)
+        x = value - mix * (value - last_value)
+    return x
+
+
+def inner(x: Array, y: Array, xp: Any) -> Array:
+    """The inner product of each sample, broadcasting against x."""
+    return xp.sum(x * y, axis=tuple(range(1, x.ndim)), keepdims=True)
