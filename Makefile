@@ -1,8 +1,9 @@
 # `make demo` and `make test` are all that a newcomer needs: each makes .venv and installs what is missing, once.
 
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN := .venv/$(SCRIPTS)
+LOWEST := .venv-lowest/$(SCRIPTS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-all test-core test-lowest mutation docs dist api-check lint format clean
@@ -23,10 +24,8 @@ test-core: .venv/pyvenv.cfg
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # The same with the lowest versions that pyproject.toml allows, in an environment of its own.
-test-lowest:
-	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt --editable '.[test-core]'
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 -p no:cacheprovider
+test-lowest: .venv-lowest/installed
+	OMP_NUM_THREADS=1 $(LOWEST)/python -m pytest -n 2 -p no:cacheprovider
 
 # About half an hour of one core; docs/mutation.md reads what it leaves in build/mutation.
 mutation: .venv/installed-mutation
@@ -81,4 +80,9 @@ clean:
 
 .venv/installed-docs: .venv/installed-train
 	$(PIP) --editable '.[docs]'
+	@touch $@
+
+.venv-lowest/installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt --editable '.[test-core]'
 	@touch $@

@@ -97,8 +97,10 @@ def add_navigation(app: Any, page: str, source: list[str]) -> None:
 
 
 def prepare(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings as reStructuredText: asterisks are asterisks, and a paragraph below the parameters is none of them."""
-    lines[:] = [re.sub(r"(?<![`\w(*])(\*+)(?=\w)", r"\\\1", line) for line in lines]
+    """Make a docstring reStructuredText: escape asterisks outside code, and end the parameters before a paragraph."""
+    code = r"``[^`]+``|`[^`]+`|^ *>>> .*$|^ *\.\. math:: .*$"
+    escaped = re.sub(rf"({code})|(?<![\w(*])(\*+)(?=\w)", lambda m: m[1] or "\\" + m[2], "\n".join(lines), flags=re.MULTILINE)
+    lines[:] = escaped.split("\n")
     if "Parameters" in lines:
         start = lines.index("Parameters") + 2
         for k in range(start, len(lines)):

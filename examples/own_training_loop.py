@@ -53,7 +53,7 @@ def train(steps: int, T: int = 200, batch: int = 256, seed: int = 0) -> tuple[Di
         loss = simple(d, denoiser, x0, t, torch.randn_like(x0))
         times.update(t, loss.detach().numpy())
         optimizer.zero_grad()
-        (torch.from_numpy(weight).float() * loss).mean().backward()
+        (torch.from_numpy(weight).float() * loss).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return d, denoiser
 

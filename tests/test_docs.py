@@ -163,3 +163,7 @@ def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path: Path) 
         assert not re.findall(r"<(?:script|img|link)[^>]*(?:src|href)=\"(?:https?:)?//[^>]*>", html), path
         for link in re.findall(r"<a[^>]* href=\"(?![a-z]+:)([^\"#]+)", html):
             assert (path.parent / link).exists(), f"{path}: {link}"
+        if "docs/api" in path.as_posix():
+            assert r"\*" not in re.sub(
+                r'<(?:span|div) class="(?:math|highlight)[^>]*>.*?</(?:span|div)>', "", html, flags=re.DOTALL
+            ), path

@@ -29,7 +29,7 @@ __all__ = ["as_words", "like", "normal", "numbers"]
 _WORD = 2**64
 
 Index = Sequence[int] | np.ndarray[Any, Any]
-"""Sample numbers: a range, a sequence of ints or an integer array."""
+"""Sample numbers, as a range, a sequence of ints or an integer array."""
 
 
 def normal(
