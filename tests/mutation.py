@@ -109,7 +109,8 @@ def undecorated(source: str) -> str:
     lines, tree = source.splitlines(), ast.parse(source)
     classes = [c for c in tree.body if isinstance(c, ast.ClassDef)]
     plain = [c for c in classes if "NamedTuple" not in map(ast.unparse, c.bases)]  # in a NamedTuple every name would be a field
-    functions = [f for owner in (tree, *plain) for f in owner.body if isinstance(f, ast.FunctionDef)]
+    owners: list[ast.Module | ast.ClassDef] = [tree, *plain]
+    functions = [f for owner in owners for f in owner.body if isinstance(f, ast.FunctionDef)]
     for f in sorted(functions, key=lambda f: f.lineno, reverse=True):
         kinds = [ast.unparse(decorator) for decorator in f.decorator_list]
         if len(kinds) == 1 and kinds[0].startswith(("property", "cached_property", "np.errstate(")):

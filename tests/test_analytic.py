@@ -193,7 +193,7 @@ def test_a_point_has_predictions_but_no_density(library: Library) -> None:
 def test_what_the_host_can_read_is_read() -> None:
     torch = pytest.importorskip("torch")
     data = GaussianData(torch.tensor([0.1, 0.2], requires_grad=True), torch.tensor(0.5, dtype=torch.bfloat16))
-    np.testing.assert_array_equal(data.mean, np.float32([0.1, 0.2]))
+    np.testing.assert_array_equal(data.mean, np.array([0.1, 0.2], np.float32))
     assert data.var.tolist() == [0.5, 0.5]
 
 

@@ -328,8 +328,8 @@ def test_evaluate_gives_the_terms(model: str, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--fid"], "fid: --distances"),
-        (["--classifier", "somewhere"], "classifier: --distances"),
+        (["--fid"], "fid must come with --distances"),
+        (["--classifier", "somewhere"], "classifier must come with --distances"),
         (["--distances", "3"], "distances must be in 20..2147483648, got 3"),
         (["--distances", "40", "--sampler", "euler"], "euler"),
         (["--distances", "40", "--steps", "9"], "steps must be in 1..6, got 9"),

@@ -21,7 +21,7 @@ from tinyddpm.verify import _truth
 ROUNDING = 2e-15
 
 
-def relative(value: float, truth: Any) -> float:
+def relative(value: Any, truth: Any) -> float:
     """The relative error; 0 where both are below the normal range, which XLA flushes to zero."""
     tiny = Decimal(2) ** -1022
     if abs(truth) < tiny:

@@ -278,7 +278,7 @@ def _spherical(a: Array, b: Array, weight: float, xp: Any) -> Array:
 
 def _mask(mask: Array, known: Array, xp: Any) -> Array:
     """The mask as booleans of known's library, device and shape."""
-    if not isinstance(mask, np.ndarray) and not is_array_of(xp, mask):
+    if isinstance(mask, np.ma.MaskedArray) or (not isinstance(mask, np.ndarray) and not is_array_of(xp, mask)):
         raise TypeError(f"mask must be a boolean array of known's library or NumPy, got {type(mask).__name__}")
     if mask.dtype != (np.dtype(bool) if isinstance(mask, np.ndarray) else xp.bool):
         raise TypeError(f"mask must be booleans (True is kept), got {mask.dtype}")

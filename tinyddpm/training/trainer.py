@@ -26,7 +26,7 @@ from tinyddpm.training.world import World
 __all__ = ["RECORD", "Trainer"]
 
 RECORD = ("batch", "loss", "gradient")
-"""What `Trainer.step` returns: the sum of the batch's values, the mean loss, the norm of the gradient."""
+"""Names of what `Trainer.step` returns, the sum of the batch's values, the mean loss, and the gradient's norm."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 

@@ -164,7 +164,7 @@ def _decoder(place: Place, grid: list[tuple[int, int, float, float]]) -> float:
     return error
 
 
-def _log_p(place: Place, x: Any, mean: Any, log_std: Any, levels: int, method: str = "exact") -> Any:
+def _log_p(place: Place, x: Any, mean: Any, log_std: Any, levels: int, method: Any = "exact") -> Any:
     """Return the decoder's log p on flat arrays, computed for _SIZE numbers at a time."""
     cuts = [slice(k, k + _SIZE) for k in range(0, len(x), _SIZE)]
     found = []

@@ -72,7 +72,7 @@ class Shards:
     shards: tuple[Path, ...]
     names: tuple[str, ...]
     places: NDArray[np.int64]
-    """(N, 3): each image's archive, its first byte there, and its number of bytes."""
+    """Each image's archive, its first byte there, and its number of bytes, shape (N, 3)."""
     numbers: NDArray[np.int64] | None
 
     @classmethod
