@@ -29,7 +29,8 @@ class ChainScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, trained_betas: list[float], prediction_type: str = "epsilon", clip_sample: bool = True) -> None:
         self.d = Diffusion(trained_betas)
-        self.kind, self.clip = KINDS[prediction_type], clip_sample
+        self.kind: conversions.Kind = KINDS[prediction_type]
+        self.clip = clip_sample
         self.num_train_timesteps = self.d.T
         self.set_timesteps(self.d.T)
 

@@ -235,8 +235,13 @@ def test_betas_of_any_library() -> None:
     torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
     values = [0.25, 0.5, 1.0]  # exact in bfloat16
     trained = torch.nn.Parameter(torch.tensor(values))
-    low = [torch.tensor(values, dtype=torch.bfloat16), jax.numpy.array(values, "bfloat16"), np.array(values, "float16")]
-    for beta in (tuple(values), np.array(values, np.longdouble), trained, *low):
+    low: list[Any] = [
+        torch.tensor(values, dtype=torch.bfloat16),
+        jax.numpy.array(values, "bfloat16"),
+        np.array(values, "float16"),
+    ]
+    everything: list[Any] = [tuple(values), np.array(values, np.longdouble), trained, *low]
+    for beta in everything:
         assert schedules.checked(beta).tolist() == values
         assert schedules.zero_terminal_snr(beta).tolist() == values
         assert schedules.from_alpha_bar(1 - beta if beta is trained else [0.75, 0.375, 0.0]).shape == (3,)

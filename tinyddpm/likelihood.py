@@ -175,10 +175,11 @@ class _Sums:
         xp = self.xp
         mean = self.d._convert(value, step.x_t, 1, self.kind, "mu", xp)
         log_var = self.denoiser.log_var_from(self.d, step.raw, step.x_t, 1, None, xp)
-        if self.decoder == "density":
+        decoder = self.decoder
+        if decoder == "density":
             return -sum_over_dims(gaussian.Gaussian(mean, log_var).log_prob(self.x), xp)
         x0 = clip_array(self.x, -1.0, 1.0, xp)
-        return -sum_over_dims(gaussian.discretized_log_likelihood(x0, mean, log_var / 2, self.levels, self.decoder), xp)
+        return -sum_over_dims(gaussian.discretized_log_likelihood(x0, mean, log_var / 2, self.levels, decoder), xp)
 
 
 @names_unknown_options

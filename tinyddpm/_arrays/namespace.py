@@ -151,7 +151,9 @@ def host_numbers(name: str, values: Any) -> np.ndarray[Any, Any]:
     if isinstance(values, np.ndarray):
         _check_plain(name, values)
     try:
-        if hasattr(values, "detach"):  # Torch: NumPy knows no bfloat16, and does not read what requires gradients
+        if not isinstance(values, np.ndarray) and hasattr(
+            values, "detach"
+        ):  # Torch: NumPy knows no bfloat16, and does not read what requires gradients
             values = values.detach().cpu()
             values = values.float() if dtype_name(values) == "bfloat16" else values
         array = np.asarray(values)

@@ -136,7 +136,8 @@ def _there_and_back(place: Place) -> float:
     for source, target in permutations(conversions.KINDS, 2):
         there = d.convert(place.array(value), place.array(x_t), STEPS, source, target)
         back = d.convert(there, place.array(x_t), STEPS, target, source)
-        (a, b), (c, e) = (_on_host(d.conversion(*pair)) for pair in ((source, target), (target, source)))
+        pairs: list[tuple[conversions.Kind, conversions.Kind]] = [(source, target), (target, source)]
+        (a, b), (c, e) = (_on_host(d.conversion(*pair)) for pair in pairs)
         scale = np.abs(c) * (np.abs(a * value) + np.abs(b * x_t)) + np.abs(e * x_t)
         error = max(error, difference(place.host(back), value, scale))
     return error
