@@ -122,7 +122,8 @@ class _Sums:
 
     def __init__(self, d: Process, denoiser: Denoiser, x: Array, xp: Any, terms: bool, levels: int, decoder: Decoder) -> None:
         self.d, self.denoiser, self.x, self.xp = d, denoiser, x, xp
-        self.terms, self.levels, self.decoder = terms, levels, decoder
+        self.terms, self.levels = terms, levels
+        self.decoder: Decoder = decoder
         self.kind: Kind = "x0" if denoiser.clip_range else denoiser.predicts
         existing_slope(d, denoiser.predicts, self.kind, x, xp)
         self.slope, self.dims = existing_slope(d, self.kind, "mu", x, xp), math.prod(x.shape[1:])
