@@ -8,7 +8,7 @@ square distance from there over the same starts, in units of the data. Ancestral
 
 Three comparisons at equal network calls. "same grid" gives both libraries one plan, diffusers' "trailing" spacing: one method in
 two libraries, equal to its float32 tables. "default" is ours with one choice for every sampler and number of calls,
-spacing="quadratic", which `tinyddpm sample` takes when it is given fewer moves than T, beside what diffusers does when only the
+spacing="quadratic", which is the default of these samplers for fewer steps than T, beside what diffusers does when only the
 number of steps is given. "best" is the same choice of ours beside the best of all the spacings that diffusers offers for the
 sampler, chosen anew for each number of calls with the truth at hand. The JSON file has every spacing of both libraries.
 
@@ -16,7 +16,7 @@ sampler, chosen anew for each number of calls with the truth at hand. The JSON f
   floor. Where both errors are within 1.5 of it, which is less is chance, and no ratio is given.
 - diffusers' DDIM moves from t to t - 1000 // steps whatever its plan, so where steps does not divide 1000 it is not on the plan
   that it names. The numbers of calls here divide it.
-- Ours by the library's own default, "even", ends at T / steps where diffusers' defaults end at t = 1: it is up to 7 % worse than
+- With spacing="even" ours ends at T / steps where diffusers' defaults end at t = 1: it is up to 7 % worse than
   they are with DDIM, and 2 to 7 times with Heun's method from 39 calls on. The quadratic plan ends small too.
 """
 

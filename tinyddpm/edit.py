@@ -93,9 +93,9 @@ def inpaint(
     jump_length, resamplings = as_positive_int("jump_length", jump_length), as_positive_int("resamplings", resamplings)
     walk = list(_walk(plan, jump_length, resamplings))
     draw = noise.like(known, seed, index, stream=_STREAM)
-    x, shown = draw(0), as_bool("progress", progress)
+    x, progress = draw(0), as_bool("progress", progress)
     with backends.no_grad(known):
-        for step, (t, s) in enumerate(progress_bar(walk, len(walk), enabled=shown, label="inpaint"), 1):
+        for step, (t, s) in enumerate(progress_bar(walk, len(walk), enabled=progress, label="inpaint"), 1):
             if s > t:
                 x = d.q_between(x, t, s).sample(draw(step))
                 continue
@@ -236,13 +236,13 @@ def invert(
     """
     check_model(d, denoiser)
     xp = namespace_of(x0=x0)
-    iterations, shown = as_positive_int("iterations", iterations), as_bool("progress", progress)
+    iterations, progress = as_positive_int("iterations", iterations), as_bool("progress", progress)
     if on_host(x0) and not bool(xp.all(xp.isfinite(x0))):
         raise ValueError("x0 must be finite, got NaN or infinity")
     plan = plans.chosen(d.log_snr, steps, timesteps, default=BEST_SPACING["ddim"], started=True)
     rows, x = ddim(d, plan, 0.0)[::-1], x0
     with backends.no_grad(x0):
-        for row in progress_bar(rows, len(rows), enabled=shown, label="invert"):
+        for row in progress_bar(rows, len(rows), enabled=progress, label="invert"):
             x = fixed_point(inverse_step(d, denoiser, row, x, xp), x, iterations, xp)
             if row is rows[-1] or on_host(x):
                 refuse_nonfinite(xp, row.t, x)

@@ -14,7 +14,7 @@ import numpy as np
 
 
 def as_int(name: str, value: Any, low: int, high: int) -> int:
-    """A Python int or NumPy integer within [low, high]; `bool` is no int."""
+    """A Python int or NumPy integer within [low, high]; `bool` is not an int."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     number: int = operator.index(value)
@@ -41,7 +41,7 @@ def as_real(name: str, value: Any, low: float = -math.inf, high: float = math.in
 
 
 def as_list(name: str, values: Any, *, empty: bool = False) -> list[Any]:
-    """The values as a list; text is no sequence of them."""
+    """The values as a list; a str is refused."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must be a sequence, got {type(values).__name__}")
     if not (found := list(values)) and not empty:
@@ -112,7 +112,7 @@ def names_unknown_options(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def refuse_unknown_options(given: Iterable[str], options: Iterable[str], function: str, known: Iterable[str] = ()) -> None:
-    """Raise TypeError that names the first unknown option, the nearest and the known ones; `known` are no options."""
+    """Raise TypeError that names the first unknown option, the nearest and the known ones; `known` are parameters that are not options."""
     for name in given:
         if name not in options and name not in known:
             raise TypeError(f"{name} is not an option of {function}{nearest(name, options)}; known are {', '.join(options)}")
