@@ -66,7 +66,7 @@ WRONG = {
         "--data {data}/large.npy -> 16x16", "--data {data}/corrupt -> b.png", "--limit 0 -> limit 0",
         "--model {data}/empty -> empty", "--fid -> fid --distances", "--classifier a -> classifier --distances",
         "--distances 3 -> distances 3", "--distances 40 --sampler euler -> euler", "--distances 40 --steps 9 -> steps 9",
-        "--distances 40 --classifier {data}/file -> classifier.json",
+        "--distances 40 --classifier {data}/file -> classifier.json", "--distances 40 --fid -> torch-fidelity",
     ],
     "plot": [
         "wheel {out}.png -> wheel", "schedules {out}.doc -> .doc", "schedules {data}/file/a.png -> file",

@@ -325,24 +325,6 @@ def test_evaluate_gives_the_terms(model: str, capsys: pytest.CaptureFixture[str]
     assert json.loads(capsys.readouterr().out)["curve"]["error"] == [None] * 6
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (["--fid"], "fid must come with --distances"),
-        (["--classifier", "somewhere"], "classifier must come with --distances"),
-        (["--distances", "3"], "distances must be in 20..2147483648, got 3"),
-        (["--distances", "40", "--sampler", "euler"], "euler"),
-        (["--distances", "40", "--steps", "9"], "steps must be in 1..6, got 9"),
-        (["--distances", "40", "--classifier", __file__], "classifier.json"),
-        (["--distances", "40", "--fid"], "torch-fidelity"),
-    ],
-)
-def test_wrong_words_are_one_line(model: str, words: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", "--model", model, *EVALUATE, *words]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert named in line
-
-
 def test_fid_is_torch_fidelitys(
     model: str, classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

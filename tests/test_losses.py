@@ -280,18 +280,7 @@ def test_the_bounds_terms_are_never_negative(d: Diffusion, seed: int) -> None:
 
 
 @pytest.mark.parametrize("loss", ALL)
-def test_bad_input_is_refused_by_name(loss: Callable[..., Any]) -> None:
-    denoiser = Denoiser(EXACT)
-    for arguments, error, name in [
-        ((X0, 0, EPS), ValueError, "t"),
-        ((X0, np.array([1, 2, 3, 4, T + 1]), EPS), ValueError, "t"),
-        ((X0, 1.0, EPS), TypeError, "t"),
-        ((X0, 1, EPS[:, :1]), ValueError, "eps"),
-        ((X0, 1, EPS.astype(int)), TypeError, "eps"),
-        ((X0.astype(int), 1, EPS), TypeError, "x0"),
-    ]:
-        with pytest.raises(error, match=rf"^{name}\b"):
-            loss(CHAIN, denoiser, *arguments)
+def test_a_wrong_output_is_refused(loss: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"^net\b"):
         loss(CHAIN, Denoiser(lambda x, t: x[:, :1]), X0, 1, EPS)
 

@@ -112,7 +112,7 @@ def names_unknown_options(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def refuse_unknown_options(given: Iterable[str], options: Iterable[str], function: str, known: Iterable[str] = ()) -> None:
-    """Raise TypeError that names the first unknown option, the nearest and the known ones; `known` are parameters that are not options."""
+    """Raise TypeError that names the first unknown option, the nearest and the known ones; `known` are other parameters."""
     for name in given:
         if name not in options and name not in known:
             raise TypeError(f"{name} is not an option of {function}{nearest(name, options)}; known are {', '.join(options)}")
