@@ -13,17 +13,20 @@ from tinyddpm.denoiser import Denoiser
 
 
 def inverse_step(d: Process, denoiser: Denoiser, row: Row, x_s: Array, xp: Any) -> Callable[[Array], Array]:
-    """The map whose fixed point is x_t: the DDIM step from there leads to x_s."""
+    """The map whose fixed point is x_t: the DDIM step x_s = w_xt x_t + w_x0 x_0(x_t) from there leads to x_s.
+
+    The step is solved for the x_t that it multiplies. Near T, where x_t is mostly noise, x_0(x_t) hardly depends on x_t, so
+    this contracts; near the data the same step with eps(x_t) in place of x_0(x_t) does.
+    """
     t, s = row.t, row.s
     w_xt, w_x0 = row.state
-    if d.alpha_bar[t] > 0:
-        w_xs, _ = d.between_weights(t, s)
-        w_eps = w_x0 * float(d.sqrt_one_minus_alpha_bar[t]) / float(d.sqrt_alpha_bar[s])
-        return lambda x_t: w_xs * x_s + w_eps * denoiser.eps_from(d, call_finite(d, denoiser, x_t, t, xp)[0], x_t, t, xp)
-    if s == 0:
+    if s == 0 and d.alpha_bar[t] == 0:
         raise ValueError(f"timesteps must not step from t = {t}, where alpha_bar is 0, to 0: nothing of x_t would be kept")
-    # Here eps is x_t itself and says nothing.
-    return lambda x_t: x_s / w_xt - (w_x0 / w_xt) * denoiser.x0_from(d, call_finite(d, denoiser, x_t, t, xp)[0], x_t, t, xp)
+    if s > 0 and d.alpha_bar[t] < 0.5:
+        return lambda x_t: x_s / w_xt - (w_x0 / w_xt) * denoiser.x0_from(d, call_finite(d, denoiser, x_t, t, xp)[0], x_t, t, xp)
+    w_xs, _ = d.between_weights(t, s)
+    w_eps = w_x0 * float(d.sqrt_one_minus_alpha_bar[t]) / float(d.sqrt_alpha_bar[s])
+    return lambda x_t: w_xs * x_s + w_eps * denoiser.eps_from(d, call_finite(d, denoiser, x_t, t, xp)[0], x_t, t, xp)
 
 
 def call_finite(d: Process, denoiser: Denoiser, x_t: Array, t: int, xp: Any) -> tuple[Array, Array | None]:
