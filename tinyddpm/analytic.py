@@ -175,8 +175,8 @@ class GaussianData(_Data):
 
     Parameters
     ----------
-    mean : array_like (*shape)
-        The mean of a sample; kept as a read-only float64 array.
+    mean : array_like
+        The mean, of the shape of one sample; kept as a read-only float64 array.
     var : array_like
         The variances, not negative, broadcast to the mean's shape; kept as a read-only float64 array.
 
