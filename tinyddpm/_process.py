@@ -137,7 +137,7 @@ class Process(Tables):
         [[0.8]]
         """
         xp = namespace_of(x_s=x_s)
-        w = self.step_weights(*self.checked_pair(t, s, x_s, xp), x_s, xp)
+        w = self._step_weights(*self._checked_pair(t, s, x_s, xp), x_s, xp)
         return Gaussian(w.w_xs * x_s, w.log_beta)
 
     def posterior(self, x_t: A, x0: A, t: Steps, s: Steps | None = None) -> Gaussian:
@@ -176,7 +176,7 @@ class Process(Tables):
         """
         xp = namespace_of(x_t=x_t, x0=x0)
         check_same_shape("x0", x0, "x_t", x_t)
-        w = self.step_weights(*self.checked_pair(t, s, x_t, xp), x_t, xp)
+        w = self._step_weights(*self._checked_pair(t, s, x_t, xp), x_t, xp)
         return Gaussian(w.w_x0 * cast_like(x0, x_t, xp) + w.w_xt * x_t, w.log_beta_tilde)
 
     def convert(self, value: A, x_t: A, t: Steps, source: Kind, target: Kind) -> A:
@@ -219,7 +219,7 @@ class Process(Tables):
 
     def _convert(self, value: A, x_t: A, t: Any, source: Kind, target: Kind, xp: Any) -> A:
         """`convert` of checked arrays and steps."""
-        a, b = self.existing_conversion(t, source, target)
+        a, b = self._existing_conversion(t, source, target)
         if source == target and isinstance(t, int | np.ndarray):
             return value
         converted = gather(a, t, value, xp) * value
@@ -227,7 +227,7 @@ class Process(Tables):
             converted = converted + gather(b, t, value, xp) * cast_like(x_t, value, xp)
         return converted  # type: ignore[no-any-return]
 
-    def existing_conversion(self, t: Any, source: Kind, target: Kind) -> tuple[Table, Table | None]:
+    def _existing_conversion(self, t: Any, source: Kind, target: Kind) -> tuple[Table, Table | None]:
         """`conversion`, or ValueError if it does not exist at a step t that the host can read."""
         a, b = self.conversion(source, target)
         if isinstance(t, int | np.ndarray) and np.any(missing := np.isnan(a[t])):

@@ -17,13 +17,13 @@ from tinyddpm._arrays.namespace import A, Array, clip_array, namespace_of
 from tinyddpm._arrays.steps import Steps, check_steps, time_array
 from tinyddpm._arrays.value import FrozenValue
 from tinyddpm._network import variance
-from tinyddpm._network.nets import Net, call_net, check_output, respaced
+from tinyddpm._network.nets import Net, call_net, check_output, refuse_nonfinite, respaced
 from tinyddpm._network.variance import Variance
 from tinyddpm._process import Process
 from tinyddpm.conversions import KINDS, Kind
 from tinyddpm.gaussian import Gaussian
 
-__all__ = ["Denoiser", "Net", "check_model"]
+__all__ = ["Denoiser", "Net", "check_model", "refuse_nonfinite"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +165,7 @@ class Denoiser(FrozenValue):
         (0.3194, 0.2)
         """
         _, xp = self._checked(d, x_t, t)
-        t, s = d.checked_pair(t, s, x_t, xp)
+        t, s = d._checked_pair(t, s, x_t, xp)
         value, raw = self.call(d, x_t, t, xp)
         return self.p_from(d, value, raw, x_t, t, s, xp)
 
@@ -240,7 +240,7 @@ class Denoiser(FrozenValue):
         -------
         Gaussian
         """
-        w = d.step_weights(t, s, x_t, xp)
+        w = d._step_weights(t, s, x_t, xp)
         mean = w.w_x0 * self.x0_from(d, value, x_t, t, xp) + w.w_xt * x_t
         return Gaussian(mean, self.log_var_from(d, raw, x_t, t, s, xp))
 
@@ -258,7 +258,7 @@ class Denoiser(FrozenValue):
             raise ValueError(f"raw must be the network's variance output, as variance is {self.variance!r}, got None")
         if self.variance == "learned":
             return raw
-        w = d.step_weights(t, s, x_t, xp)
+        w = d._step_weights(t, s, x_t, xp)
         if self.learned:
             return variance.interpolated_log_var(d, raw, w, t, x_t, xp)
         return variance.fixed_log_var(d, self.variance, w, t, x_t, xp)

@@ -65,7 +65,7 @@ def target(d: Process, predicts: Kind, x0: Array, x_t: Array, t: Any, eps: Array
     if predicts == "v":
         return d._q_sample(eps, t, -x0, xp)  # v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0
     if predicts == "mu":
-        w = d.step_weights(t, None, x_t, xp)
+        w = d._step_weights(t, None, x_t, xp)
         return w.w_x0 * x0 + w.w_xt * x_t
     return x0 if predicts == "x0" else d._convert(eps, x_t, t, "eps", predicts, xp)
 
@@ -111,9 +111,9 @@ def _reconstruction(x0: Array, mean: Array, log_var: Any, decoder: Decoder, xp: 
 
 def _divergence(d: Process, denoiser: Denoiser, call: Call, log_var: Any) -> Array:
     """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), elementwise; the gap of the means comes from the prediction's error."""
-    slope = d.existing_conversion(call.t, denoiser.predicts, "mu")[0]
+    slope = d._existing_conversion(call.t, denoiser.predicts, "mu")[0]
     gap = gather(slope, call.t, call.x0, call.xp) * call.error
-    log_beta_tilde = d.step_weights(call.t, None, call.x_t, call.xp).log_beta_tilde
+    log_beta_tilde = d._step_weights(call.t, None, call.x_t, call.xp).log_beta_tilde
     return gaussian.kl(gap, log_beta_tilde, call.xp.zeros_like(gap), log_var)
 
 

@@ -64,7 +64,22 @@ def check_output(out: Any, x_t: Array, t: Any, xp: Any, learned: bool) -> None:
 
 
 def refuse_nonfinite(xp: Any, t: int, *outputs: Array | None) -> None:
-    """Raise ValueError that names the network and t if an array of the namespace xp is not finite."""
+    """Raise ValueError that names the network and the step if an array is not finite.
+
+    Parameters
+    ----------
+    xp : namespace
+        The arrays' array-API namespace.
+    t : int
+        The step.
+    *outputs : array or None
+        The network's outputs.
+
+    Raises
+    ------
+    ValueError
+        If one holds NaN or infinity.
+    """
     for out in outputs:
         if out is not None and not bool(xp.all(xp.isfinite(out))):
             raise ValueError(f"net returned NaN or infinity at t = {t}")

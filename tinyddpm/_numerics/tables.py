@@ -157,7 +157,7 @@ class Tables(FrozenValue):
             known[source, target] = conversions.tables(self._coefficients, source, target)
         return known[source, target]
 
-    def checked_pair(self, t: Steps, s: Steps | None, x: Array, xp: Any) -> tuple[Any, Any]:
+    def _checked_pair(self, t: Steps, s: Steps | None, x: Array, xp: Any) -> tuple[Any, Any]:
         """A reverse step's (t, s) in the forms of `check_steps`; s may be None, which stands for t - 1."""
         t = check_steps("t", t, x, xp, 1, self.T)
         if s is not None:
@@ -166,7 +166,7 @@ class Tables(FrozenValue):
                 _check_order(*np.broadcast_arrays(t, s))
         return t, s
 
-    def step_weights(self, t: Any, s: Any, x: Array, xp: Any) -> LogVarWeights:
+    def _step_weights(self, t: Any, s: Any, x: Array, xp: Any) -> LogVarWeights:
         """The weights of a checked pair as they combine with x, an array of the namespace xp."""
         if s is None:
             return LogVarWeights(*(gather(table, t, x, xp) for table in self._log_var_weights))
