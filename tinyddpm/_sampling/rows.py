@@ -38,9 +38,9 @@ def ddim(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:
     At eta = 1 this is ancestral sampling with variance beta_tilde.
     """
     t, s = _pairs(timesteps)
-    beta_tilde = d.posterior_weights(t, s)[2]
-    # sqrt(sigma_s^2 - sigma^2) = sigma_s k with k^2 = 1 - eta^2 beta_{t|s} / (1 - alpha_bar_t).
-    k2 = 1 - eta**2 * d.between_weights(t, s)[1] / d.one_minus_alpha_bar[t]
+    (_, posterior_xt, beta_tilde), (w_xs, _) = d.posterior_weights(t, s), d.between_weights(t, s)
+    # sqrt(sigma_s^2 - sigma^2) = sigma_s k with k^2 = 1 - eta^2 beta_{t|s} / (1 - alpha_bar_t), without its cancellation.
+    k2 = (1 - eta) * (1 + eta) + eta**2 * w_xs * posterior_xt
     sigma, a, lam = d.sqrt_one_minus_alpha_bar, d.sqrt_alpha_bar, d.log_snr / 2
     with np.errstate(divide="ignore", invalid="ignore"):  # log k = -inf: nothing of eps is kept
         w_x0 = -a[s] * np.expm1(np.where(s > 0, 0.5 * np.log(k2), 0.0) - (lam[s] - lam[t]))
@@ -65,11 +65,11 @@ def dpm_solver_2m(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row
 def heun(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:
     """Heun's method in sigma_t / a_t on the plan's own grid [EDM alg. 1]: two network calls a step, Euler into s = 0.
 
-    If alpha_bar_T = 0 the first step starts at sigma / a = infinity, where the trapezium has no finite weight: it is Euler's.
+    A step over which sigma / a falls by more than 2^20 is Euler's: the trapezium would multiply rounding by as much.
     """
     rows = []
     for step in _first_order(d, timesteps):
-        if step.s == 0 or math.isinf(step.h):
+        if step.s == 0 or step.h > _LONGEST:
             rows.append(step.row())
             continue
         # With rho = exp(-h), the mean of the two slopes splits x_0's weight 1 - rho into these two parts.
@@ -99,12 +99,15 @@ def unipc(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:
     return rows
 
 
+_LONGEST = 20 * math.log(2)  # of a step of Heun's
+_SHORTEST = 2**-10  # an interval, against the next, over which the difference of predictions is more than rounding
+
 METHODS: dict[str, Method] = {"ddpm": ddpm, "ddim": ddim, "dpm++2m": dpm_solver_2m, "heun": heun, "unipc": unipc}
 
 
 def _extrapolation(before: _FirstOrder, step: _FirstOrder) -> float:
-    """1 / (2 r), r = h_before / h: how far the second order extrapolates the last two predictions."""
-    return 0.0 if step.s == 0 else step.h / (2 * before.h)
+    """1 / (2 r), r = h_before / h: how far the second order extrapolates the last two predictions; 0 if r is tiny."""
+    return 0.0 if step.s == 0 or before.h < _SHORTEST * step.h else step.h / (2 * before.h)
 
 
 def _corrector(step: _FirstOrder, earlier: float | None) -> tuple[float, ...]:
@@ -112,7 +115,7 @@ def _corrector(step: _FirstOrder, earlier: float | None) -> tuple[float, ...]:
     if math.isinf(step.h):
         return step.keep, 0.0, step.take, 0.0  # no finite polynomial spans an infinite interval
     rho0, rho1, r = 0.0, 0.5, -1.0
-    if earlier is not None:
+    if earlier is not None and earlier >= _SHORTEST * step.h:
         z = -step.h
         phi1 = math.expm1(z)
         phi2 = phi1 / z - 1
