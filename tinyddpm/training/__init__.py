@@ -1,4 +1,4 @@
-"""Training a `tinyddpm.nn.UNet`: `train` a `TrainConfig`, `load_run` what came of it, `load` images."""
+"""Train a `tinyddpm.nn.UNet`: `train` runs a `TrainConfig`, `load_run` loads the result, `load` loads images."""
 
 from tinyddpm.training.checkpoint import CheckpointError
 from tinyddpm.training.config import DEMO, HO2020, TrainConfig

@@ -145,7 +145,13 @@ class TrainConfig:
         return self.variance in ("learned", "learned_range")
 
     def diffusion(self) -> Diffusion:
-        """The process that the network is trained for."""
+        """The process that the network is trained for.
+
+        Returns
+        -------
+        Diffusion
+            The process of `schedule` and `T`.
+        """
         schedule = schedules.NAMES[self.schedule]
         given = {"T": self.T, "beta_1": min(0.1 / self.T, 0.5), "beta_T": min(20 / self.T, 0.999)}
         parameters = inspect.signature(schedule).parameters.values()
@@ -155,11 +161,38 @@ class TrainConfig:
         return Diffusion(schedule(**{p.name: given[p.name] for p in parameters if p.name in given}))
 
     def denoiser(self, net: Any) -> Denoiser:
-        """The denoiser of a network of this run, which counts steps from 0 as the paper's does."""
+        """The denoiser of a network of this run, which counts steps from 0 as the paper's does.
+
+        Parameters
+        ----------
+        net : callable
+            The network ``(x_t, t) -> array``.
+
+        Returns
+        -------
+        Denoiser
+            It reads the network's output as `predicts` and `variance` say.
+
+        Raises
+        ------
+        TypeError
+            If `net` is not callable.
+        """
         return Denoiser(net, predicts=self.predicts, variance=self.variance, first_t=0)  # type: ignore[arg-type]
 
     def images(self) -> Images:
-        """The run's data, including those that are held out."""
+        """The run's data, including those that are held out.
+
+        Returns
+        -------
+        Images
+            All images of `data`.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If the data are missing or damaged.
+        """
         from tinyddpm.training.data.images import load
 
         size = self.image_size
@@ -167,7 +200,23 @@ class TrainConfig:
         return load(self.data, image_size=side, bad_files=self.bad_files, workers=self.workers)
 
     def unet(self, images: Images) -> UNet:
-        """A new network for such images."""
+        """A new network for such images.
+
+        Parameters
+        ----------
+        images : Images
+            The images, whose shape and classes it has.
+
+        Returns
+        -------
+        UNet
+            With random weights.
+
+        Raises
+        ------
+        ValueError
+            If the settings do not fit the images.
+        """
         from tinyddpm.nn import UNet
 
         if self.classes and images.classes is None:

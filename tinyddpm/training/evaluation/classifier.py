@@ -63,26 +63,85 @@ class Classifier(nn.Module):
         return logits
 
     def features(self, images: Images) -> NDArray[np.float64]:
-        """The features (N, 64) of images, standardised by the mean and variance over the training images."""
+        """The features (N, 64) of images, standardised by the mean and variance over the training images.
+
+        Parameters
+        ----------
+        images : Images
+            Images of the classifier's shape.
+
+        Returns
+        -------
+        float64 array (N, 64)
+            The features.
+
+        Raises
+        ------
+        ValueError
+            If the images have another shape.
+        """
         mean, std = (a.cpu().numpy().astype(np.float64) for a in (self.mean, self.std))
         standard: NDArray[np.float64] = (self._map(self.body, images) - mean) / std
         return standard
 
     def accuracy(self, images: Images) -> Estimate:
-        """The share of labelled images that are classified correctly, with its standard error."""
+        """The share of labelled images that are classified correctly, with its standard error.
+
+        Parameters
+        ----------
+        images : Images
+            Images of the classifier's shape.
+
+        Returns
+        -------
+        Estimate
+            The share and its error.
+
+        Raises
+        ------
+        ValueError
+            If the images have another shape or no labels.
+        """
         labels = _labels(images)
         share = float(np.mean(self._map(self, images).argmax(axis=1) == labels))
         return Estimate(share, float(np.sqrt(share * (1 - share) / len(labels))))
 
     def save(self, dir: str | os.PathLike[str]) -> None:
-        """Write the classifier to the folder `dir`, whole or not at all; an earlier one there is replaced."""
+        """Write the classifier to the folder `dir`, whole or not at all; an earlier one there is replaced.
+
+        Parameters
+        ----------
+        dir : str or path
+            The folder to write.
+
+        Raises
+        ------
+        OSError, ValueError
+            If the folder cannot be written or holds other files.
+        """
         with weights.new_folder(weights.as_path("dir", dir), replaces=frozenset({CONFIG, WEIGHTS})) as folder:
             digest = weights.write_tensors(folder / WEIGHTS, self.state_dict())
             weights.write_json(folder / CONFIG, {"shape": self.shape, "classes": self.classes, "sha256": digest})
 
     @classmethod
     def load(cls, dir: str | os.PathLike[str]) -> Classifier:
-        """The classifier saved in `dir`; `FileNotFoundError` or `ValueError` names a file that is missing or damaged."""
+        """Load the classifier that `save` wrote.
+
+        Parameters
+        ----------
+        dir : str or path
+            The folder of `save`.
+
+        Returns
+        -------
+        Classifier
+            In eval mode.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If a file is missing or damaged.
+        """
         folder = weights.as_path("dir", dir)
         stored = weights.read_json(folder / CONFIG)
         digest = stored.pop("sha256", None)

@@ -46,6 +46,23 @@ def frechet(x: ArrayLike, y: ArrayLike) -> float:
     """Squared Frechet (Wasserstein-2) distance of the Gaussians with the sets' moments [Heusel et al. 2017, eq. 6].
 
     Biased upwards by about 1 / N: compare sets of one size only.
+
+    Parameters
+    ----------
+    x : array (N, D)
+        Features of the generated set.
+    y : array (M, D)
+        Features of the real set.
+
+    Returns
+    -------
+    float
+        The distance.
+
+    Raises
+    ------
+    ValueError
+        If a set is not finite features of at least two images, or the sets differ in D.
     """
     x, y = _pair(x, y)
     return frechet_gaussian(x.mean(axis=0), _cov(x), y.mean(axis=0), _cov(y))
@@ -56,6 +73,23 @@ def frechet_gaussian(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: 
 
     The last trace is computed as the sum of the singular values of C1^1/2 C2^1/2. A root of the product would be inaccurate,
     as rounding makes its small eigenvalues negative or far too large.
+
+    Parameters
+    ----------
+    mean1, mean2 : array (D,)
+        The means.
+    cov1, cov2 : array (D, D)
+        The covariances.
+
+    Returns
+    -------
+    float
+        The distance.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or a matrix is not a covariance.
     """
     mean1, mean2 = (np.atleast_1d(np.asarray(m, np.float64)) for m in (mean1, mean2))
     if mean1.shape != mean2.shape:
@@ -69,6 +103,23 @@ def kernel(x: ArrayLike, y: ArrayLike) -> float:
     """Squared maximum mean discrepancy of the kernel (a.b / D + 1)^3 [Binkowski et al. 2018, sec. 4].
 
     The estimate is unbiased, so it can be negative.
+
+    Parameters
+    ----------
+    x : array (N, D)
+        Features of the generated set.
+    y : array (M, D)
+        Features of the real set.
+
+    Returns
+    -------
+    float
+        The distance.
+
+    Raises
+    ------
+    ValueError
+        If a set is not finite features of at least two images, or the sets differ in D.
     """
     x, y = _pair(x, y)
     return _kernel_sum(x, x, distinct=True) + _kernel_sum(y, y, distinct=True) - 2 * _kernel_sum(x, y)
@@ -79,6 +130,25 @@ def precision(x: ArrayLike, y: ArrayLike, k: int = 3) -> float:
 
     The manifold is the union of balls around the points of y, each up to its k-th neighbour in y. The result depends on the
     sets' sizes; the source compares sets of one size.
+
+    Parameters
+    ----------
+    x : array (N, D)
+        Features of the generated set.
+    y : array (M, D)
+        Features of the real set.
+    k : int
+        The neighbour that a ball reaches, less than the number of points. Default: 3.
+
+    Returns
+    -------
+    float
+        The share.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `frechet`, or if `k` is out of range.
     """
     x, y = _pair(x, y)
     k = as_int("k", k, 1, len(y) - 1)
@@ -87,7 +157,23 @@ def precision(x: ArrayLike, y: ArrayLike, k: int = 3) -> float:
 
 
 def recall(x: ArrayLike, y: ArrayLike, k: int = 3) -> float:
-    """Share of y that lies within the manifold of x: `precision` with the sets exchanged."""
+    """Share of y that lies within the manifold of x: `precision` with the sets exchanged.
+
+    Parameters
+    ----------
+    x, y, k
+        As in `precision`.
+
+    Returns
+    -------
+    float
+        The share.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `precision`.
+    """
     return precision(y, x, k)
 
 
@@ -96,6 +182,27 @@ def jackknife(measure: Callable[[Table, Table], float], x: ArrayLike, y: ArrayLi
 
     The error covers the randomness of both sets, not a bias. It is right to first order. It is up to about 1.7 times too large
     if the first order vanishes: for sets that hardly differ, and for precision and recall, which depend on few outliers.
+
+    Parameters
+    ----------
+    measure : callable
+        A function of two sets, e.g. `frechet`.
+    x : array (N, D)
+        Features of the generated set.
+    y : array (M, D)
+        Features of the real set.
+    groups : int
+        Parts of each set, in 2..min(N, M) / 2. Default: 10.
+
+    Returns
+    -------
+    Estimate
+        The value on the whole sets, and its standard error.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `frechet`, or if `groups` is out of range.
     """
     x, y = _pair(x, y)
     groups = as_int("groups", groups, 2, min(len(x), len(y)) // 2)
@@ -117,6 +224,25 @@ def compare(x: ArrayLike, y: ArrayLike, groups: int = GROUPS) -> dict[str, Estim
     """All measures of generated x (N, D) against real y (M, D), with standard errors.
 
     Precision and recall use the first min(N, M) rows of both.
+
+    Parameters
+    ----------
+    x : array (N, D)
+        Features of the generated set.
+    y : array (M, D)
+        Features of the real set.
+    groups : int
+        Parts of each set, in 2..min(N, M) / 2. Default: 10.
+
+    Returns
+    -------
+    dict
+        An `Estimate` for each name in `MEASURES`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `frechet`, or if `groups` is out of range.
     """
     x, y = _pair(x, y)
     count = min(len(x), len(y))
