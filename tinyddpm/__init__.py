@@ -1,17 +1,13 @@
 """Diffusion mathematics you can trust, on whatever array library you have.
 
 `Diffusion` holds the known process, `Denoiser` reads a network, `Gaussian` is what both give. Time is the paper's: ``x_0`` is
-data, ``x_T`` is noise, and steps are ``t = 1..T``. Importing this loads NumPy only; the modules below load when first used.
+data, ``x_T`` is noise, and steps are ``t = 1..T``. What is named here is loaded when it is first used; the core needs NumPy only.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from tinyddpm.denoiser import Denoiser
-from tinyddpm.diffusion import Diffusion
-from tinyddpm.gaussian import Gaussian
 
 if TYPE_CHECKING:
     from tinyddpm import (
@@ -28,6 +24,9 @@ if TYPE_CHECKING:
         samplers,
         schedules,
     )
+    from tinyddpm.denoiser import Denoiser
+    from tinyddpm.diffusion import Diffusion
+    from tinyddpm.gaussian import Gaussian
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,7 +37,13 @@ __all__ = [
 _NEED_EXTRAS = ("cli", "nn", "plots", "training", "verify")
 
 
+_CLASSES = ("Denoiser", "Diffusion", "Gaussian")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _CLASSES:
+        value = globals()[name] = getattr(import_module(f"tinyddpm.{name.lower()}"), name)
+        return value
     if name in __all__ or name in _NEED_EXTRAS:
         return import_module(f"tinyddpm.{name}")
     raise AttributeError(f"module 'tinyddpm' has no attribute {name!r}")

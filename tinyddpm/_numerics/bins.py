@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tinyddpm import backends
 from tinyddpm._arrays.namespace import Array
 
@@ -83,6 +81,10 @@ def _tanh_cdf(z: Array, xp: Any) -> Array:
 METHODS = {"exact": _exact, "ho2020": _ho2020}
 _FLOOR = 1e-12
 _NARROW = 0.5
-_NODES, _WEIGHTS = (a.tolist() for a in np.polynomial.legendre.leggauss(7))
-_PAIRS = [(y, 2 * w) for y, w in zip(_NODES[4:], _WEIGHTS[4:], strict=True)]
-_CENTRE = _WEIGHTS[3]
+# Gauss and Legendre's rule of 7 points: its weight at 0, then the positive nodes with twice their weights.
+_CENTRE = 0.41795918367346938776
+_PAIRS = (
+    (0.40584515137739716691, 2 * 0.38183005050511894495),
+    (0.74153118559939443986, 2 * 0.27970539148927666790),
+    (0.94910791234275852453, 2 * 0.12948496616886969327),
+)
