@@ -233,3 +233,48 @@ def test_a_wrong_output_names_the_network_and_the_step(net: Net, message: str) -
 def test_a_learned_variance_needs_twice_the_channels() -> None:
     with pytest.raises(ValueError, match=r"net must return shape \(2, 8, 3\), got \(2, 4, 3\) at t = 3"):
         Denoiser(eps_net, variance="learned").p(Diffusion(schedules.linear(10)), X, 3)
+
+
+def test_x0_is_clipped_to_the_range_given(library: Any) -> None:
+    d, x = Diffusion(schedules.linear(10)), library.array(X)
+    far = Denoiser(lambda x_t, t: 0 * x_t + 5.0, predicts="x0", clip_x0=(-2, 3))
+    assert (library.host(far.x0(d, x, 4)) == 3.0).all()
+    assert (library.host(d.sample(far, (2, 3), sampler="ddim", steps=4, backend=library.name)) == 3.0).all()
+    assert Denoiser(lambda x_t, t: x_t, clip_x0=(-1, 1)).clip_range == Denoiser(lambda x_t, t: x_t).clip_range
+
+
+def test_a_step_of_no_shape_is_one_for_the_whole_batch(library: Any) -> None:
+    d, x = Diffusion(schedules.linear(10)), library.array(X)
+    t, denoiser = library.backend.from_numpy(np.array(4)), Denoiser(lambda x_t, t: 0.5 * x_t)
+    for one, same in (
+        (d.q(x, t), d.q(x, 4)),
+        (d.posterior(x, x, t), d.posterior(x, x, 4)),
+        (denoiser.p(d, x, t), denoiser.p(d, x, 4)),
+    ):
+        np.testing.assert_array_equal(library.host(one.mean), library.host(same.mean))
+
+
+def test_a_table_for_each_dimension_is_used_for_each(library: Any) -> None:
+    d = Diffusion(schedules.linear(10))
+    table = np.linspace(0.1, 0.3, 11)[:, None, None] * np.linspace(1.0, 2.0, X.shape[2])
+    denoiser = Denoiser(lambda x_t, t: 0.5 * x_t, variance=np.broadcast_to(table, (11, *X.shape[1:])))
+    x, t = library.array(X), np.array([3, 10])
+    np.testing.assert_allclose(np.broadcast_to(library.host(denoiser.p(d, x, 3).var), X.shape)[0, 0], table[3, 0], rtol=1e-6)
+    per_row = np.broadcast_to(library.host(denoiser.p(d, x, t).var), X.shape)
+    np.testing.assert_allclose(per_row[:, 0], table[t, 0], rtol=1e-6)
+    assert tuple(d.sample(denoiser, X.shape, backend=library.name).shape) == X.shape
+    with pytest.raises(ValueError, match=r"^variance must be a table of shape \(T \+ 1"):
+        denoiser.p(d, library.array(X[:, :2]), 3)
+
+
+def test_an_attribute_of_the_networks_own_means_nothing() -> None:
+    class Net:
+        guided = "mine"
+
+        def call(self, x_t: Any, t: Any) -> Any:
+            raise AssertionError
+
+        def __call__(self, x_t: Any, t: Any) -> Any:
+            return 0 * x_t
+
+    assert (Denoiser(Net(), predicts="x0").x0(Diffusion([0.5]), X, 1) == 0).all()

@@ -57,6 +57,7 @@ DENOISERS = {
     **{f"{kind}-{clip}": as_kind(kind, clip_x0=clip) for kind in KINDS for clip in (True, False)},
     "beta_tilde": Denoiser(EXACT, variance="beta_tilde"),
     "table": Denoiser(EXACT, variance=np.linspace(0.01, 0.3, T + 1)),
+    "table of dimensions": Denoiser(EXACT, variance=np.linspace(0.01, 0.3, 6 * T + 6).reshape(T + 1, 2, 3)),
     "learned": learned(variance="learned", raw=-2.0),
     "learned_range": learned(),
     "learned_range-unclipped": learned(clip_x0=False),
@@ -484,3 +485,53 @@ def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str], mon
     assert out == ""
     assert f"{2 * T}/{2 * T}" in err
     assert "variance" in err
+
+
+@pytest.mark.parametrize("variance", ["beta", "learned_range"])
+def test_without_terms_the_sums_are_the_same(native: Library, variance: Any) -> None:
+    def net(x_t: Any, t: Any) -> Any:
+        xp = native.xp
+        return xp.concat([0.5 * x_t, 0.1 * x_t], axis=1) if variance == "learned_range" else 0.5 * x_t
+
+    denoiser, x0 = Denoiser(net, variance=variance), native.array(X0)
+    whole, sums = (likelihood.vlb(CHAIN, denoiser, x0, terms=terms) for terms in (True, False))
+    for name in ("prior", "decoder", "total", "bits_per_dim", "rate"):
+        np.testing.assert_allclose(getattr(sums, name), getattr(whole, name), rtol=1e-6)
+    assert sums.x0_mse.size == sums.eps_mse.size == 0
+    with pytest.raises(ValueError, match=r"^terms must be True"):
+        sums.curve()
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+def test_the_density_bound_of_gaussian_data_is_its_likelihood(scale: float) -> None:
+    """With the exact variance at each step the reverse chain is the forward one reversed, so nothing is lost but L_T.
+
+    4 standard errors of 4000 samples; the chain ends at alpha_bar_T = 1e-12, where L_T is nothing.
+    """
+    d = Diffusion(schedules.linear(100, 1e-3, 0.6))
+    data = GaussianData([0.3 * scale], [scale**2])
+    t = np.arange(1, d.T + 1)
+    w_x0, _, beta_tilde = d.posterior_weights(t)
+    spread = scale**2 * d.one_minus_alpha_bar[t] / (d.alpha_bar[t] * scale**2 + d.one_minus_alpha_bar[t])
+    variance = np.append(np.nan, beta_tilde + w_x0**2 * spread)
+    x0 = data.sample(4000, 1)
+    bound = likelihood.vlb(d, Denoiser(data.net(d), clip_x0=False, variance=variance), x0, decoder="density")
+    gap = bound.total + data.log_prob(x0)
+    assert abs(gap.mean()) < 4 * gap.std() / math.sqrt(len(gap))
+
+
+def test_the_optimal_variance_of_data_beyond_the_unit_range_without_clipping() -> None:
+    """Two points at +-1.9: Var(x_0 | x_t) = 1.9^2 (1 - tanh^2(1.9 a x_t / sigma^2)), averaged by quadrature."""
+    d, t, m = Diffusion([0.3, 0.5, 0.8, 0.95]), 3, 1.9
+    data = MixtureData([0.5, 0.5], [[-m], [m]], 1e-12)
+    x0 = np.repeat([[-m], [m]], 20_000, axis=0)
+    found = likelihood.optimal_variance(d, Denoiser(data.net(d), clip_x0=False), x0)
+    a, var = d.sqrt_alpha_bar[t], d.one_minus_alpha_bar[t]
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    x_t = a * m + math.sqrt(var) * nodes
+    spread = m**2 * np.sum(weights * (1 - np.tanh(m * a * x_t / var) ** 2)) / math.sqrt(2 * math.pi)
+    w_x0, _, beta_tilde = d.posterior_weights(t)
+    assert found[t] == pytest.approx(beta_tilde + w_x0**2 * spread, rel=0.03)  # 3 standard errors
+    assert beta_tilde + w_x0**2 * spread == pytest.approx(1.29, abs=0.001)
+    with pytest.raises(ValueError, match=r"^x0 must be in \[-1, 1\]"):
+        likelihood.vlb(d, Denoiser(data.net(d)), np.full((1, 1), 1.9))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import batch, smooth_diffusions
 
-from tinyddpm import Denoiser, Diffusion, likelihood, losses, schedules
+from tinyddpm import Denoiser, Diffusion, gaussian, likelihood, losses, schedules
 from tinyddpm.analytic import GaussianData
 from tinyddpm.conversions import KINDS
 from tinyddpm.denoiser import Net
@@ -379,3 +379,51 @@ def test_a_state_is_kept_in_double_precision() -> None:
         assert [own[name].dtype.name for name in ("history", "count")] == ["float64", "int64"]
     sampler.update([1, 2], [0.1, 0.2])  # lists will do
     assert sampler.state_dict()["history"][:2, -1].tolist() == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("t", [1000, np.array([1000, 5, 1]), np.array([1000, 5, 7])])
+def test_the_bound_of_eps_at_zero_snr_is_refused(t: Any) -> None:
+    """The mean does not follow from eps there; it was NaN where the batch had no t = 1."""
+    d = Diffusion(schedules.zero_terminal_snr(schedules.linear()))
+    for loss in (losses.vlb, losses.hybrid):
+        with pytest.raises(ValueError, match=r"^t must be a step at which mu follows from eps, got 1000"):
+            loss(d, Denoiser(lambda x, t: 0.5 * x), X0[:3], t, EPS[:3])
+
+
+def test_the_density_is_the_bounds_first_term_for_continuous_data() -> None:
+    denoiser, x0 = Denoiser(EXACT, clip_x0=False), 5 * X0
+    p = Denoiser(EXACT, clip_x0=False).p(CHAIN, CHAIN.q_sample(x0, 1, EPS), 1)
+    expected = -p.log_prob(x0).mean(axis=(1, 2))
+    np.testing.assert_allclose(losses.vlb(CHAIN, denoiser, x0, 1, EPS, decoder="density"), expected, rtol=1e-12)
+    published = gaussian.discretized_log_likelihood(X0, CHAIN.q_sample(X0, 1, EPS), -2.0, 256, "ho2020")
+    read = Denoiser(lambda x, t: x, predicts="mu", variance=np.full(T + 1, np.exp(-4.0)))
+    found = losses.vlb(CHAIN, read, X0, 1, EPS, decoder="ho2020")
+    np.testing.assert_allclose(found, -published.mean(axis=(1, 2)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("loss", [losses.vlb, losses.hybrid])
+def test_data_more_than_half_a_bin_outside_are_refused_with_the_remedy(loss: Callable[..., Any]) -> None:
+    x0, message = np.array([[[0.0, 1.00393, 2.0]]]), "scale the data, or use decoder='density' for continuous data"
+    with pytest.raises(ValueError, match=rf"^x0 must be in \[-1, 1\], got 1\.00393; {message}$"):
+        loss(CHAIN, Denoiser(EXACT), x0, 3, x0)
+    assert np.isfinite(loss(CHAIN, Denoiser(lambda x, t: 0 * x), 0 * x0 + 1 + 1 / 255, 3, x0)).all()
+
+
+@pytest.mark.parametrize("make", [losses.UniformT, losses.LossAwareT])
+def test_what_samplers_of_steps_refuse_is_named(make: Any) -> None:
+    sampler = make(6)
+    with pytest.raises(TypeError, match=r"^rng must be a numpy.random.Generator, got RandomState$"):
+        sampler.sample(3, np.random.RandomState(0))
+    with pytest.raises(ValueError, match=rf"^n is more than can be allocated: {2**61}$"):
+        sampler.sample(2**61, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"^loss must be finite, got nan$"):
+        sampler.update([1, 2], [1.0, np.nan])
+    assert [a.shape for a in sampler.sample(0, np.random.default_rng(0))] == [(0,), (0,)]
+
+
+def test_losses_whose_squares_overflow_have_probabilities() -> None:
+    """As Torch tensors that require grad, and of any size."""
+    torch, sampler = pytest.importorskip("torch"), losses.LossAwareT(2)
+    for _ in range(10):
+        sampler.update(torch.tensor([1, 2]), torch.tensor([3e200, 1e200], dtype=torch.float64, requires_grad=True))
+    np.testing.assert_allclose(sampler.prob, 0.999 * np.array([0.75, 0.25]) + 0.0005, rtol=1e-12)

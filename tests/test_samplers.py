@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import batch, plans
 
-from tinyddpm import Denoiser, Diffusion, backends, noise, samplers, schedules
+from tinyddpm import Denoiser, Diffusion, backends, guidance, noise, samplers, schedules
 from tinyddpm.analytic import GaussianData, MixtureData
 from tinyddpm.samplers import Step
 
@@ -446,3 +446,23 @@ def test_steps_longer_than_the_number_range_are_finite(d: Diffusion, sampler: An
     x = d.sample(Denoiser(lambda x_t, t: 0.3 * x_t, predicts="v"), (2, 2), sampler=sampler, steps=2)
     assert np.isfinite(x).all()
     assert np.abs(x).max() <= 1
+
+
+def test_the_network_decides_the_library_if_nothing_else_does() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Net(torch.nn.Module):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 2)
+
+        def forward(self, x: Any, t: Any) -> Any:
+            return self.layer(x)
+
+    d = Diffusion(schedules.linear(10))
+    for net in (Net(), guidance.classifier(Net(), lambda x, t: 0 * x, 1.0)):
+        assert isinstance(d.sample(Denoiser(net), (3, 2)), torch.Tensor)
+    assert isinstance(d.sample(Denoiser(Net()), (3, 2), x_T=torch.zeros(3, 2)), torch.Tensor)
+    assert isinstance(d.sample(Denoiser(lambda x, t: 0 * x), (3, 2)), np.ndarray)
+    with pytest.raises(TypeError, match=r'backend="torch"'):
+        d.sample(Denoiser(Net()), (3, 2), backend="numpy")

@@ -14,7 +14,7 @@ import numpy as np
 
 from tinyddpm import backends, gaussian
 from tinyddpm._arrays.check import as_bool, as_int, as_positive_int, names_unknown_options
-from tinyddpm._arrays.namespace import Array, Table, clip_array
+from tinyddpm._arrays.namespace import Array, Table
 from tinyddpm._io.progress import progress_bar
 from tinyddpm._likelihood.result import VLB, Curve
 from tinyddpm._likelihood.steps import (
@@ -179,8 +179,7 @@ class _Sums:
         decoder = self.decoder
         if decoder == "density":
             return -sum_over_dims(gaussian.Gaussian(mean, log_var).log_prob(self.x), xp)
-        x0 = clip_array(self.x, -1.0, 1.0, xp)
-        return -sum_over_dims(gaussian.discretized_log_likelihood(x0, mean, log_var / 2, self.levels, decoder), xp)
+        return -sum_over_dims(gaussian.discretized_log_likelihood(self.x, mean, log_var / 2, self.levels, decoder), xp)
 
 
 @names_unknown_options

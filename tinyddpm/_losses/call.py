@@ -13,17 +13,7 @@ import numpy as np
 
 from tinyddpm import gaussian
 from tinyddpm._arrays.check import one_of
-from tinyddpm._arrays.namespace import (
-    Array,
-    Table,
-    array_like,
-    cast_like,
-    check_same_shape,
-    clip_array,
-    flatten,
-    host_values,
-    namespace_of,
-)
+from tinyddpm._arrays.namespace import Array, Table, array_like, cast_like, check_same_shape, flatten, host_values, namespace_of
 from tinyddpm._arrays.steps import Steps, check_steps, gather
 from tinyddpm._process import Process
 from tinyddpm.conversions import Kind
@@ -95,18 +85,18 @@ def vlb_term(d: Process, denoiser: Denoiser, call: Call, decoder: Decoder) -> Ar
     if known and not np.any(first):
         return mean_over_dims(_divergence(d, denoiser, call, log_var), xp)
     mean = d._convert(call.value, x_t, t, denoiser.predicts, "mu", xp)
-    l_0 = mean_over_dims(_reconstruction(call.x0, mean, log_var, decoder, xp), xp)
+    l_0 = mean_over_dims(_reconstruction(call.x0, mean, log_var, decoder), xp)
     if known and np.all(first):
         return l_0
     first = array_like(first, x_t, xp, dtype=xp.bool) if known else first
     return xp.where(first, l_0, mean_over_dims(_divergence(d, denoiser, call, log_var), xp))
 
 
-def _reconstruction(x0: Array, mean: Array, log_var: Any, decoder: Decoder, xp: Any) -> Array:
+def _reconstruction(x0: Array, mean: Array, log_var: Any, decoder: Decoder) -> Array:
     """-log p(x_0 | x_1), elementwise: of x_0's bin among 256 levels, or its density."""
     if decoder == "density":
         return -gaussian.Gaussian(mean, log_var).log_prob(x0)
-    return -gaussian.discretized_log_likelihood(clip_array(x0, -1.0, 1.0, xp), mean, log_var / 2, 256, decoder)
+    return -gaussian.discretized_log_likelihood(x0, mean, log_var / 2, 256, decoder)
 
 
 def _divergence(d: Process, denoiser: Denoiser, call: Call, log_var: Any) -> Array:
