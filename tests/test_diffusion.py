@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -444,5 +445,21 @@ def test_a_hundred_thousand_steps_take_less_than_a_second() -> None:
 def test_repr_says_what_it_is() -> None:
     assert repr(Diffusion(schedules.linear(10))) == "Diffusion(T=10, beta=0.0001..0.02, alpha_bar_T=0.9037)"
 
-
 X = batch(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda d: d.q_sample(X, 1, X[:1]), "eps must have the shape of x0, (2, 3), got (1, 3)"),
+        (lambda d: d.posterior(X, X[:1], 1), "x0 must have the shape of x_t, (2, 3), got (1, 3)"),
+        (lambda d: d.convert(X[:1], X, 1, "eps", "x0"), "value must have the shape of x_t, (2, 3), got (1, 3)"),
+        (lambda d: d.posterior_weights(np.array([3, 4]), np.arange(3)), "s must broadcast against t's shape (2,), got (3,)"),
+        (lambda d: d.posterior_weights(10, 10), "s must be in 0..9, got 10"),
+        (lambda d: d.posterior(X, X, 10, 10), "s must be in 0..9, got 10"),
+        (lambda d: d.sample_t(2**61, 0), f"n is more than can be allocated: {2**61}"),
+    ],
+)
+def test_messages_name_the_rule_and_what_was_given(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        call(Diffusion(schedules.linear(10)))
