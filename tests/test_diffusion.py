@@ -445,6 +445,7 @@ def test_a_hundred_thousand_steps_take_less_than_a_second() -> None:
 def test_repr_says_what_it_is() -> None:
     assert repr(Diffusion(schedules.linear(10))) == "Diffusion(T=10, beta=0.0001..0.02, alpha_bar_T=0.9037)"
 
+
 X = batch(2, 3)
 
 
