@@ -1,8 +1,5 @@
 """Reading a network: every prediction and variance, strided moves, clipping."""
 
-# mypy: disable-error-code="arg-type"
-# Names are parameters of type str here, and wrong arguments are passed on purpose.
-
 from __future__ import annotations
 
 import math

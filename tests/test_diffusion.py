@@ -1,8 +1,5 @@
 """The known process: tables against 60-digit arithmetic, and the laws that tie q, the posterior and the conversions together."""
 
-# mypy: disable-error-code="arg-type"
-# Names are parameters of type str here, and wrong arguments are passed on purpose.
-
 from __future__ import annotations
 
 import pickle

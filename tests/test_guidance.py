@@ -1,8 +1,5 @@
 """Guidance: held against data whose conditional laws are known."""
 
-# mypy: disable-error-code="arg-type"
-# Names are parameters of type str here, and wrong arguments are passed on purpose.
-
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,8 +1,5 @@
 """The bound: each term by its definition, the sum against the true likelihood, and the older form of the same quantity."""
 
-# mypy: disable-error-code="arg-type"
-# Names are parameters of type str here, and wrong arguments are passed on purpose.
-
 from __future__ import annotations
 
 import itertools

@@ -1,8 +1,5 @@
 """Training losses: what each is zero for, what it weighs, what it leaves alone, and the samplers of t."""
 
-# mypy: disable-error-code="arg-type"
-# Names are parameters of type str here, and wrong arguments are passed on purpose.
-
 from __future__ import annotations
 
 from collections.abc import Callable

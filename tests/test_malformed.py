@@ -4,9 +4,6 @@ A `Call` is a public function with arguments that work, and for each argument va
 value is tried by itself, on every backend where arrays are involved; nothing returns quietly, nothing shows an internal error.
 """
 
-# mypy: disable-error-code="arg-type"
-# Names are parameters of type str here, and wrong arguments are passed on purpose.
-
 from __future__ import annotations
 
 import math

@@ -3,9 +3,6 @@
 Where they differ for a reason, the reason is stated and ours is compared with the published update.
 """
 
-# mypy: disable-error-code="arg-type"
-# Names are parameters of type str here, and wrong arguments are passed on purpose.
-
 from __future__ import annotations
 
 import warnings

@@ -1,8 +1,5 @@
 """Sampling against closed-form truth, and the promises that plans, noise and the loop make."""
 
-# mypy: disable-error-code="arg-type"
-# Names are parameters of type str here, and wrong arguments are passed on purpose.
-
 from __future__ import annotations
 
 import math

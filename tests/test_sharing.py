@@ -1,8 +1,5 @@
 """Threads and processes that share the same objects get the results of serial use."""
 
-# mypy: disable-error-code="arg-type"
-# Names are parameters of type str here, and wrong arguments are passed on purpose.
-
 from __future__ import annotations
 
 import multiprocessing

@@ -1,8 +1,5 @@
 """The backends' steppers make the portable steps, in memory of their own that the user never sees."""
 
-# mypy: disable-error-code="arg-type"
-# Names are parameters of type str here, and wrong arguments are passed on purpose.
-
 from __future__ import annotations
 
 import shutil
