@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import batch, smooth_diffusions
 
-from tinyddpm import Denoiser, Diffusion, gaussian, likelihood, losses, schedules
+from tinyddpm import Denoiser, Diffusion, gaussian, guidance, likelihood, losses, schedules
 from tinyddpm.analytic import GaussianData
 from tinyddpm.conversions import KINDS
 from tinyddpm.denoiser import Net
@@ -280,6 +280,15 @@ def test_the_bounds_terms_are_never_negative(d: Diffusion, seed: int) -> None:
 def test_a_wrong_output_is_refused(loss: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"^net\b"):
         loss(CHAIN, Denoiser(lambda x, t: x[:, :1]), X0, 1, EPS)
+    with pytest.raises(ValueError, match=r"^eps must have the shape of x0, \(5, 2, 3\), got \(5, 1, 3\)$"):
+        loss(CHAIN, Denoiser(EXACT), X0, 1, EPS[:, :1])
+
+
+def test_a_guided_network_is_told_the_chain() -> None:
+    lean = Denoiser(guidance.classifier(EXACT, lambda x, t: np.ones_like(x), 2.0), clip_x0=False)
+    x_t = CHAIN.q_sample(X0, 3, EPS)
+    expected = np.mean((EPS - lean.eps(CHAIN, x_t, 3)) ** 2, axis=(1, 2))
+    np.testing.assert_allclose(losses.simple(CHAIN, lean, X0, 3, EPS), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("end", [-1.0, 1.0])
@@ -365,7 +374,7 @@ def test_a_state_of_another_T_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^state: count must not be negative$"):
         losses.LossAwareT(6).load_state_dict(filled().state_dict() | {"count": np.full(6, -1)})
     losses.LossAwareT(6).load_state_dict(losses.LossAwareT(6).state_dict())  # counts of 0 are fine
-    with pytest.raises(ValueError, match=r"^T\b"):
+    with pytest.raises(ValueError, match=r"^T is more than can be allocated: 1000000000000000$"):
         losses.LossAwareT(10**15)
 
 
