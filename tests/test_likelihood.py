@@ -497,6 +497,12 @@ def test_without_terms_the_sums_are_the_same(native: Library, variance: Any) -> 
     assert sums.x0_mse.size == sums.eps_mse.size == 0
     with pytest.raises(ValueError, match=r"^terms must be True"):
         sums.curve()
+    with pytest.raises(ValueError, match=r"^net: its output is not finite$"):
+        likelihood.vlb(CHAIN, Denoiser(lambda x_t, t: net(x_t, t) * math.nan, variance=variance), x0, terms=False)
+    for d in (Diffusion([0.5]), Diffusion([0.3, 0.5])):
+        whole, sums = (likelihood.vlb(d, denoiser, x0, terms=terms) for terms in (True, False))
+        np.testing.assert_allclose(sums.total, whole.total, rtol=1e-6)
+        assert whole.kl.shape == (5, d.T - 1)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])

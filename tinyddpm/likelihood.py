@@ -14,7 +14,7 @@ import numpy as np
 
 from tinyddpm import backends, gaussian
 from tinyddpm._arrays.check import as_bool, as_int, as_positive_int, names_unknown_options
-from tinyddpm._arrays.namespace import Array, Table
+from tinyddpm._arrays.namespace import Array, Table, quiet
 from tinyddpm._io.progress import progress_bar
 from tinyddpm._likelihood.result import VLB, Curve
 from tinyddpm._likelihood.steps import (
@@ -133,7 +133,7 @@ class _Sums:
         if not self.elementwise:  # [Ho eq. 8, with the part of the variances]
             t = np.arange(2, d.T + 1)
             log_var = np.broadcast_to(denoiser.log_var_from(d, None, np.empty(len(t)), t, None, np), t.shape)
-            with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            with quiet():
                 self.per_square[2:] = self.slope[2:] ** 2 * np.exp(-log_var) / 2
             self.constant[2:] = self.dims * _variance_kl(np.log(d.beta_tilde[2:]), log_var)
         self.sizes, self.squares, self.kls = (Columns(xp, terms) for _ in range(3))
@@ -165,7 +165,7 @@ class _Sums:
         else:
             kl = self.per_square[2:] * square[:, 1:] + self.constant[2:] if self.terms else square + self.constant.sum()
         _refuse(np.isnan(np.column_stack([l_0, kl])), "gives no likelihood", self.terms)
-        with np.errstate(over="ignore"):  # at alpha_bar next to 0, an error of eps is a boundless one of x_0
+        with quiet():  # at alpha_bar next to 0, an error of eps is a boundless one of x_0
             x0_mse = square / dims * d.conversion(self.kind, "x0")[0][1:] ** 2 if self.terms else empty
         eps_mse = square / dims * eps_error(d, self.kind)[1:] if self.terms else empty
         prior = d.alpha_bar[-1] / 2 * norm + dims * _variance_kl(np.log(d.one_minus_alpha_bar[-1:]), np.zeros(1))
@@ -252,7 +252,7 @@ def optimal_variance(
     norm = norms.on_host().reshape(x0.shape[0], d.T, draws)
     _refuse(~np.isfinite(norm.sum(axis=2)), "is not finite")
     left = 1 - norm.mean(axis=(0, 2)) / math.prod(x0.shape[1:])
-    with np.errstate(over="ignore", invalid="ignore"):
+    with quiet():
         x0_var = np.clip(np.exp(-d.log_snr[1:]) * left, 0.0, most)
     unbounded = most if math.isfinite(most) else host.astype(np.float64).var(axis=0).mean()
     x0_var = np.where(d.alpha_bar[1:] > 0, x0_var, unbounded)
