@@ -54,6 +54,8 @@ DENOISERS = {
     **{f"{kind}-{clip}": as_kind(kind, clip_x0=clip) for kind in KINDS for clip in (True, False)},
     "beta_tilde": Denoiser(EXACT, variance="beta_tilde"),
     "table": Denoiser(EXACT, variance=np.linspace(0.01, 0.3, T + 1)),
+    "far": Denoiser(lambda x_t, t: 50 * x_t, predicts="x0"),
+    "far, to a range": Denoiser(lambda x_t, t: 50 * x_t, predicts="x0", clip_x0=(-0.5, 2.0)),
     "table of dimensions": Denoiser(EXACT, variance=np.linspace(0.01, 0.3, 6 * T + 6).reshape(T + 1, 2, 3)),
     "learned": learned(variance="learned", raw=-2.0),
     "learned_range": learned(),

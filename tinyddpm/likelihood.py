@@ -127,7 +127,7 @@ class _Sums:
         self.kind: Kind = "x0" if denoiser.clip_range else denoiser.predicts
         existing_slope(d, denoiser.predicts, self.kind, x, xp)
         self.slope, self.dims = existing_slope(d, self.kind, "mu", x, xp), math.prod(x.shape[1:])
-        self.clipped = clipped_x0(d, denoiser, xp) if denoiser.clip_range else None
+        self.clipped = clipped_x0(d, denoiser, denoiser.clip_range, xp) if denoiser.clip_range else None
         self.elementwise = denoiser.learned or np.ndim(denoiser.variance) > 1  # the variance differs between dimensions
         self.per_square, self.constant = np.zeros((2, d.T + 1))  # of a KL, if it does not
         if not self.elementwise:  # [Ho eq. 8, with the part of the variances]

@@ -77,17 +77,16 @@ def noised_steps(
         yield NoisedStep(t, eps, x_t, value, raw)
 
 
-def clipped_x0(d: Process, denoiser: Denoiser, xp: Any) -> Callable[[NoisedStep], Array]:
-    """A function from a step to its predicted x_0, clipped, in memory of its own."""
+def clipped_x0(d: Process, denoiser: Denoiser, clip: tuple[float, float], xp: Any) -> Callable[[NoisedStep], Array]:
+    """A function from a step to its predicted x_0, clipped to a range, in memory of its own."""
     values, states = d.conversion(denoiser.predicts, "x0")
     by_value, by_state = values.tolist(), None if states is None else states.tolist()
-    low, high = denoiser.clip_range or (-np.inf, np.inf)
 
     def clipped(step: NoisedStep) -> Array:
         x0 = by_value[step.t] * step.value
         if by_state is not None:
             x0 += by_state[step.t] * step.x_t
-        return x0.clip(low, high, out=x0) if isinstance(x0, np.ndarray) else clip_array(x0, low, high, xp)
+        return x0.clip(*clip, out=x0) if isinstance(x0, np.ndarray) else clip_array(x0, *clip, xp)
 
     return clipped
 
