@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -196,9 +198,28 @@ def test_the_files_are_made_from_idx_and_kept(
     assert (out / "test.npz").stat().st_mtime_ns == before
 
 
-def test_the_example_config_is_one(script: Callable[[str], Any]) -> None:
-    """The Fashion-MNIST model's settings are accepted, and name the files that the script writes."""
-    given = tomllib.loads((ROOT / "examples" / "fashion14.toml").read_text())
+def test_emoji_lie_on_a_white_square(script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A glyph twice as wide as high, half of it clear: red beside white, between white bands. A missing font is named."""
+    fonts, image = pytest.importorskip("fontTools.ttLib"), pytest.importorskip("PIL.Image")
+    glyph = image.new("RGBA", (64, 32), (255, 0, 0, 255))
+    glyph.paste((0, 0, 0, 0), (32, 0, 64, 32))
+    glyph.save(stream := io.BytesIO(), "PNG")
+    table = SimpleNamespace(strikeData=[{"one": SimpleNamespace(imageData=stream.getvalue())}])
+    monkeypatch.setattr(fonts, "TTFont", lambda source: {"CBDT": table})
+    (tmp_path / "font.ttf").touch()
+    script("emoji").main(["--source", str(tmp_path / "font.ttf"), "--out", str(tmp_path / "out"), "--side", "32"])
+    found = np.asarray(image.open(tmp_path / "out" / "one.png"))
+    assert found.shape == (32, 32, 3)
+    assert found[16, 8].tolist() == [255, 0, 0]
+    assert (found[[2, 16, 30], [8, 24, 8]] == 255).all()
+    with pytest.raises(FileNotFoundError, match="fonts-noto-color-emoji"):
+        script("emoji").prepare(tmp_path / "out", source=tmp_path / "missing.ttf")
+
+
+@pytest.mark.parametrize("name", ["fashion14", "emoji"])
+def test_the_example_config_is_one(name: str) -> None:
+    """The models' settings are accepted, and name the files that the scripts write."""
+    given = tomllib.loads((ROOT / "examples" / f"{name}.toml").read_text())
     config = training.TrainConfig.from_dict(given)
-    assert config.data == "data/fashion14/train.npz"
-    assert config.held_out == 0
+    assert config.data == {"fashion14": "data/fashion14/train.npz", "emoji": "data/emoji"}[name]
+    assert config.held_out == {"fashion14": 0.0, "emoji": 0.1}[name]
