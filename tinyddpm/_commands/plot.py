@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import numpy as np
 from tinyddpm import Denoiser, Diffusion, plots
 from tinyddpm._arrays.check import lookup, one_of
 from tinyddpm._commands import takes_device, takes_output
+from tinyddpm._io.files import replacing
 from tinyddpm.analytic import MixtureData
 
 if TYPE_CHECKING:
@@ -22,13 +24,16 @@ if TYPE_CHECKING:
 
     from tinyddpm.training import Run
 
-EXAMPLES = ("schedules schedules.pdf", "forward forward.png --data photos/", "bound bound.png --model runs/digits")
+EXAMPLES = ("schedules schedules.pdf", "forward forward.png --data photos/", "bound bound.png --model runs/digits", "play.html")
+_PAGE = "play"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
-    parser.add_argument("what", metavar="WHAT", help=", ".join(_FIGURES))
-    parser.add_argument("path", metavar="PATH", help="FILE.png, FILE.pdf or FILE.svg")
+    parser.add_argument("what", metavar="WHAT", help=", ".join([*_FIGURES, f"or {_PAGE}, a page to play with"]))
+    parser.add_argument(
+        "path", metavar="PATH", nargs="?", help="FILE.png, FILE.pdf or FILE.svg, for play FILE.html; by default WHAT is the file"
+    )
     parser.add_argument("--model", metavar="DIR", help="run folder; schedules, forward and sampler-error do without")
     parser.add_argument("--data", metavar="digits|FOLDER|FILE", help="images (default: those of the run, else digits)")
     parser.add_argument("--limit", type=int, default=64, metavar="N", help="images to score for a bound (default 64)")
@@ -38,9 +43,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Iterator[str]:
     """Draw the figure `args.what` into `args.path` and yield its name."""
-    make = lookup("what", args.what, _FIGURES)
-    one_of("path", Path(args.path).suffix.lower(), plots.FORMATS)
-    plots.save(make(args), args.path)
+    if args.path is None:
+        args.what, args.path = Path(args.what).stem, args.what
+    if args.what == _PAGE:
+        one_of("path", Path(args.path).suffix.lower(), (".html",))
+        with replacing(Path(args.path)) as stream:
+            stream.write(resources.files("tinyddpm._commands").joinpath("play.html").read_bytes())
+    else:
+        make = lookup("what", args.what, _FIGURES)
+        one_of("path", Path(args.path).suffix.lower(), plots.FORMATS)
+        plots.save(make(args), args.path)
     yield json.dumps({"path": args.path}, indent=2) if args.json else args.path
 
 
