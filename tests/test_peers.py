@@ -110,6 +110,29 @@ def test_dpm_solver_2m() -> None:
     np.testing.assert_allclose(our_run("dpm++2m", plan), theirs, atol=FLOAT32)
 
 
+def test_dpm_solver_3m() -> None:
+    """With fewer than 15 steps, and unless told not to, theirs makes the step before the last one of order 2."""
+    plan, theirs = peer_run("DPMSolverMultistepScheduler", 18, algorithm_type="dpmsolver++", solver_order=3,
+                            solver_type="midpoint", final_sigmas_type="zero", timestep_spacing="trailing")  # fmt: skip
+    np.testing.assert_allclose(our_run("dpm++3m", plan), theirs, atol=FLOAT32)
+
+
+def test_dpm_solver_2m_sde(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the same noise."""
+    made: list[Any] = []
+
+    def noise(*args: Any, **kwargs: Any) -> Any:
+        made.append(batch(8, 2, seed=len(made)))
+        return torch.from_numpy(made[-1])
+
+    monkeypatch.setattr(f"{peers.DPMSolverMultistepScheduler.__module__}.randn_tensor", noise)
+    plan, theirs = peer_run("DPMSolverMultistepScheduler", 15, algorithm_type="sde-dpmsolver++", solver_order=2,
+                            solver_type="midpoint", final_sigmas_type="zero", timestep_spacing="trailing")  # fmt: skip
+    z = iter(made)
+    ours = our_run("dpm++2m-sde", plan, noise=lambda t, index, shape: next(z))
+    np.testing.assert_allclose(ours, theirs, atol=FLOAT32)
+
+
 def test_unipc() -> None:
     plan, theirs = peer_run("UniPCMultistepScheduler", 15, solver_order=2, solver_type="bh2", predict_x0=True,
                             final_sigmas_type="zero", timestep_spacing="trailing")  # fmt: skip

@@ -8,7 +8,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tinyddpm import Denoiser, Diffusion, likelihood, schedules
+from tinyddpm import Denoiser, Diffusion, likelihood, samplers, schedules
 from tinyddpm.analytic import MixtureData
 
 CHAIN = Diffusion(schedules.linear(40, 1e-3, 0.4))
@@ -26,8 +26,8 @@ def drawn(job: tuple[Diffusion, Denoiser, str, range]) -> bytes:
 
 def jobs() -> list[tuple[Diffusion, Denoiser, str, range]]:
     """Every sampler, with indices of different lengths."""
-    names = ("ddpm", "ddim", "dpm++2m", "heun", "unipc")
-    return [(CHAIN, DENOISER, names[k % 5], range(k, 3 * k + 1)) for k in range(15)]
+    names = (*samplers.NAMES,)
+    return [(CHAIN, DENOISER, names[k % len(names)], range(k, 3 * k + 1)) for k in range(15)]
 
 
 def test_threads_agree_with_serial_use() -> None:

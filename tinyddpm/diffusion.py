@@ -132,16 +132,17 @@ class Diffusion(Process):
         shape : sequence of int
             (n, ...): the number of samples and the shape of one.
         sampler : str
-            "ddpm" (ancestral sampling), "ddim", "dpm++2m" (DPM-Solver++), "heun" or "unipc"; see `tinyddpm.samplers`.
+            "ddpm" (ancestral sampling), "ddim", "dpm++2m" and "dpm++3m" (DPM-Solver++), "dpm++2m-sde" (with noise), "heun" or
+            "unipc"; see `tinyddpm.samplers`.
         steps : int, optional
             The number of steps, in 1..T. Default: T.
         spacing : {"even", "quadratic", "log_snr"}, optional
-            How fewer than T steps are spaced. Default: the sampler's best, "even" for ddpm and "quadratic" for the others.
+            How fewer than T steps are spaced. Default: the sampler's best (`samplers.BEST_SPACING`).
         timesteps : iterable of int, optional
             The plan itself, instead of `steps` and `spacing`: strictly decreasing to 0, from T, or from below T if `x_T`
             is given.
         eta : float, optional
-            Of ddim, in [0, 1]; at 0 (the default) nothing is random but the start.
+            Of ddim (default 0) and dpm++2m-sde (default 1), in [0, 1]; at 0 nothing is random but the start.
         seed : int
             Sample k is a function of (seed, index[k]) only.
         index : sequence of int, optional

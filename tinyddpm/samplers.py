@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from tinyddpm._arrays.check import as_positive_int
 from tinyddpm._arrays.namespace import Array
-from tinyddpm._sampling.options import BEST_SPACING, Noise, Options, SamplerName, Step
+from tinyddpm._sampling.options import BEST_SPACING, DEFAULT_ETA, Noise, Options, SamplerName, Step
 from tinyddpm._sampling.rows import METHODS as NAMES
 from tinyddpm._sampling.run import run
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tinyddpm._process import Process
     from tinyddpm.denoiser import Denoiser
 
-__all__ = ["BEST_SPACING", "NAMES", "Noise", "Options", "SamplerName", "Step", "sample", "trajectory"]
+__all__ = ["BEST_SPACING", "DEFAULT_ETA", "NAMES", "Noise", "Options", "SamplerName", "Step", "sample", "trajectory"]
 
 
 def sample(d: Process, denoiser: Denoiser, shape: Sequence[int], **options: Unpack[Options]) -> Array:

@@ -99,7 +99,7 @@ def _sampler_error(args: argparse.Namespace) -> Figure:
     spots = MixtureData([0.5, 0.3, 0.2], [[-0.6, 0.2], [0.5, 0.5], [0.1, -0.7]], [0.02, 0.03, 0.04])
     draw = partial(d.sample, Denoiser(spots.net(d), clip_x0=False), (64, 2), seed=args.seed, dtype="float64")
     truth, errors = draw(sampler="heun"), {}
-    for sampler in ("ddim", "dpm++2m", "unipc", "heun"):
+    for sampler in ("ddim", "dpm++2m", "dpm++3m", "unipc", "heun"):
         calls = 2 if sampler == "heun" else 1  # per step
         lengths = [n // calls for n in (6, 10, 20, 40, 80, 160) if n // calls <= d.T // 2] or [1]
         found = {n: draw(sampler=sampler, steps=n, spacing="quadratic") - truth for n in lengths}

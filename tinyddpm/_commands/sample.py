@@ -36,14 +36,14 @@ _KINDS = ("", ".npz", ".png", ".gif")
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     takes_model(parser)
-    spacing = f"how fewer than T steps are spaced: {', '.join(plans.SPACINGS)} (default even for ddpm, else quadratic)"
+    spacing = f"how fewer than T steps are spaced: {', '.join(plans.SPACINGS)} (default: the sampler's best)"
     parser.add_argument("--out", required=True, metavar="PATH", help=_OUT)
     parser.add_argument("-n", type=int, metavar="N", help="draw the samples 0..N-1 (default 64)")
     parser.add_argument("--index", type=_range, metavar="A:B", help="draw only the samples A..B-1")
     parser.add_argument("--sampler", default="ddpm", metavar="NAME", help=f"{', '.join(samplers.NAMES)} (default ddpm)")
     parser.add_argument("--steps", type=int, metavar="N", help="number of sampling steps (default T)")
     parser.add_argument("--spacing", metavar="NAME", help=spacing)
-    parser.add_argument("--eta", type=float, default=0.0, metavar="X", help="noise of ddim: 0 (default) none, 1 that of ddpm")
+    parser.add_argument("--eta", type=float, metavar="X", help="noise of ddim (default 0: none) and dpm++2m-sde (default 1)")
     label = "class to draw, if the run was trained with classes; with K,K,... the samples get these classes in turn"
     parser.add_argument("--label", type=_labels, default=(), metavar="K", help=label)
     guidance = "guidance scale: 1 (default) for the conditional model, more for samples more typical of their class"
@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     model, out = open_run(args.model, args.device), Path(args.out)
     options = {
         "sampler": args.sampler, "steps": model.diffusion.T if args.steps is None else args.steps,
-        "spacing": args.spacing or samplers.BEST_SPACING.get(args.sampler), "eta": args.eta, "seed": args.seed,
+        "spacing": args.spacing or samplers.BEST_SPACING.get(args.sampler), "seed": args.seed,
+        "eta": samplers.DEFAULT_ETA.get(args.sampler, 0.0) if args.eta is None else args.eta,
     }  # fmt: skip
     batch, show = as_positive_int("batch_size", args.batch_size), not args.quiet and rank == 0
     index = _index(args.n, args.index)

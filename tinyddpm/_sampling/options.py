@@ -12,10 +12,15 @@ from tinyddpm.plans import Spacing
 Noise = Callable[[int, Sequence[int], tuple[int, ...]], Array]
 """``noise(t, index, shape) -> (len(index), *shape)`` returns the noise of the step that starts at t."""
 
-SamplerName = Literal["ddpm", "ddim", "dpm++2m", "heun", "unipc"]
+SamplerName = Literal["ddpm", "ddim", "dpm++2m", "dpm++3m", "dpm++2m-sde", "heun", "unipc"]
 
-BEST_SPACING: dict[str, Spacing] = {name: "even" if name == "ddpm" else "quadratic" for name in get_args(SamplerName)}
+BEST_SPACING: dict[str, Spacing] = {
+    **dict.fromkeys(get_args(SamplerName), "quadratic"), "ddpm": "even", "dpm++3m": "log_snr", "dpm++2m-sde": "log_snr",
+}  # fmt: skip
 """The spacing of few steps that served each sampler best in ``benchmarks/sampler_error.py``."""
+
+DEFAULT_ETA: dict[str, float] = {"ddim": 0.0, "dpm++2m-sde": 1.0}
+"""The samplers that have an eta, and its default."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,15 +50,40 @@ def ddim(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:
 
 
 def dpm_solver_2m(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:
-    """DPM-Solver++(2M), midpoint form [DPM++ alg. 2]: x_s = sigma_s/sigma_t x_t - a_s (exp(-h) - 1) D.
+    """DPM-Solver++(2M), midpoint form [DPM++ alg. 2], and its stochastic form, SDE-DPM-Solver++(2M) at eta = 1 [DPM++ sec. 5].
 
+    x_s = exp(-eta h) sigma_s/sigma_t x_t - a_s (exp(-(1 + eta) h) - 1) D + sigma_s sqrt(1 - exp(-2 eta h)) z with
     D = (1 + 1/(2r)) x_0(t) - 1/(2r) x_0(before t), r = h_before / h; first order at the first step and into s = 0.
     """
+    sigma, steps = d.sqrt_one_minus_alpha_bar, _first_order(d, timesteps)
+    rows = []
+    for before, step in zip([None, *steps], steps, strict=False):
+        g, eta_h = 0.0 if before is None else _extrapolation(before, step), eta * step.h if eta else 0.0
+        keep, take = step.keep * math.exp(-eta_h), -step.a_s * math.expm1(-step.h - eta_h)
+        std = float(sigma[step.s]) * math.sqrt(-math.expm1(-2 * eta_h))
+        rows.append(Row(step.t, step.s, (keep, take * (1 + g), -take * g) if g else (keep, take), std=std))
+    return rows
+
+
+def dpm_solver_3m(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:
+    """DPM-Solver++ of order 3, multistep, as its authors' code, diffusers and k-diffusion have it; it starts as the 2M does.
+
+    x_s = sigma_s/sigma_t x_t + a_s h (phi_1 x_0(t) + phi_2 D1 + phi_3 D2), phi_k = phi_k(-h), with the differences
+    d = (x_0(t) - x_0(before t)) / r0 and d' = the one before / r1, D2 = (d - d') / (r0 + r1), D1 = d + r0 D2, r = h_before / h.
+    A quadratic through the three predictions has 2 phi_3 in place of phi_3, so the error falls with order 2 in the end.
+    """
     steps = _first_order(d, timesteps)
-    rows = [steps[0].row()]
-    for before, step in zip(steps, steps[1:], strict=False):
+    rows = dpm_solver_2m(d, timesteps[:3], 0.0)
+    for earlier, before, step in zip(steps, steps[1:], steps[2:], strict=False):
         g = _extrapolation(before, step)
-        rows.append(Row(step.t, step.s, (step.keep, step.take * (1 + g), -step.take * g)))
+        if not g or min(before.h, earlier.h) * (before.h + earlier.h) <= _SHORTEST * step.h**2:
+            rows.append(Row(step.t, step.s, (step.keep, step.take * (1 + g), -step.take * g)))
+            continue
+        _, phi2, phi3 = _phi(-step.h)
+        r0, r1 = before.h / step.h, earlier.h / step.h
+        curve = (phi2 * r0 + phi3) / (r0 + r1)
+        first, second = step.a_s * step.h * (phi2 + curve) / r0, step.a_s * step.h * curve / r1
+        rows.append(Row(step.t, step.s, (step.keep, step.take + first, -first - second, second)))
     return rows
 
 
@@ -102,12 +127,15 @@ def unipc(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:
 _LONGEST = 20 * math.log(2)  # of a step of Heun's
 _SHORTEST = 2**-10  # an interval, against the next, over which the difference of predictions is more than rounding
 
-METHODS: dict[str, Method] = {"ddpm": ddpm, "ddim": ddim, "dpm++2m": dpm_solver_2m, "heun": heun, "unipc": unipc}
+METHODS: dict[str, Method] = {
+    "ddpm": ddpm, "ddim": ddim, "dpm++2m": dpm_solver_2m, "dpm++3m": dpm_solver_3m, "dpm++2m-sde": dpm_solver_2m, "heun": heun,
+    "unipc": unipc,
+}  # fmt: skip
 
 
 def _extrapolation(before: _FirstOrder, step: _FirstOrder) -> float:
     """1 / (2 r), r = h_before / h: how far the second order extrapolates the last two predictions; 0 if r is tiny."""
-    return 0.0 if step.s == 0 or before.h < _SHORTEST * step.h else step.h / (2 * before.h)
+    return 0.0 if step.s == 0 or before.h <= _SHORTEST * step.h else step.h / (2 * before.h)
 
 
 def _corrector(step: _FirstOrder, earlier: float | None) -> tuple[float, ...]:
@@ -115,15 +143,25 @@ def _corrector(step: _FirstOrder, earlier: float | None) -> tuple[float, ...]:
     if math.isinf(step.h):
         return step.keep, 0.0, step.take, 0.0  # no finite polynomial spans an infinite interval
     rho0, rho1, r = 0.0, 0.5, -1.0
-    if earlier is not None and earlier >= _SHORTEST * step.h:
-        z = -step.h
-        phi1 = math.expm1(z)
-        phi2 = phi1 / z - 1
-        b1, b2 = phi2 / phi1, 2 * (phi2 / z - 0.5) / phi1
+    if earlier is not None and earlier > _SHORTEST * step.h > 0:
+        phi1, phi2, phi3 = _phi(-step.h)
+        b1, b2 = phi2 / phi1, 2 * phi3 / phi1
         r = -earlier / step.h
         rho0 = (b1 - b2) / (1 - r)
         rho1 = b1 - rho0
     return step.keep, step.take * rho1, step.take * (1 - rho1 - rho0 / r), step.take * rho0 / r
+
+
+def _phi(z: float) -> tuple[float, float, float]:
+    """phi_1(z) = (e^z - 1) / z, phi_2 = (phi_1 - 1) / z, phi_3 = (phi_2 - 1/2) / z: near 0 from the series of phi_3."""
+    if abs(z) < 1:
+        phi3 = 0.0
+        for k in range(19, 2, -1):  # the terms z^(k - 3) / k!
+            phi3 = phi3 * z + 1 / math.factorial(k)
+        return 1 + z * (0.5 + z * phi3), 0.5 + z * phi3, phi3
+    phi1 = math.expm1(z) / z
+    phi2 = (phi1 - 1) / z
+    return phi1, phi2, (phi2 - 0.5) / z
 
 
 @dataclass(frozen=True)

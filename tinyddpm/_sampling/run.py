@@ -38,7 +38,7 @@ from tinyddpm._io.progress import progress_bar
 from tinyddpm._network.nets import NeedsChain, refuse_nonfinite, torch_parameter
 from tinyddpm._process import Process
 from tinyddpm._sampling.bind import bound_rows, check_range
-from tinyddpm._sampling.options import BEST_SPACING, Noise, Options, Step
+from tinyddpm._sampling.options import BEST_SPACING, DEFAULT_ETA, Noise, Options, Step
 from tinyddpm._sampling.rows import METHODS
 from tinyddpm._sampling.step import ArrayApiStepper
 from tinyddpm.backends import Row, Stepper
@@ -212,9 +212,9 @@ def _place(denoiser: Denoiser, options: Options) -> tuple[str, Any]:
 
 
 def _checked_eta(sampler: str, eta: float | None) -> float:
-    eta = 0.0 if eta is None else as_real("eta", eta, 0.0, 1.0)
-    if eta and sampler != "ddim":
-        raise ValueError(f"eta must be 0 or left out unless the sampler is 'ddim', got {eta} for {sampler!r}")
+    eta = DEFAULT_ETA.get(sampler, 0.0) if eta is None else as_real("eta", eta, 0.0, 1.0)
+    if eta and sampler not in DEFAULT_ETA:
+        raise ValueError(f"eta must be 0 or left out unless the sampler is {' or '.join(DEFAULT_ETA)}, got {eta} for {sampler!r}")
     return eta
 
 

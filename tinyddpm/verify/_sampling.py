@@ -181,9 +181,9 @@ def _first_order(place: Place) -> float:
     denoiser = Denoiser(GaussianData([0.3, 0.0, -0.5, 0.7], 0.04).net(d))
 
     def run(sampler: str, steps: int) -> Any:
-        return _sample(place, d, denoiser, x_T, steps=steps, sampler=sampler)
+        return _sample(place, d, denoiser, x_T, steps=steps, sampler=sampler, spacing="even")
 
-    pairs = [("dpm++2m", 2), ("dpm++2m", 1), ("unipc", 1), ("heun", 1)]
+    pairs = [("dpm++2m", 2), ("dpm++2m", 1), ("dpm++3m", 2), ("dpm++3m", 1), ("unipc", 1), ("heun", 1)]
     return max(difference(run(sampler, steps), run("ddim", steps)) for sampler, steps in pairs)
 
 
