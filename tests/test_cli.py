@@ -327,7 +327,9 @@ def test_evaluate_scores_all_of_other_images(model: str, tmp_path: Path, capsys:
 # Plot.
 
 
-@pytest.mark.parametrize("what", ["schedules", "forward", "denoising", "loss", "bound", "rate-distortion", "sampler-error"])
+@pytest.mark.parametrize(
+    "what", ["schedules", "forward", "denoising", "loss", "bound", "rate-distortion", "sampler-error", "one-jump"]
+)
 def test_every_figure_is_drawn(what: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / f"{what}.png"
     assert main(["plot", what, str(file), "--model", model, "--limit", "8", "-q"]) == 0

@@ -22,8 +22,8 @@ from tinyddpm import backends
 from tinyddpm.cli import COMMANDS, parser
 
 README = pages.ROOT / "README.md"
-ELSEWHERE = {"README.md", "docs/derivation.md", "docs/tutorials/train.md"}
-"""Their code runs below, in test_derivation and in test_newcomer."""
+ELSEWHERE = {"README.md", "docs/tutorials/train.md"}
+"""Their code runs below and in test_newcomer; that of docs/learn runs in test_learn."""
 
 
 @cache
@@ -32,7 +32,7 @@ def text(page: Path) -> str:
 
 
 def with_code(page: Path) -> bool:
-    return pages.name(page) not in ELSEWHERE and any(pages.blocks(text(page), "python"))
+    return pages.name(page) not in ELSEWHERE and page.parent.name != "learn" and any(pages.blocks(text(page), "python"))
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinyddpm import Denoiser, Diffusion, plots
+from tinyddpm import Denoiser, Diffusion, backends, plots
 from tinyddpm._arrays.check import lookup, one_of
-from tinyddpm._commands import takes_device, takes_output
+from tinyddpm._commands import lessons, takes_device, takes_output
 from tinyddpm._io.files import replacing
 from tinyddpm.analytic import MixtureData
 
@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path", metavar="PATH", nargs="?", help="FILE.png, FILE.pdf or FILE.svg, for play FILE.html; by default WHAT is the file"
     )
-    parser.add_argument("--model", metavar="DIR", help="run folder; schedules, forward and sampler-error do without")
+    parser.add_argument("--model", metavar="DIR", help="run folder, for denoising, loss, bound, rate-distortion and one-jump")
     parser.add_argument("--data", metavar="digits|FOLDER|FILE", help="images (default: those of the run, else digits)")
     parser.add_argument("--limit", type=int, default=64, metavar="N", help="images to score for a bound (default 64)")
     takes_device(parser)
@@ -107,6 +107,20 @@ def _sampler_error(args: argparse.Namespace) -> Figure:
     return plots.sampler_error(errors)
 
 
+def _one_jump(args: argparse.Namespace) -> Figure:
+    from tinyddpm._commands.runs import device_of, follow
+
+    model = _run(args)
+    columns = plots.columns(model.diffusion)[:0:-1]
+    *steps, end = follow(model, range(1), (*columns, 0), seed=args.seed, progress=not args.quiet)
+    torch, guesses = backends.get("torch"), []
+    for step in steps:
+        x = torch.from_numpy(step.x, device=device_of(model))
+        with backends.no_grad(x):
+            guesses.append(torch.to_numpy(model.denoiser.x0(model.diffusion, x, step.t)))
+    return lessons.one_jump([step.x for step in steps], guesses, columns, end.x)
+
+
 def _run(args: argparse.Namespace) -> Run:
     from tinyddpm._commands.runs import open_run
 
@@ -128,4 +142,8 @@ _FIGURES: dict[str, Callable[[argparse.Namespace], Figure]] = {
     "bound": partial(_of_bound, "bound"),
     "rate-distortion": partial(_of_bound, "rate-distortion"),
     "sampler-error": _sampler_error,
+    "one-jump": _one_jump,
+    "kl": lambda args: lessons.kl_divergence(),
+    "decoder": lambda args: lessons.decoder_bins(),
+    "objectives": lambda args: lessons.objectives(_run(args).diffusion if args.model else Diffusion()),
 }
