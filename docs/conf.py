@@ -62,9 +62,6 @@ TEXTS = ["docs/derivation", "docs/design", "docs/sample-flow", "docs/how-to"]
 NAVIGATION = {
     "Learn": others("docs/learn/*.md", *LESSONS),
     "Use": [
-        *others("docs/tutorials/*.md", *TUTORIALS), "docs/how-to", "examples/README", *others("examples/*/README.md"),
-        *others("docs/migration/*.md"),
-    ],  # fmt: skip
         *others("docs/tutorials/*.md", *TUTORIALS),
         "docs/how-to",
         "examples/README",
