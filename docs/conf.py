@@ -58,7 +58,7 @@ def named(pages: list[str]) -> list[str]:
 TUTORIALS = [f"docs/tutorials/{name}" for name in ("train", "likelihood", "diffusers", "many-machines", "backend")]
 API = [f"docs/api/{name}" for name in ("process", "sampling", "likelihood", "backends", "torch", "tools", "commands")]
 LESSONS = [f"docs/learn/{name}" for name in ("forward", "reverse", "bound", "decoder", "objective", "algorithms")]
-TEXTS = ["docs/derivation", "docs/design", "docs/sample-flow", "docs/how-to"]
+TEXTS = ["docs/derivation", "docs/sources", "docs/design", "docs/sample-flow", "docs/how-to"]
 NAVIGATION = {
     "Learn": others("docs/learn/*.md", *LESSONS),
     "Use": [
@@ -68,7 +68,7 @@ NAVIGATION = {
         *others("examples/*/README.md"),
         *others("docs/migration/*.md"),
     ],
-    "Understand": ["docs/derivation", "docs/design", "docs/sample-flow"],
+    "Understand": ["docs/derivation", "docs/sources", "docs/design", "docs/sample-flow"],
     "Reference": others("docs/api/*.md", *API),
     "Evidence": named([*others("docs/*.md", *TEXTS)[len(TEXTS) :], *others("benchmarks/results/*.md")]),
     "Project": [page for page in others("*.md", "CHANGELOG", "CONTRIBUTING") if page != root_doc],
