@@ -196,7 +196,8 @@ def test_the_bound_agrees_in_every_library(library: Library, variance: str) -> N
 
 
 @pytest.mark.parametrize("predicts", ["eps", "v"])
-def test_the_bound_of_a_guided_network(library: Library, predicts: str) -> None:
+@pytest.mark.parametrize(("shift", "clip"), [("before_clip", True), ("after_clip", False)])
+def test_the_bound_of_a_guided_network(library: Library, predicts: str, shift: Any, clip: bool) -> None:
     """A classifier shifts the score by its gradient, so eps by -sqrt(1 - alpha_bar) times that, whatever is predicted."""
     spread = CHAIN.sqrt_one_minus_alpha_bar
 
@@ -204,9 +205,9 @@ def test_the_bound_of_a_guided_network(library: Library, predicts: str) -> None:
         eps = EXACT(x_t, t) - 0.3 * spread[np.asarray(t)].reshape(-1, 1, 1) * -x_t
         return CHAIN.convert(eps, x_t, t, "eps", predicts)
 
-    net = guidance.classifier(as_kind(predicts).net, lambda x_t, t: -x_t, 0.3)
-    guided = likelihood.vlb(CHAIN, Denoiser(net, predicts=predicts), library.array(X0, "float64"))
-    plain = likelihood.vlb(CHAIN, Denoiser(shifted, predicts=predicts), X0)
+    net = guidance.classifier(as_kind(predicts).net, lambda x_t, t: -x_t, 0.3, shift=shift)
+    guided = likelihood.vlb(CHAIN, Denoiser(net, predicts=predicts, clip_x0=clip), library.array(X0, "float64"))
+    plain = likelihood.vlb(CHAIN, Denoiser(shifted, predicts=predicts, clip_x0=clip), X0)
     np.testing.assert_allclose(guided.kl, plain.kl, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(guided.decoder, plain.decoder, rtol=1e-9)
 

@@ -200,9 +200,14 @@ DENOISERS = [
         values={"timesteps": ((), (5, 5, 0), (5,))},
     ),
     call(guidance.classifier_free, net=lambda x, t, y: x, y=None, scale=1.0, null=None,
-         types={"net": (None, 3), "scale": NO_NUMBER}, values={"scale": (NAN, INF)}),
+         types={"net": (None, 3), "scale": (*NO_NUMBER, np.array([True]), np.ma.array([1.0])), "rescale": NO_NUMBER},
+         values={"scale": (NAN, INF, np.array([1.0, NAN]), np.ones((2, 1))), "rescale": (-0.1, 1.1, NAN)}),
     call(guidance.classifier, net=lambda x, t: x, log_prob_grad=lambda x, t: x, scale=1.0,
-         types={"net": (None, "n"), "log_prob_grad": (None, 1), "scale": NO_NUMBER}, values={"scale": (NAN, -INF)}),
+         types={"net": (None, "n"), "log_prob_grad": (None, 1), "scale": NO_NUMBER, "shift": (None, 1)},
+         values={"scale": (NAN, -INF)}, names={"shift": ("after", "clip")}),
+    call(guidance.dynamic_threshold, net=lambda x, t: x, d=Diffusion([0.1]), predicts="eps",
+         types={"net": (None, 3), "d": (None, 3), "predicts": (None, 1), "percentile": NO_NUMBER, "first_t": NO_INT},
+         values={"percentile": (0.0, -0.1, 1.1, NAN), "first_t": (2**40,)}, names={"predicts": ("epsilon",)}),
 ]  # fmt: skip
 
 DATA_SETS = [

@@ -203,6 +203,22 @@ def test_a_chain_too_long_for_the_dtype_is_refused_before_the_network_is_called(
     assert np.all(np.isfinite(d.sample(net, (2, 3), steps=5, dtype="float64")))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_range_of_x0_holds_in_every_dtype(sampler: Any, dtype: str) -> None:
+    """Also where guidance leads far out of it: the last step lands on the prediction."""
+    torch = pytest.importorskip("torch")
+    d, signs = Diffusion(schedules.linear(30, 1e-3, 0.2)), torch.tensor([1, -1, 1, -1, 1])
+    steep = guidance.classifier_free(lambda x_t, t, y: 0 * x_t + y * signs.to(x_t.dtype), 9.0, 3.0, 5.0)
+    for low, high in ((0.25, 0.75), (-2.0, -0.5)):
+        steps = d.trajectory(Denoiser(steep, "x0", clip_x0=(low, high)), (8, 5), sampler=sampler, steps=6, backend="torch",
+                             dtype=dtype, seed=1)  # fmt: skip
+        *_, last = steps
+        x = last.x
+        assert x.dtype == getattr(torch, dtype)
+        assert (x.min().item(), x.max().item()) == (low, high)
+
+
 def test_one_jump_returns_the_prediction() -> None:
     d = Diffusion(schedules.linear(40))
     x_T = batch(3, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,18 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyddpm import plans
-from tinyddpm._arrays.check import as_callable, as_instance, as_int, as_real, one_of
+from tinyddpm._arrays.check import as_callable, as_instance, as_int, one_of
 from tinyddpm._arrays.namespace import A, Array, clip_array, namespace_of
 from tinyddpm._arrays.steps import Steps, check_steps, time_array
 from tinyddpm._arrays.value import FrozenValue
 from tinyddpm._network import variance
-from tinyddpm._network.nets import Net, call_net, check_output, refuse_nonfinite, respaced
+from tinyddpm._network.nets import Net, call_net, check_output, checked_clip, clips, refuse_nonfinite, respaced
 from tinyddpm._network.variance import Variance
 from tinyddpm._process import Process
 from tinyddpm.conversions import KINDS, Kind
 from tinyddpm.gaussian import Gaussian
 
 __all__ = ["Denoiser", "Net", "check_model", "refuse_nonfinite"]
+
+Output = tuple[Array, Array | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,7 @@ class Denoiser(FrozenValue):
             one_of("variance", self.variance, variance.NAMES)
         else:
             object.__setattr__(self, "variance", variance.checked_table(self.variance))
-        object.__setattr__(self, "clip_x0", _checked_range(self.clip_x0))
+        object.__setattr__(self, "clip_x0", checked_clip(self.clip_x0))
         object.__setattr__(self, "first_t", as_int("first_t", self.first_t, -(2**31), 2**31))
 
     @property
@@ -85,10 +86,12 @@ class Denoiser(FrozenValue):
 
     @property
     def clip_range(self) -> tuple[float, float] | None:
-        """The range (low, high) that x_0 is clipped to, or None."""
-        if isinstance(self.clip_x0, tuple):
-            return self.clip_x0
-        return (-1.0, 1.0) if self.clip_x0 else None
+        """The range (low, high) that x_0 is clipped to, or None; None too if the network clips it itself."""
+        return None if clips(self.net) else self._clip
+
+    @property
+    def _clip(self) -> tuple[float, float] | None:
+        return self.clip_x0 if isinstance(self.clip_x0, tuple) else (-1.0, 1.0) if self.clip_x0 else None
 
     def x0(self, d: Process, x_t: A, t: Steps) -> A:
         """The predicted x_0, clipped if `clip_x0` says so.
@@ -195,8 +198,10 @@ class Denoiser(FrozenValue):
     # The stages of the above, for losses, bounds and samplers. Their arguments are checked: x_t is an array of the
     # namespace xp, and t and s are steps in the forms of `check_steps`.
 
-    def call(self, d: Process, x_t: Array, t: Any, xp: Any, net_t: Array | None = None) -> tuple[Array, Array | None]:
+    def call(self, d: Process, x_t: Array, t: Any, xp: Any, net_t: Array | None = None, clip: bool = True) -> Output:
         """The network's prediction, and its raw variance output if `learned`; a wrong output is a ValueError.
+
+        With ``clip=False`` a network that clips x_0 itself, as `guidance.classifier` makes, does not.
 
         Returns
         -------
@@ -205,7 +210,7 @@ class Denoiser(FrozenValue):
         """
         if net_t is None:
             net_t = time_array(t, self.first_t - 1, x_t, xp)
-        out = call_net(self.net, x_t, net_t, d, t, self.predicts)
+        out = call_net(self.net, x_t, net_t, d, t, self.predicts, self._clip if clip else None)
         check_output(out, x_t, t, xp, self.learned)
         if not self.learned:
             return out, None
@@ -285,14 +290,3 @@ def check_model(d: Process, denoiser: Denoiser) -> None:
     """
     as_instance("d", d, Process, "Diffusion")
     as_instance("denoiser", denoiser, Denoiser)
-
-
-def _checked_range(clip_x0: Any) -> bool | tuple[float, float]:
-    if isinstance(clip_x0, bool | np.bool_):
-        return bool(clip_x0)
-    if not isinstance(clip_x0, tuple | list) or len(clip_x0) != 2:
-        raise TypeError(f"clip_x0 must be a bool or a pair (low, high), got {clip_x0!r}")
-    low, high = (as_real("clip_x0", end, -math.inf, math.inf) for end in clip_x0)
-    if low >= high:
-        raise ValueError(f"clip_x0 must be a pair with low < high, got {clip_x0!r}")
-    return low, high

@@ -138,8 +138,6 @@ class _Part:
 
 def optimize_net(net: Callable[..., Any], *, compile: bool, autocast: str | None, stepper: Any = None) -> Callable[..., Any]:
     """The network compiled, in channels_last, with autocast; on CUDA also in one graph with the steps of `stepper`, if given."""
-    if hasattr(net, "guided"):
-        raise ValueError("compile: a network that a classifier's gradient guides can't be compiled, nor run under autocast")
     dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     if autocast is not None and autocast not in dtypes:
         raise LookupError(f"autocast must be one of {', '.join(dtypes)}, got {autocast!r}")

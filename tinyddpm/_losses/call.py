@@ -46,7 +46,7 @@ def call_on_noised(d: Process, denoiser: Denoiser, x0: Array, t: Steps, eps: Arr
     check_same_shape("eps", eps, "x0", x0)
     steps, eps = check_steps("t", t, x0, xp, 1, d.T), cast_like(eps, x0, xp)
     x_t = d._q_sample(x0, steps, eps, xp)
-    value, raw = denoiser.call(d, x_t, steps, xp)
+    value, raw = denoiser.call(d, x_t, steps, xp, clip=False)
     return Call(x0, x_t, steps, target(d, denoiser.predicts, x0, x_t, steps, eps, xp), value, raw, xp)
 
 

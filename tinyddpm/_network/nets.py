@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tinyddpm._arrays.check import as_real
 from tinyddpm._arrays.namespace import Array, array_like, is_array_of, namespace_of
 
+Clip = tuple[float, float] | None
 Net = Callable[[Any, Any], Any]
 """``net(x_t, t)`` with x_t of shape (B, ...) and an integer array t of shape (B,)."""
 
@@ -17,15 +20,25 @@ Net = Callable[[Any, Any], Any]
 class NeedsChain:
     """A network whose output depends on the chain and the kind of prediction; a `Denoiser` supplies both."""
 
-    def call_with_chain(self, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str) -> Array:
+    @property
+    def clips(self) -> bool:
+        """Whether the network clips x_0 itself, to the range that it is given, so that nothing is clipped after it."""
+        return False
+
+    def call_with_chain(self, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str, clip: Clip) -> Array:
         """The output of kind `predicts` at step t of the chain d, which the network calls net_t."""
         raise NotImplementedError
 
 
-def call_net(net: Net, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str) -> Array:
-    """The network's output at x_t, not checked."""
+def clips(net: Net) -> bool:
+    """Whether a network clips x_0 itself."""
+    return isinstance(net, NeedsChain) and net.clips
+
+
+def call_net(net: Net, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str, clip: Clip) -> Array:
+    """The network's output at x_t, not checked; `clip` is the range of x_0 for a network that clips it itself."""
     if isinstance(net, NeedsChain):
-        return net.call_with_chain(x_t, net_t, d, t, predicts)
+        return net.call_with_chain(x_t, net_t, d, t, predicts, clip)
     try:
         return net(x_t, net_t)
     except TypeError as error:
@@ -42,6 +55,18 @@ def torch_parameter(net: Any) -> Any:
             return next(iter(net.parameters()), None)
         net = getattr(net, "net", None)
     return None
+
+
+def checked_clip(clip_x0: Any) -> bool | tuple[float, float]:
+    """A denoiser's `clip_x0`: a bool or a range (low, high)."""
+    if isinstance(clip_x0, bool | np.bool_):
+        return bool(clip_x0)
+    if not isinstance(clip_x0, tuple | list) or len(clip_x0) != 2:
+        raise TypeError(f"clip_x0 must be a bool or a pair (low, high), got {clip_x0!r}")
+    low, high = (as_real("clip_x0", end, -math.inf, math.inf) for end in clip_x0)
+    if low >= high:
+        raise ValueError(f"clip_x0 must be a pair with low < high, got {clip_x0!r}")
+    return low, high
 
 
 def check_output(out: Any, x_t: Array, t: Any, xp: Any, learned: bool) -> None:
@@ -107,8 +132,12 @@ class _Respaced:
 
 
 class _RespacedWithChain(_Respaced, NeedsChain):
-    def call_with_chain(self, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str) -> Array:
-        return self.net.call_with_chain(x_t, self._long_chain_t(x_t, net_t), d, t, predicts)
+    @property
+    def clips(self) -> bool:
+        return clips(self.net)
+
+    def call_with_chain(self, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str, clip: Clip) -> Array:
+        return self.net.call_with_chain(x_t, self._long_chain_t(x_t, net_t), d, t, predicts, clip)
 
 
 def _at(t: Any) -> str:
