@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import batch, plans
 
-from tinyddpm import Denoiser, Diffusion, backends, edit, noise, schedules
+from tinyddpm import Denoiser, Diffusion, backends, edit, noise, samplers, schedules
+from tinyddpm._editing import parts
 from tinyddpm.analytic import GaussianData, MixtureData
 
 MIXTURE = MixtureData([0.5, 0.3, 0.2], [[-0.6, 0.2], [0.5, 0.5], [0.1, -0.7]], [[0.02, 0.05], [0.04, 0.02], [0.03, 0.03]])
@@ -63,7 +64,7 @@ def test_resampling_never_runs_a_step_again_without_going_back(data: st.DataObje
     one ended, upward moves are q's own, and each move of the plan is made `resamplings` times."""
     plan = data.draw(plans(20))
     jump, times = data.draw(st.integers(1, 25)), data.draw(st.integers(1, 4))
-    walk = list(edit._walk(plan, jump, times))
+    walk = list(parts.walk(plan, jump, times))
     assert walk[0][0] == 20
     assert walk[-1][1] == 0
     assert all(before[1] == after[0] for before, after in pairwise(walk))
@@ -155,6 +156,7 @@ def test_an_edit_does_not_depend_on_its_batch() -> None:
         "inpaint": lambda k, i: edit.inpaint(d, Denoiser(zero_net), a[k], np.eye(1, 3) > 0, index=i, jump_length=3),
         "interpolate": lambda k, i: edit.interpolate(d, Denoiser(zero_net), a[k], b[k], [0.3], index=i, sampler="ddpm")[0],
         "invert": lambda k, i: edit.invert(d, Denoiser(lambda x, t: 0.1 * x**2), a[k]),
+        "image_to_image": lambda k, i: edit.image_to_image(d, Denoiser(zero_net), a[k], 9, index=i),
     }
     for run in edits.values():
         whole = run(slice(None), rows)
@@ -173,6 +175,49 @@ def test_the_callers_arrays_are_left_alone() -> None:
         edit.interpolate(d, Denoiser(zero_net), a, b, [0.0, 1.0], encode=encode)
     for x, old in zip((a, b, mask), before, strict=True):
         np.testing.assert_array_equal(x, old)
+
+
+@pytest.mark.parametrize(("sampler", "eta"), [("ddpm", None), ("ddim", 0.0), ("ddim", 1.0)])
+def test_image_to_image_on_gaussian_data_has_its_exact_law(sampler: Any, eta: float | None) -> None:
+    """x_t ~ N(a x_0, sigma^2), then a chain of linear steps; 20 000 samples of one image, 5 standard errors."""
+    d, data, n, image, t = (
+        Diffusion(schedules.linear(60, 1e-3, 0.15)),
+        GaussianData([0.3, -0.5], [0.04, 0.5]),
+        20_000,
+        [1.0, 0.6],
+        37,
+    )
+    denoiser = exact(d, data, variance="beta_tilde")
+    x = edit.image_to_image(d, denoiser, np.tile(image, (n, 1)), t, steps=12, sampler=sampler, eta=eta, seed=3)
+    plan = (t, *(s for s in d.timesteps(12, "even" if sampler == "ddpm" else "quadratic") if s < t))
+    a, left = d.sqrt_alpha_bar, d.one_minus_alpha_bar
+    mean, var = a[t] * np.array(image), left[t] * np.ones(2)
+    for t, s in pairwise(plan):
+        gain = a[t] * data.var / (a[t] ** 2 * data.var + left[t])  # E[x_0 | x_t] = gain x_t + rest
+        rest = (1 - gain * a[t]) * data.mean
+        noise_var = 0.0 if eta == 0 else d.posterior_weights(t, s)[2]
+        of_eps = np.sqrt(left[s] - noise_var)
+        slope = a[s] * gain + of_eps * (1 - a[t] * gain) / np.sqrt(left[t])
+        mean = slope * mean + (a[s] - of_eps * a[t] / np.sqrt(left[t])) * rest
+        var = slope**2 * var + noise_var
+    assert np.all(np.abs(x.mean(0) - mean) < 5 * np.sqrt(var / n))
+    assert np.all(np.abs(x.var(0) - var) < 5 * var * math.sqrt(2 / n))
+
+
+@pytest.mark.parametrize("sampler", samplers.NAMES)
+def test_image_to_image_is_sample_from_a_noisy_image(library: Library, sampler: Any) -> None:
+    """On the part below t of the plan that `sample` takes; x_t's noise is step 0 of stream 4, and a step's its own t."""
+    d, x0, t, index = Diffusion(schedules.cosine(30)), batch(3, 2), 14, [4, 0, 2**64 - 1]
+    image = library.array(x0)
+    ours = edit.image_to_image(d, exact(d), image, t, steps=9, sampler=sampler, seed=5, index=index)
+    draw = noise.like(x0, 5, index, stream=4)
+    plan = (t, *(s for s in d.timesteps(9, samplers.BEST_SPACING[sampler]) if s < t))
+    x = d.sample(exact(d), (3, 2), sampler=sampler, x_T=d.q_sample(x0, t, draw(0)), timesteps=plan, noise=lambda t, i, s: draw(t))
+    assert type(ours) is type(image)
+    np.testing.assert_allclose(library.host(ours), x, rtol=1e-9, atol=2e-5)  # noise agrees within 2e-6
+    given = edit.image_to_image(d, exact(d), image, t, timesteps=(20, 14, 3, 0), sampler=sampler, seed=5, index=index)
+    same = edit.image_to_image(d, exact(d), image, t, timesteps=(14, 3, 0), sampler=sampler, seed=5, index=index)
+    np.testing.assert_array_equal(library.host(given), library.host(same))
 
 
 def round_trip(d: Diffusion, denoiser: Denoiser, x0: NDArray[np.float64], plan: Sequence[int], iterations: int) -> float:
@@ -273,11 +318,11 @@ def test_the_spherical_path_keeps_a_norm_between_the_ends(weight: float, size_a:
     """On a circle about the origin where the norms are equal, at constant speed; parallel ends give the line."""
     a, b = batch(3, 5), batch(3, 5, seed=1)
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
-    mix = edit._spherical(a, b, weight, np)
+    mix = parts.spherical(a, b, weight, np)
     np.testing.assert_allclose(np.linalg.norm(mix, axis=1), 1, rtol=1e-9)
     angle, whole = (np.arccos(np.clip(np.sum(a * x, axis=1), -1, 1)) for x in (mix, b))
     np.testing.assert_allclose(angle, weight * whole, atol=1e-7)  # arccos resolves no more near 1
-    np.testing.assert_allclose(edit._spherical(size_a * a, size_b * a, weight, np),
+    np.testing.assert_allclose(parts.spherical(size_a * a, size_b * a, weight, np),
                                ((1 - weight) * size_a + weight * size_b) * a, rtol=1e-9)  # fmt: skip
 
 

@@ -532,6 +532,9 @@ def sampling(L: Libraries) -> list[Call]:
              types={"eta": (True, "0.1", [0.1])}, values={"eta": (-0.1, 1.1, NAN)}),
         *(call(D.sample, label=f"sample, noise {k}", denoiser=denoiser, shape=(2, 4, 3), **here, **bad)
           for k, bad in enumerate(wrong_noise)),
+        call(edit.image_to_image, d=D, denoiser=denoiser, x0=x, t=3, **merged(edited,
+             types=edited["types"] | {"x0": L.not_data, "t": NO_INT, "sampler": NO_NAME, "eta": (True, "0.1"), "progress": (1,)},
+             values=edited["values"] | {"x0": (x * NAN,), "t": (0, T + 1), "eta": (0.5,)}, names={"sampler": ("euler",)})),
         call(edit.inpaint, d=D, denoiser=denoiser, known=x, mask=mask, resamplings=1, **merged(edited,
              types=edited["types"] | {"known": L.not_data, "mask": (None, "m", 1, [True], X, L.ints), "jump_length": NO_INT,
                                       "resamplings": NO_INT},

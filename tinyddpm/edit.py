@@ -1,4 +1,4 @@
-"""Editing with an unconditional network: fill in what is missing, mix two images, and find the noise that an image comes from.
+"""Editing with an unconditional network: change an image, fill in what is missing, mix two, and find an image's noise.
 
 Noise is a pure function of (seed, sample, step) as in sampling, on a stream of its own. The array that is edited decides library,
 dtype and device, and is not written to. A network's NaN is a `ValueError` that names ``net``.
@@ -6,16 +6,14 @@ dtype and device, and is not written to. A network's NaN is a `ValueError` that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from tinyddpm import backends, noise, plans
-from tinyddpm._arrays.check import as_bool, as_list, as_positive_int, as_real, lookup, names_unknown_options, one_of
-from tinyddpm._arrays.namespace import A, Array, array_like, cast_like, check_same_shape, is_array_of, namespace_of, on_host
-from tinyddpm._editing.inversion import call_finite, fixed_point, inner, inverse_step
+from tinyddpm._arrays.check import as_bool, as_int, as_list, as_positive_int, as_real, lookup, names_unknown_options, one_of
+from tinyddpm._arrays.namespace import A, Array, cast_like, check_same_shape, namespace_of, on_host
+from tinyddpm._editing import parts
+from tinyddpm._editing.inversion import call_finite, inverted
 from tinyddpm._io.progress import progress_bar
 from tinyddpm._network.nets import refuse_nonfinite
 from tinyddpm._sampling.options import BEST_SPACING, SamplerName
@@ -23,9 +21,66 @@ from tinyddpm._sampling.rows import METHODS, ddim
 from tinyddpm.denoiser import Denoiser, check_model
 from tinyddpm.diffusion import Diffusion
 
-__all__ = ["inpaint", "interpolate", "invert"]
+__all__ = ["image_to_image", "inpaint", "interpolate", "invert"]
 
 _STREAM = 4
+
+
+@names_unknown_options
+def image_to_image(
+    d: Diffusion, denoiser: Denoiser, x0: A, t: int, *, steps: int | None = None, timesteps: Iterable[int] | None = None,
+    sampler: SamplerName = "ddpm", eta: float | None = None, seed: int = 0, index: Sequence[int] | None = None,
+    progress: bool = False,
+) -> A:  # fmt: skip
+    """Images like the given ones by SDEdit [Meng et al. 2022, alg. 1]: noise to step t, and sampling from there on.
+
+    A small t keeps an image as it is, and T hardly anything of it; a rough drawing becomes an image at about T / 2.
+
+    Parameters
+    ----------
+    d : Diffusion
+        The process.
+    denoiser : Denoiser
+        The network and how to read it.
+    x0 : array (n, ...)
+        The images.
+    t : int
+        The step in 1..T to start from, where x_t ~ q(x_t | x_0).
+    steps : int, optional
+        The length of a plan from T, spaced as `Diffusion.sample` does for the sampler; its entries below t are used. Default: T.
+    timesteps : iterable of int, optional
+        The plan itself; its entries below t are used.
+    sampler, eta, seed, index, progress
+        As in `Diffusion.sample`; the noise is of this module's own stream.
+
+    Returns
+    -------
+    array (n, ...)
+
+    Raises
+    ------
+    TypeError, ValueError, LookupError
+        If an argument has the wrong type or is out of range, or the network's output is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tinyddpm import Denoiser, Diffusion
+    >>> d, image = Diffusion([0.5, 0.9]), np.array([[0.5, -0.25]])
+    >>> image_to_image(d, Denoiser(lambda x_t, t: 0 * x_t + 0.5, predicts="x0"), image, 1).tolist()
+    [[0.5, 0.5]]
+    """
+    check_model(d, denoiser)
+    xp, t = namespace_of(x0=x0), as_int("t", t, 1, d.T)
+    parts.check_finite("x0", x0, xp)
+    lookup("sampler", sampler, METHODS)
+    plan = plans.chosen(d.log_snr, steps, timesteps, default=BEST_SPACING[sampler], started=True)
+    index = noise.numbers(index, x0.shape[0])
+    draw = noise.like(x0, seed, index, stream=_STREAM)
+    return d.sample(  # type: ignore[no-any-return]
+        denoiser, x0.shape, sampler=sampler, timesteps=(t, *(s for s in plan if s < t)), eta=eta, index=index,
+        x_T=d._q_sample(x0, t, draw(0), xp), noise=lambda t, index, shape: draw(t), progress=progress,
+    )  # fmt: skip
 
 
 @names_unknown_options
@@ -78,6 +133,7 @@ def inpaint(
 
     Examples
     --------
+    >>> import numpy as np
     >>> from tinyddpm import Denoiser, Diffusion
     >>> d, image = Diffusion([0.5, 0.9]), np.array([[0.5, np.nan]])
     >>> filled = inpaint(d, Denoiser(lambda x_t, t: 0 * x_t, predicts="x0"), image, np.array([True, False]))
@@ -86,12 +142,12 @@ def inpaint(
     """
     check_model(d, denoiser)
     xp = namespace_of(known=known)
-    keep = _mask(mask, known, xp)
+    keep = parts.checked_mask(mask, known, xp)
     if on_host(known) and not bool(xp.all(xp.isfinite(known) | ~keep)):
         raise ValueError("known must be finite where the mask keeps it, got NaN or infinity")
     plan = plans.chosen(d.log_snr, steps, timesteps)
     jump_length, resamplings = as_positive_int("jump_length", jump_length), as_positive_int("resamplings", resamplings)
-    walk = list(_walk(plan, jump_length, resamplings))
+    walk = list(parts.walk(plan, jump_length, resamplings))
     draw = noise.like(known, seed, index, stream=_STREAM)
     x, progress = draw(0), as_bool("progress", progress)
     with backends.no_grad(known):
@@ -141,10 +197,8 @@ def interpolate(
         orthogonal, and halfway on the line between them the noise has only half its variance.
     sampler : str
         Of the decoding; see `Diffusion.sample`.
-    seed, index
-        Of the noise, as in `Diffusion.sample`; every weight has the same noise.
-    progress : bool
-        Show progress on standard error.
+    seed, index, progress
+        As in `Diffusion.sample`; every weight has the same noise.
 
     Returns
     -------
@@ -157,6 +211,7 @@ def interpolate(
 
     Examples
     --------
+    >>> import numpy as np
     >>> from tinyddpm import Denoiser, Diffusion
     >>> d, one = Diffusion([0.5, 0.9]), np.ones((1, 2))
     >>> interpolate(d, Denoiser(lambda x_t, t: 0 * x_t, predicts="v"), one, -one, [0.0, 0.5, 1.0]).shape
@@ -170,7 +225,7 @@ def interpolate(
     lookup("sampler", sampler, METHODS)
     plan = plans.chosen(d.log_snr, steps, timesteps, default=BEST_SPACING[sampler], started=True)
     one_of("encode", encode, ("diffuse", "invert"))
-    mixed = lookup("path", path, {"linear": _linear, "spherical": _spherical})
+    mixed = lookup("path", path, {"linear": parts.linear, "spherical": parts.spherical})
     index = noise.numbers(index, a.shape[0])
     if encode == "invert":
         ends = [invert(d, denoiser, x, timesteps=plan, progress=progress) for x in (a, b)]
@@ -226,6 +281,7 @@ def invert(
 
     Examples
     --------
+    >>> import numpy as np
     >>> from tinyddpm import Denoiser, Diffusion
     >>> from tinyddpm.analytic import GaussianData
     >>> d, x0 = Diffusion(), np.array([[0.3]])
@@ -237,54 +293,8 @@ def invert(
     check_model(d, denoiser)
     xp = namespace_of(x0=x0)
     iterations, progress = as_positive_int("iterations", iterations), as_bool("progress", progress)
-    if on_host(x0) and not bool(xp.all(xp.isfinite(x0))):
-        raise ValueError("x0 must be finite, got NaN or infinity")
+    parts.check_finite("x0", x0, xp)
     plan = plans.chosen(d.log_snr, steps, timesteps, default=BEST_SPACING["ddim"], started=True)
-    rows, x = ddim(d, plan, 0.0)[::-1], x0
+    rows = ddim(d, plan, 0.0)[::-1]
     with backends.no_grad(x0):
-        for row in progress_bar(rows, len(rows), enabled=progress, label="invert"):
-            x = fixed_point(inverse_step(d, denoiser, row, x, xp), x, iterations, xp)
-            if row is rows[-1] or on_host(x):
-                refuse_nonfinite(xp, row.t, x)
-    return x
-
-
-def _walk(plan: tuple[int, ...], jump_length: int, resamplings: int) -> Iterator[tuple[int, int]]:
-    """Pairs (from, to): down the plan in runs of `jump_length`, each made `resamplings` times with a jump back between."""
-    for first in range(0, len(plan) - 1, jump_length):
-        run = plan[first : first + jump_length + 1]
-        for repeat in range(resamplings):
-            if repeat:
-                yield run[-1], run[0]
-            yield from pairwise(run)
-
-
-def _linear(a: Array, b: Array, weight: float, xp: Any) -> Array:
-    return (1 - weight) * a + weight * b
-
-
-def _spherical(a: Array, b: Array, weight: float, xp: Any) -> Array:
-    """Along the great circle through the directions of a and b, each sample by itself; linear if they (anti)align."""
-    norms = [xp.sqrt(inner(x, x, xp)) for x in (a, b)]
-    u, v = (x / xp.where(norm > 0, norm, xp.ones_like(norm)) for x, norm in zip((a, b), norms, strict=True))
-    apart, along = (xp.sqrt(inner(w, w, xp)) for w in (u - v, u + v))
-    angle = 2 * xp.atan2(apart, along)
-    sine = xp.sin(angle)
-    curved = sine > 1e-4
-    sine = xp.where(curved, sine, xp.ones_like(sine))
-    w_a, w_b = (xp.where(curved, xp.sin(w * angle) / sine, xp.full_like(sine, w)) for w in (1 - weight, weight))
-    return w_a * a + w_b * b
-
-
-def _mask(mask: Array, known: Array, xp: Any) -> Array:
-    """The mask as booleans of known's library, device and shape."""
-    if isinstance(mask, np.ma.MaskedArray) or (not isinstance(mask, np.ndarray) and not is_array_of(xp, mask)):
-        raise TypeError(f"mask must be a boolean array of known's library or NumPy, got {type(mask).__name__}")
-    if mask.dtype != (np.dtype(bool) if isinstance(mask, np.ndarray) else xp.bool):
-        raise TypeError(f"mask must be booleans (True is kept), got {mask.dtype}")
-    if isinstance(mask, np.ndarray):
-        mask = array_like(mask, known, xp, dtype=xp.bool)
-    try:
-        return xp.broadcast_to(mask, tuple(known.shape))
-    except (ValueError, RuntimeError, TypeError):
-        raise ValueError(f"mask must broadcast to known's shape {tuple(known.shape)}, got {tuple(mask.shape)}") from None
+        return inverted(d, denoiser, x0, progress_bar(rows, len(rows), enabled=progress, label="invert"), iterations, xp)  # type: ignore[no-any-return]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tinyddpm._arrays.namespace import Array, on_host
@@ -10,6 +10,17 @@ from tinyddpm._network.nets import refuse_nonfinite
 from tinyddpm._process import Process
 from tinyddpm.backends import Row
 from tinyddpm.denoiser import Denoiser
+
+
+def inverted(d: Process, denoiser: Denoiser, x: Array, rows: Iterable[Row], iterations: int, xp: Any) -> Array:
+    """The state from which DDIM's rows, given from the last to the first, lead to x."""
+    for row in rows:
+        x = fixed_point(inverse_step(d, denoiser, row, x, xp), x, iterations, xp)
+        if on_host(x):
+            refuse_nonfinite(xp, row.t, x)
+    if not on_host(x):
+        refuse_nonfinite(xp, row.t, x)
+    return x
 
 
 def inverse_step(d: Process, denoiser: Denoiser, row: Row, x_s: Array, xp: Any) -> Callable[[Array], Array]:
