@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from tinyddpm import schedules
 from tinyddpm._arrays.check import allocating, as_int
-from tinyddpm._arrays.namespace import A, Table, cast_like, check_same_shape, namespace_of
-from tinyddpm._arrays.steps import Steps, check_steps, gather
+from tinyddpm._arrays.namespace import A, cast_like, check_same_shape, namespace_of
+from tinyddpm._arrays.steps import Named, Steps, check_steps, gather, number
 from tinyddpm._numerics import double
 from tinyddpm._numerics.tables import Tables
 from tinyddpm.conversions import Kind
@@ -60,8 +60,8 @@ class Process(Tables):
         """
         xp = namespace_of(x0=x0)
         t = check_steps("t", t, x0, xp, 0, self.T)
-        mean = gather(self.sqrt_alpha_bar, t, x0, xp) * x0
-        return Gaussian(mean, gather(self._log_one_minus_alpha_bar, t, x0, xp))
+        mean = gather(Named(self, "sqrt_alpha_bar"), t, x0, xp) * x0
+        return Gaussian(mean, gather(Named(self, "_log_one_minus_alpha_bar"), t, x0, xp))
 
     def q_sample(self, x0: A, t: Steps, eps: A) -> A:
         r"""A sample of x_t given x_0, as a function of the noise.
@@ -101,7 +101,7 @@ class Process(Tables):
 
     def _q_sample(self, x0: A, t: Any, eps: A, xp: Any) -> A:
         """`q_sample` of checked arguments."""
-        signal, noise = (gather(table, t, x0, xp) for table in (self.sqrt_alpha_bar, self.sqrt_one_minus_alpha_bar))
+        signal, noise = (gather(Named(self, f"sqrt_{name}"), t, x0, xp) for name in ("alpha_bar", "one_minus_alpha_bar"))
         return signal * x0 + noise * cast_like(eps, x0, xp)  # type: ignore[no-any-return]
 
     def q_between(self, x_s: A, s: Steps, t: Steps) -> Gaussian:
@@ -219,22 +219,33 @@ class Process(Tables):
 
     def _convert(self, value: A, x_t: A, t: Any, source: Kind, target: Kind, xp: Any) -> A:
         """`convert` of checked arrays and steps."""
-        a, b = self._existing_conversion(t, source, target)
+        slope = self._slope(value, t, source, target, xp)
         if source == target and isinstance(t, int | np.ndarray):
             return value
-        converted = gather(a, t, value, xp) * value
-        if b is not None:
-            converted = converted + gather(b, t, value, xp) * cast_like(x_t, value, xp)
+        converted = slope * value
+        if source != target and {source, target} != {"eps", "score"}:  # else x_t has no part in it
+            shift = gather(Named(self, Process._conversion_part, (source, target, 1)), t, value, xp)
+            converted = converted + shift * cast_like(x_t, value, xp)
         return converted  # type: ignore[no-any-return]
 
-    def _existing_conversion(self, t: Any, source: Kind, target: Kind) -> tuple[Table, Table | None]:
-        """`conversion`, or ValueError if it does not exist at a step t that the host can read."""
-        a, b = self.conversion(source, target)
-        if isinstance(t, int | np.ndarray) and np.any(missing := np.isnan(a[t])):
-            wrong = np.extract(missing, t)[0]
-            raise ValueError(f"t must be a step at which {target} follows from {source}, got {wrong}, where alpha_bar is "
-                             f"{self.alpha_bar[wrong]}")  # fmt: skip
-        return a, b
+    def _slope(self, value: A, t: Any, source: Kind, target: Kind, xp: Any) -> Any:
+        """What a prediction is multiplied by in `convert`; ValueError if there is none at a step t that the host can read."""
+        if isinstance(t, int | np.ndarray):
+            missing = number(self, Process._missing, (source, target, t))
+            if missing > 0:
+                wrong = int(missing)
+                raise ValueError(f"t must be a step at which {target} follows from {source}, got {wrong}, where alpha_bar is "
+                                 f"{number(self, 'alpha_bar', (), wrong)}")  # fmt: skip
+        return gather(Named(self, Process._conversion_part, (source, target, 0)), t, value, xp)
+
+    def _missing(self, source: Kind, target: Kind, t: Any) -> int:
+        """The first of the steps t at which there is no conversion, or 0."""
+        missing = np.isnan(self.conversion(source, target)[0][t])
+        return int(np.extract(missing, t)[0]) if np.any(missing) else 0
+
+    def _conversion_part(self, source: Kind, target: Kind, part: int) -> Any:
+        """The table of one coefficient of `conversion`."""
+        return self.conversion(source, target)[part]
 
     def sample_t(self, n: int, seed: int) -> NDArray[np.int64]:
         """Steps drawn uniformly from 1..T: a pure function of the seed.

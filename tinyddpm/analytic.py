@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from tinyddpm._arrays.check import allocating, as_instance, as_int
 from tinyddpm._arrays.namespace import A, Array, Table, array_like, cast_like, host_numbers, namespace_of, quiet
-from tinyddpm._arrays.steps import Steps, check_steps, gather
+from tinyddpm._arrays.steps import Named, Steps, check_steps, gather
 from tinyddpm._arrays.value import FrozenValue
 from tinyddpm._process import Process
 
@@ -270,9 +270,8 @@ class ExactNet:
         t = check_steps("t", t, x_t, xp, 1, self.d.T)
         # Squared distances leave float16's range: 16 bits in, 32 bits between.
         x = xp.astype(x_t, xp.float32) if xp.finfo(x_t.dtype).bits < 32 else x_t
-        d = self.d
-        tables = (d.sqrt_alpha_bar, d.alpha_bar, d.sqrt_one_minus_alpha_bar, d.one_minus_alpha_bar)
-        a, ab, sigma, var = (gather(table, t, x, xp) for table in tables)
+        names = ("sqrt_alpha_bar", "alpha_bar", "sqrt_one_minus_alpha_bar", "one_minus_alpha_bar")
+        a, ab, sigma, var = (gather(Named(self.d, name), t, x, xp) for name in names)
         with quiet():
             return cast_like(self.data._eps(x, a, ab, sigma, var, xp), x_t, xp)  # type: ignore[no-any-return]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tinyddpm._arrays.check import as_dtype_name, as_instance, nearest
+from tinyddpm._arrays.namespace import untraced
 from tinyddpm._backends.protocol import Backend, Row, Stepper, StepperFactory
 from tinyddpm._backends.steppers import counters, depth, reverse_step, row_weights, table
 
@@ -170,14 +171,19 @@ def of(array: Array) -> Backend:
     >>> of(np.zeros(3)).name
     'numpy'
     """
-    roots = {cls.__module__.partition(".")[0] for cls in type(array).__mro__} - {"builtins"}
+    return _registered[_name_of(type(array))]
+
+
+@untraced
+def _name_of(kind: type) -> str:
+    """The name of the backend of arrays of this type, which is then registered."""
+    roots = {cls.__module__.partition(".")[0] for cls in kind.__mro__} - {"builtins"}
     for name in (*_registered, *_BUILT_IN):
-        backend = get(name)
-        if not roots.isdisjoint(backend.roots):
-            return backend
+        if not roots.isdisjoint(get(name).roots):
+            return name
     raise LookupError(
         f"array must belong to a loaded backend, one of {', '.join(dict.fromkeys((*_registered, *_BUILT_IN)))}, got "
-        f"{type(array).__module__}.{type(array).__qualname__}; tinyddpm.backends.get(name) loads a plug-in"
+        f"{kind.__module__}.{kind.__qualname__}; tinyddpm.backends.get(name) loads a plug-in"
     )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tinyddpm import plans
 from tinyddpm._arrays.check import as_callable, as_instance, as_int, one_of
 from tinyddpm._arrays.namespace import A, Array, clip_array, namespace_of
-from tinyddpm._arrays.steps import Steps, check_steps, time_array
+from tinyddpm._arrays.steps import Named, Steps, check_steps, time_array
 from tinyddpm._arrays.value import FrozenValue
 from tinyddpm._network import variance
 from tinyddpm._network.nets import Net, call_net, check_output, checked_clip, clips, refuse_nonfinite, respaced
@@ -258,7 +258,7 @@ class Denoiser(FrozenValue):
             A float if t and s are ints and one number serves, else an array that broadcasts to x_t.
         """
         if not isinstance(self.variance, str):
-            return variance.table_log_var(self._log_table, d.T, t, s, x_t, xp)
+            return variance.table_log_var(Named(self, "_log_table"), d.T, t, s, x_t, xp)
         if self.learned and raw is None:
             raise ValueError(f"raw must be the network's variance output, as variance is {self.variance!r}, got None")
         if self.variance == "learned":

@@ -16,7 +16,18 @@ import numpy as np
 
 from tinyddpm import backends
 from tinyddpm._arrays.check import as_instance, as_int, lookup
-from tinyddpm._arrays.namespace import A, Array, array_like, cast_like, check_same_shape, host_values, library_name, namespace_of
+from tinyddpm._arrays.namespace import (
+    A,
+    Array,
+    array_like,
+    cast_like,
+    check_same_shape,
+    host_values,
+    library_name,
+    namespace_of,
+    quietly,
+)
+from tinyddpm._arrays.value import make_pytree
 from tinyddpm._numerics import bins
 from tinyddpm._numerics.divergence import kl, kl_full
 from tinyddpm._numerics.operands import as_log_var, split_point, to_operands
@@ -27,6 +38,9 @@ __all__ = ["Gaussian", "discretized_log_likelihood", "kl", "kl_full"]
 @dataclass(frozen=True, eq=False)
 class Gaussian:
     """A diagonal Gaussian N(mean, exp(log_var)), equal and hashable by content.
+
+    It is a JAX pytree if JAX is loaded when a Gaussian is made: `mean` and an array `log_var` are its leaves, and a float
+    `log_var` is static.
 
     Parameters
     ----------
@@ -55,6 +69,7 @@ class Gaussian:
     def __post_init__(self) -> None:
         namespace_of(scalars=True, mean=self.mean)
         object.__setattr__(self, "log_var", as_log_var(self.log_var, self.mean))
+        make_pytree(Gaussian)
 
     @property
     def var(self) -> Array:
@@ -66,7 +81,7 @@ class Gaussian:
         """The standard deviation, of the shape of `log_var`: () if that is a float."""
         return self._power_array(0.5)
 
-    @np.errstate(all="ignore")
+    @quietly
     def sample(self, eps: A) -> A:
         """Draw a sample, mean + std * eps.
 
@@ -95,7 +110,7 @@ class Gaussian:
         check_same_shape("eps", eps, "mean", self.mean)
         return self.mean + self._power(0.5) * cast_like(eps, self.mean, xp)  # type: ignore[no-any-return]
 
-    @np.errstate(all="ignore")
+    @quietly
     def log_prob(self, x: A) -> A:
         r"""The log density in nats, elementwise.
 
@@ -198,18 +213,19 @@ class Gaussian:
     def _power(self, exponent: float) -> Any:
         """exp(exponent * log_var), a float if `log_var` is a float, else an array of the mean's dtype."""
         if isinstance(self.log_var, float):
-            return float(np.exp(exponent * self.log_var))
+            log = exponent * self.log_var
+            return math.exp(log) if log < 709.0 else float(np.exp(np.longdouble(log)))
         xp = namespace_of(scalars=True, mean=self.mean)
         return cast_like(xp.exp(exponent * self.log_var), self.mean, xp)
 
-    @np.errstate(all="ignore")
+    @quietly
     def _power_array(self, exponent: float) -> Array:
         """The same as an array."""
         value = self._power(exponent)
         return array_like(value, self.mean, namespace_of(scalars=True, mean=self.mean)) if isinstance(value, float) else value
 
 
-@np.errstate(all="ignore")
+@quietly
 def discretized_log_likelihood(
     x: A, mean: A | float, log_std: A | float, levels: int = 256, method: Literal["exact", "ho2020"] = "exact"
 ) -> A:

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tinyddpm._arrays.check import as_real, lookup
+from tinyddpm._arrays.check import as_real, one_of
 from tinyddpm._arrays.namespace import A, Table
-from tinyddpm._arrays.steps import Steps, gather
+from tinyddpm._arrays.steps import Named, Steps, gather
 from tinyddpm._losses.call import Decoder, call_on_noised, check_range, detached, eps_error, mean_square, vlb_term
 from tinyddpm._losses.times import LossAwareT, UniformT
 from tinyddpm._process import Process
+from tinyddpm.conversions import Kind
 from tinyddpm.denoiser import Denoiser
 
 __all__ = ["LossAwareT", "UniformT", "hybrid", "simple", "vlb", "weighted"]
@@ -175,21 +176,26 @@ def weighted(
     >>> weighted(Diffusion([0.5]), denoiser, np.zeros((1, 1)), 1, np.ones((1, 1)), "p2").tolist()
     [0.5]
     """
-    weight = lookup("weighting", weighting, _WEIGHTINGS)
+    one_of("weighting", weighting, tuple(_WEIGHTINGS))
     default = {"min_snr": 5.0, "p2": 1.0}.get(weighting)
     if gamma is not None and default is None:
         raise ValueError(f"gamma must be left out with the weighting {weighting!r}, got {gamma}")
     call = call_on_noised(d, denoiser, x0, t, eps)
     loss = mean_square(call.error, call.xp)
-    if weight is None:
+    if weighting == "uniform":
         return loss  # type: ignore[no-any-return]
     power = default if gamma is None else as_real("gamma", gamma, 0.0)
-    factor = gather(weight(d, power) * eps_error(d, denoiser.predicts), call.t, loss, call.xp)
-    return factor * loss  # type: ignore[no-any-return]
+    return gather(Named(d, _factor, (weighting, power, denoiser.predicts)), call.t, loss, call.xp) * loss  # type: ignore[no-any-return]
 
 
-_WEIGHTINGS: dict[str, Callable[[Process, Any], Table] | None] = {  # of the squared error of eps
-    "uniform": None,
+def _factor(d: Process, weighting: str, gamma: float, predicts: Kind) -> Table:
+    """What the squared error of a prediction is to be multiplied by, a table."""
+    factor: Table = _WEIGHTINGS[weighting](d, gamma) * eps_error(d, predicts)
+    return factor
+
+
+_WEIGHTINGS: dict[str, Callable[[Process, Any], Table]] = {  # of the squared error of eps
+    "uniform": lambda d, _: np.ones(d.T + 1),
     "snr": lambda d, _: np.ones(d.T + 1),
     "min_snr": lambda d, gamma: np.minimum(1.0, gamma * np.exp(np.minimum(-d.log_snr, 700.0))),
     "p2": lambda d, gamma: d.one_minus_alpha_bar**gamma,

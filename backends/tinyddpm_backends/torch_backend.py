@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -58,61 +57,24 @@ def _to_numpy(x: Any) -> np.ndarray[Any, Any]:
     return np.array((x.float() if x.dtype == _torch().bfloat16 else x).cpu().numpy())
 
 
-def _density(x: Any) -> Any:
-    """exp(-x**2 / 2) for 0 <= x <= 40, with x**2 as a square that is exact and a small rest."""
-    torch = _torch()
-    near = torch.round(x * 16) / 16
-    return torch.exp(-near * near / 2) * torch.exp(-(x - near) * (x + near) / 2)
-
-
-def _hazard(x: Any) -> Any:
-    """phi(x) / Phi(x), the derivative of log Phi: by erfcx on the left, where both underflow."""
-    torch = _torch()
-    left, right = torch.clamp(x, max=0), torch.clamp(x, min=0, max=40)
-    upper = _density(right) / torch.special.ndtr(right) / math.sqrt(2 * math.pi)
-    return torch.where(x > 0, upper, math.sqrt(2 / math.pi) / torch.special.erfcx(left * -math.sqrt(0.5)))
-
-
 def _log_cdf(x: Any) -> Any:
-    """log Phi(x), without a gradient: by erfcx on the left, by log1p of the upper tail on the right."""
-    torch = _torch()
+    """log Phi(x): by erfcx on the left, where Phi underflows, by log1p of the upper tail on the right.
+
+    Torch differentiates it in both modes to a few roundings, which it does not its own log_ndtr, 0/0 in the left tail.
+    """
+    import torch  # not by `load`, which torch.compile does not trace
+
     left, right = torch.clamp(x, max=0), torch.clamp(x, min=0, max=40)
-    upper = torch.log1p(_density(right) * torch.special.erfcx(right * math.sqrt(0.5)) / -2)
     lower = torch.log(torch.special.erfcx(left * -math.sqrt(0.5)) / 2) - left * left / 2
+    near = torch.round(right * 16).detach() / 16  # right**2 as near**2, which is exact, and a small rest
+    density = torch.exp(-near * near / 2) * torch.exp(-(right - near) * (right + near) / 2)
+    upper = torch.log1p(density * torch.special.erfcx(right * math.sqrt(0.5)) / -2)
     return torch.where(x > 0, upper, torch.where(x == -math.inf, x, lower))
-
-
-@lru_cache(maxsize=1)
-def _log_ndtr_function() -> Any:
-    """log Phi as a function that Torch can differentiate."""
-    torch = _torch()
-
-    class LogNdtr(torch.autograd.Function):  # type: ignore[name-defined, misc]
-        """log Phi with a gradient that is right in the left tail, where Torch's is 0/0."""
-
-        generate_vmap_rule = True
-
-        @staticmethod
-        def forward(x: Any) -> Any:
-            return _log_cdf(x)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            ctx.save_for_backward(*inputs)
-
-        @staticmethod
-        def backward(ctx: Any, grad: Any) -> Any:
-            return grad * _hazard(*ctx.saved_tensors)
-
-    return LogNdtr
 
 
 def _log_ndtr(x: Any) -> Any:
     """log Phi(x), in float32 for narrower dtypes."""
-    torch = _torch()
-    half = x.dtype in (torch.float16, torch.bfloat16)
-    function = _log_ndtr_function()
-    return function.apply(x.float()).to(x.dtype) if half else function.apply(x)
+    return _log_cdf(x.float()).to(x.dtype) if x.dtype.itemsize < 4 else _log_cdf(x)
 
 
 def _normal(seed: int, index: Any, step: int, shape: tuple[int, ...], *, stream: int, device: Any, dtype: str) -> Any:

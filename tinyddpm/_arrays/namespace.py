@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +31,31 @@ A = TypeVar("A", bound=HasShape)
 """An array of any library that follows the array-API standard; results are of the same type."""
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def untraced(function: F) -> F:
+    """Mark a function of constants that returns a number, a name or a tensor: torch.compile calls it instead of tracing it.
+
+    This is ``torch.compiler.assume_constant_result`` without importing Torch. The graph holds for the objects that were passed.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def compiling() -> bool:
+    """Whether torch.compile traces the caller."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.compiler.is_compiling())
+
+
 def namespace_of(*, scalars: bool = False, **arrays: Array) -> Any:
     """The namespace of arrays that are passed by argument name: floating point, of shape (B, ...), or () with `scalars`.
 
     Raises `TypeError` if one is not an array, is of integers, or is of another library; `ValueError` if one is a scalar.
     """
-    from array_api_compat import array_namespace
-
     first, xp = "", None
     for name, x in arrays.items():
         if isinstance(x, np.ndarray):
@@ -56,6 +77,27 @@ def namespace_of(*, scalars: bool = False, **arrays: Array) -> Any:
     return xp
 
 
+def array_namespace(x: Any) -> Any:
+    """The namespace of an array; `TypeError` if it is none."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):  # apart, since torch.compile warns of what array_api_compat does
+        import array_api_compat.torch as xp
+
+        return xp
+    import array_api_compat
+
+    return array_api_compat.array_namespace(x)
+
+
+def device_of(x: Array) -> Any:
+    """The array's device."""
+    if hasattr(x, "detach"):  # Torch
+        return x.device
+    from array_api_compat import device
+
+    return device(x)
+
+
 def _check_plain(name: str, x: np.ndarray[Any, Any]) -> None:
     """Raise TypeError for a masked NumPy array, and for one in foreign byte order, which other libraries can't read."""
     if isinstance(x, np.ma.MaskedArray):
@@ -67,9 +109,10 @@ def _check_plain(name: str, x: np.ndarray[Any, Any]) -> None:
 
 def is_array_of(xp: Any, x: Any) -> bool:
     """Whether x is an array of the namespace xp."""
-    from array_api_compat import array_namespace, is_array_api_obj
-
-    return bool(is_array_api_obj(x) and array_namespace(x) is xp)
+    try:
+        return array_namespace(x) is xp
+    except TypeError:
+        return False
 
 
 def check_same_shape(name: str, x: Array, other: str, y: Array) -> None:
@@ -100,11 +143,9 @@ def copy_array(x: Array) -> Array:
 
 def array_like(values: Any, x: Array, xp: Any, *, dtype: Any = None) -> Array:
     """Host values (a NumPy array or a number) as an array of x's library, dtype and device."""
-    from array_api_compat import device
-
-    if isinstance(values, np.ndarray) and not values.flags.writeable:
+    if isinstance(values, np.ndarray) and not compiling() and not values.flags.writeable:
         values = values.copy()  # Torch warns of sharing memory that it may not write
-    return xp.asarray(values, dtype=x.dtype if dtype is None else dtype, device=device(x))
+    return xp.asarray(values, dtype=x.dtype if dtype is None else dtype, device=device_of(x))
 
 
 def flatten(x: Array, xp: Any) -> Array:
@@ -114,27 +155,24 @@ def flatten(x: Array, xp: Any) -> Array:
 
 def on_host(x: Array) -> bool:
     """Whether the host can read x without waiting for a device."""
-    from array_api_compat import device
-
-    place = device(x)
+    place = device_of(x)
     kind = getattr(place, "type", None) or getattr(place, "platform", None) or str(place)
     return "cpu" in str(kind).lower()
 
 
 def host_values(t: Array) -> Any:
     """t as a NumPy array if the host holds it, else None: a device is never synchronised for a check."""
-    if not on_host(t):
+    if compiling() or not on_host(t):
         return None
+    t = t.detach() if hasattr(t, "detach") else t  # Torch
     try:
-        return np.asarray(t)
+        return np.asarray(t.float() if hasattr(t, "detach") and dtype_name(t) == "bfloat16" else t)
     except (TypeError, RuntimeError):  # a compiler traces it: there is no value yet
         return None
 
 
 def integer_namespace(name: str, t: Array) -> Any:
     """The namespace of a step argument that is not a number."""
-    from array_api_compat import array_namespace
-
     try:
         return array_namespace(t)
     except TypeError:
@@ -168,4 +206,15 @@ def host_numbers(name: str, values: Any) -> np.ndarray[Any, Any]:
 
 def quiet() -> AbstractContextManager[Any]:
     """A context in which NumPy, the only library that would, does not complain of results outside the float range."""
-    return np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore")
+    return nullcontext() if compiling() else np.errstate(all="ignore")
+
+
+def quietly(function: Callable[P, R]) -> Callable[P, R]:
+    """Return the function run within `quiet`."""
+
+    @functools.wraps(function)
+    def quiet_function(*args: P.args, **kwargs: P.kwargs) -> R:
+        with quiet():
+            return function(*args, **kwargs)
+
+    return quiet_function

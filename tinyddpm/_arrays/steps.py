@@ -11,15 +11,73 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
 from tinyddpm._arrays.check import as_int
-from tinyddpm._arrays.namespace import Array, HasShape, array_like, host_values, integer_namespace, library_name
+from tinyddpm._arrays.namespace import (
+    Array,
+    HasShape,
+    array_like,
+    compiling,
+    device_of,
+    host_values,
+    integer_namespace,
+    library_name,
+    untraced,
+)  # fmt: skip
 
 Steps = SupportsIndex | HasShape
 """A step argument as callers give it, an int or an integer array of shape (B,) or ()."""
+
+
+class Named(NamedTuple):
+    """A table by the object that has it and the name of an attribute, or a function of the object and `args`.
+
+    torch.compile can't trace what makes the tables; by name they are looked up while it traces.
+    """
+
+    owner: Any
+    table: Any
+    args: tuple[Any, ...] = ()
+
+    def get(self) -> Any:
+        """The table, or whatever the name stands for."""
+        return self.table(self.owner, *self.args) if callable(self.table) else getattr(self.owner, self.table)
+
+
+@untraced
+def number(owner: Any, table: Any, args: tuple[Any, ...] = (), t: int | None = None) -> float:
+    """A named number, or the entry at t of a named table."""
+    found = Named(owner, table, args).get()
+    return float(found if t is None else found[t])
+
+
+@untraced
+def _dims(owner: Any, table: Any, args: tuple[Any, ...]) -> int:
+    return Named(owner, table, args).get().ndim  # type: ignore[no-any-return]
+
+
+@untraced
+def _length(owner: Any, table: Any, args: tuple[Any, ...]) -> int:
+    return len(Named(owner, table, args).get())
+
+
+@untraced
+def _attribute(table: Any, owner: Any, args: tuple[Any, ...], *x_type: Any) -> str:
+    """Put a named table as `_padded` returns it into an attribute of its owner; return the attribute's name."""
+    name = "_".join(("_padded", getattr(table, "__name__", table), *map(str, (*args, *x_type[1:]))))
+    name = "".join(c if c.isalnum() else "_" for c in name)
+    if name not in owner.__dict__:
+        object.__setattr__(owner, name, _padded(Named(owner, table, args), *x_type))
+    return name
+
+
+def _padded(table: Named, xp: Any, dtype: Any, device: Any) -> Array:
+    """A named table with NaN behind its end, as an array."""
+    values = table.get()
+    return xp.asarray(np.concatenate([values, np.full_like(values[:1], np.nan)]), dtype=dtype, device=device)
 
 
 def check_steps(name: str, t: Any, x: Array, xp: Any, low: int, high: int) -> Any:
@@ -29,6 +87,8 @@ def check_steps(name: str, t: Any, x: Array, xp: Any, low: int, high: int) -> An
     """
     if not hasattr(t, "shape") or isinstance(t, np.generic):
         return as_int(name, t, low, high)
+    if compiling() and isinstance(t, np.ndarray):
+        t = array_like(t, x, xp, dtype=xp.int64)
     if tuple(t.shape) not in ((x.shape[0],), ()):
         raise ValueError(f"{name} must be an int or an array of shape ({x.shape[0]},) or (), got shape {tuple(t.shape)}")
     if not isinstance(t, np.ndarray):
@@ -59,31 +119,31 @@ def check_host_steps(name: str, t: Any, low: int, high: int) -> Any:
     return t.astype(np.int64)
 
 
-def gather(table: Any, t: Any, x: Array, xp: Any) -> Any:
-    """Entries of a float64 table at t: a float if t is an int, else an array that broadcasts against x.
+def gather(table: Named, t: Any, x: Array, xp: Any) -> Any:
+    """Entries of a named float64 table at t: a float if t is an int, else an array that broadcasts against x.
 
     They are cast once from float64 to x's dtype, and NaN where a t on a device is outside the table. A table of shape
     (T + 1, *sample shape) gives arrays that broadcast against x as well, also if t is an int.
     """
-    trailing = table.shape[1:] if table.ndim > 1 else (1,) * (x.ndim - 1)
-    if isinstance(t, int):
-        return float(table[t]) if table.ndim == 1 else array_like(table[t][None], x, xp)
-    if isinstance(t, np.ndarray):
-        return array_like(table[t].reshape(-1, *trailing), x, xp)
-    size = table.shape[0]
-    inside = (t >= 0) & (t < size)
-    padded = array_like(np.concatenate([table, np.full_like(table[:1], np.nan)]), x, xp)
-    at = xp.reshape(xp.where(inside, t, size), (-1,))  # libraries differ on 0-d indices
-    return xp.reshape(xp.take(padded, at, axis=0), (-1, *trailing))
+    single = _dims(*table) == 1
+    if isinstance(t, int) and single:
+        return number(*table, t)
+    trailing = (1,) * (x.ndim - 1) if single else tuple(x.shape[1:])
+    if not compiling() and isinstance(t, int | np.ndarray):
+        return array_like(table.get()[t].reshape(-1, *trailing), x, xp)
+    size, x_type = _length(*table), (xp, x.dtype, device_of(x))
+    if compiling():
+        padded = getattr(table.owner, _attribute(table.table, table.owner, table.args, *x_type))
+        return xp.reshape(padded[t if isinstance(t, int) else xp.where((t >= 0) & (t < size), t, size)], (-1, *trailing))
+    at = xp.reshape(xp.where((t >= 0) & (t < size), t, size), (-1,))  # libraries differ on 0-d indices
+    return xp.reshape(xp.take(_padded(table, *x_type), at, axis=0), (-1, *trailing))
 
 
 def time_array(t: Any, shift: int, x: Array, xp: Any) -> Array:
     """t + shift as an integer array (B,) on x's device, as a network gets it."""
-    dtype = _default_int(xp)
+    dtype = xp.int64 if compiling() else _default_int(xp)
     if isinstance(t, int):
-        from array_api_compat import device
-
-        return xp.full((x.shape[0],), t + shift, dtype=dtype, device=device(x))
+        return xp.full((x.shape[0],), t + shift, dtype=dtype, device=device_of(x))
     if isinstance(t, np.ndarray):
         return array_like(t + shift, x, xp, dtype=dtype)
     return xp.broadcast_to(xp.astype(t, dtype) + shift, (x.shape[0],))

@@ -14,7 +14,7 @@ import numpy as np
 from tinyddpm import gaussian
 from tinyddpm._arrays.check import one_of
 from tinyddpm._arrays.namespace import Array, Table, array_like, cast_like, check_same_shape, flatten, host_values, namespace_of
-from tinyddpm._arrays.steps import Steps, check_steps, gather
+from tinyddpm._arrays.steps import Steps, check_steps
 from tinyddpm._process import Process
 from tinyddpm.conversions import Kind
 from tinyddpm.denoiser import Denoiser, check_model
@@ -82,11 +82,12 @@ def vlb_term(d: Process, denoiser: Denoiser, call: Call, decoder: Decoder) -> Ar
     log_var = denoiser.log_var_from(d, call.raw, x_t, t, None, xp)
     first = t == 1
     known = isinstance(t, int | np.ndarray)  # then nothing is computed that no row needs
-    if known and not np.any(first):
+    some, all_first = (bool(np.any(first)), bool(np.all(first))) if isinstance(t, np.ndarray) else (first, first)
+    if known and not some:
         return mean_over_dims(_divergence(d, denoiser, call, log_var), xp)
     mean = d._convert(call.value, x_t, t, denoiser.predicts, "mu", xp)
     l_0 = mean_over_dims(_reconstruction(call.x0, mean, log_var, decoder), xp)
-    if known and np.all(first):
+    if known and all_first:
         return l_0
     first = array_like(first, x_t, xp, dtype=xp.bool) if known else first
     return xp.where(first, l_0, mean_over_dims(_divergence(d, denoiser, call, log_var), xp))
@@ -101,8 +102,7 @@ def _reconstruction(x0: Array, mean: Array, log_var: Any, decoder: Decoder) -> A
 
 def _divergence(d: Process, denoiser: Denoiser, call: Call, log_var: Any) -> Array:
     """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), elementwise; the gap of the means comes from the prediction's error."""
-    slope = d._existing_conversion(call.t, denoiser.predicts, "mu")[0]
-    gap = gather(slope, call.t, call.x0, call.xp) * call.error
+    gap = d._slope(call.x0, call.t, denoiser.predicts, "mu", call.xp) * call.error
     log_beta_tilde = d._step_weights(call.t, None, call.x_t, call.xp).log_beta_tilde
     return gaussian.kl(gap, log_beta_tilde, call.xp.zeros_like(gap), log_var)
 

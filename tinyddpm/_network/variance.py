@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tinyddpm._arrays.namespace import Array, Table, array_like
-from tinyddpm._arrays.steps import gather
+from tinyddpm._arrays.steps import Named, gather, number
 from tinyddpm._numerics.tables import Tables
 from tinyddpm._numerics.weights import LogVarWeights
 
@@ -20,7 +20,7 @@ NAMES = ("beta", "beta_tilde", *LEARNED)
 def fixed_log_var(d: Tables, kind: str, w: LogVarWeights, t: Any, x: Array, xp: Any) -> Any:
     """log of "beta" or "beta_tilde" of the step (t, s) whose weights are `w`; at t = 1 both are beta_tilde_2 [Ho]."""
     log_var = w.log_beta if kind == "beta" else w.log_beta_tilde
-    first = math.log(d.weights.beta_tilde[2] if d.T > 1 else d.beta[1])
+    first = number(d, "_log_first_var")
     if isinstance(t, int):
         return first if t == 1 else log_var
     is_first = t == 1
@@ -44,22 +44,29 @@ def _between(low: Any, high: Any, fraction: Array) -> Array:
     return low + (1 + fraction) / 2 * (high - low)
 
 
-def table_log_var(log_table: Table, T: int, t: Any, s: Any, x: Array, xp: Any) -> Any:
+def table_log_var(table: Named, T: int, t: Any, s: Any, x: Array, xp: Any) -> Any:
     """log of a caller's table at t, for steps s = t - 1 only; NaN where a device's (t, s) is a longer step."""
-    if len(log_table) != T + 1:
-        raise ValueError(f"variance must be a table of length T + 1 = {T + 1}, got {len(log_table)}")
-    if log_table.ndim > 1 and log_table.shape[1:] != tuple(x.shape[1:]):
-        raise ValueError(f"variance must be a table of shape (T + 1, *{tuple(x.shape[1:])}), got {log_table.shape}")
-    log_var = gather(log_table, t, x, xp)
+    number(table.owner, _check_table, (table.table, T, tuple(x.shape[1:])))
+    log_var = gather(table, t, x, xp)
     if s is None:
         return log_var
     single = s == t - 1
     if isinstance(s, int | np.ndarray) and isinstance(t, int | np.ndarray):
-        if not np.all(single):
+        if not (single if isinstance(t, int) and isinstance(s, int) else np.all(single)):
             raise ValueError("variance must be a name for longer steps than s = t - 1; a table is for those of its own "
                              "chain, and d.respaced(plan) makes the chain of a plan")  # fmt: skip
         return log_var
     return xp.where(xp.reshape(single, (-1,) + (1,) * (x.ndim - 1)), log_var, array_like(math.nan, x, xp))
+
+
+def _check_table(owner: Any, name: str, T: int, shape: tuple[int, ...]) -> float:
+    """Raise ValueError unless a table is of a chain of T steps and samples of this shape."""
+    table = getattr(owner, name)
+    if len(table) != T + 1:
+        raise ValueError(f"variance must be a table of length T + 1 = {T + 1}, got {len(table)}")
+    if table.ndim > 1 and table.shape[1:] != shape:
+        raise ValueError(f"variance must be a table of shape (T + 1, *{shape}), got {table.shape}")
+    return 0.0
 
 
 def checked_table(variance: Any) -> Table:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from tinyddpm._arrays.namespace import A, Array, array_like, cast_like, host_values, namespace_of
+from tinyddpm._arrays.namespace import A, Array, array_like, cast_like, host_values, namespace_of, quietly
 from tinyddpm._numerics.operands import check_broadcast, split_point, to_operands, working_dtype
 
 
-@np.errstate(all="ignore")
+@quietly
 def kl(mean1: A | float, log_var1: A | float, mean2: A | float, log_var2: A | float) -> A:
     r"""KL divergence of diagonal Gaussians in nats, elementwise, without cancellation.
 
@@ -49,7 +49,7 @@ def kl(mean1: A | float, log_var1: A | float, mean2: A | float, log_var2: A | fl
     return cast_like(xp.where(point1 | point2, limit, regular), first, xp)  # type: ignore[no-any-return]
 
 
-@np.errstate(all="ignore")
+@quietly
 def kl_full(mean1: A, cov1: A, mean2: A, cov2: A) -> A:
     r"""KL divergence of d-dimensional Gaussians in nats, without cancellation.
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyddpm import conversions
-from tinyddpm._arrays.namespace import Array, Table
-from tinyddpm._arrays.steps import Steps, check_host_steps, check_steps, gather
+from tinyddpm._arrays.namespace import Array, Table, compiling
+from tinyddpm._arrays.steps import Named, Steps, check_host_steps, check_steps, gather, number
 from tinyddpm._arrays.value import FrozenValue
 from tinyddpm._numerics import double
 from tinyddpm._numerics.double import Double, half, minus, one_minus_exp
@@ -163,19 +163,22 @@ class Tables(FrozenValue):
         if s is not None:
             s = check_steps("s", s, x, xp, 0, self.T - 1)
             if isinstance(t, int | np.ndarray) and isinstance(s, int | np.ndarray):
-                _check_order(*np.broadcast_arrays(t, s))
+                _check_order(t, s)
         return t, s
 
     def _step_weights(self, t: Any, s: Any, x: Array, xp: Any) -> LogVarWeights:
         """The weights of a checked pair as they combine with x, an array of the namespace xp."""
         if s is None:
-            return LogVarWeights(*(gather(table, t, x, xp) for table in self._log_var_weights))
-        if not all(isinstance(step, int | np.ndarray) for step in (t, s)):
-            return pair_weights_on_device(self._log_alpha_bar, t, s, x, xp)
-        pair = LogVarWeights.of(self._pair_weights(*np.broadcast_arrays(t, s)))
+            return LogVarWeights(*(gather(Named(self, Tables._column, (k,)), t, x, xp) for k in range(5)))
         if isinstance(t, int) and isinstance(s, int):
-            return LogVarWeights(*map(float, pair))
-        return LogVarWeights(*(gather(column, np.arange(x.shape[0]), x, xp) for column in pair))
+            if compiling():
+                return LogVarWeights(*(number(self, Tables._pair_column, (t, s, k)) for k in range(5)))
+            return LogVarWeights(*map(float, self._log_pair(t, s)))
+        if not (isinstance(t, int | np.ndarray) and isinstance(s, int | np.ndarray)):
+            return pair_weights_on_device(self, t, s, x, xp)
+        pair = LogVarWeights(*np.broadcast_arrays(*self._log_pair(t, s)))
+        each = np.arange(x.shape[0])
+        return LogVarWeights(*(gather(Named(pair, LogVarWeights.__getitem__, (k,)), each, x, xp) for k in range(5)))
 
     def _checked_pair_weights(self, t: Steps, s: Steps | None) -> Weights:
         start = check_host_steps("t", t, 1, self.T)
@@ -197,9 +200,24 @@ class Tables(FrozenValue):
     def _log_at(self, t: Any) -> Double:
         return Double(self._log_alpha_bar.hi[t], self._log_alpha_bar.lo[t])
 
+    def _log_pair(self, t: Any, s: Any) -> LogVarWeights:
+        """The weights of pairs that the host can read."""
+        return LogVarWeights.of(self._pair_weights(*np.broadcast_arrays(t, s)))
+
+    def _pair_column(self, t: int, s: int, k: int) -> float:
+        return self._log_pair(t, s)[k]  # type: ignore[no-any-return]
+
+    def _column(self, k: int) -> Table:
+        return self._log_var_weights[k]  # type: ignore[no-any-return]
+
     @cached_property
     def _log_var_weights(self) -> LogVarWeights:
         return LogVarWeights.of(self.weights)
+
+    @cached_property
+    def _log_first_var(self) -> float:
+        """What a fixed variance has at t = 1 in place of 0: log beta_tilde_2 [Ho], or log beta_1 if T = 1."""
+        return float(np.log(self.weights.beta_tilde[2] if self.T > 1 else self.beta[1]))
 
     @cached_property
     def _log_one_minus_alpha_bar(self) -> Table:
@@ -222,9 +240,15 @@ class Tables(FrozenValue):
         return self._log_alpha_bar.hi.tobytes(), self._log_alpha_bar.lo.tobytes()
 
 
-def _check_order(t: NDArray[Any], s: NDArray[Any]) -> None:
-    if np.any(late := s >= t):
-        raise ValueError(f"s must be below t = {t[late][0]}, got {s[late][0]}")
+def _check_order(t: Any, s: Any) -> None:
+    if isinstance(t, int) and isinstance(s, int):
+        late = s >= t
+    else:
+        t, s = np.broadcast_arrays(t, s)
+        late = bool(np.any(s >= t))
+    if late:
+        first = (t, s) if isinstance(t, int) else (t[s >= t][0], s[s >= t][0])
+        raise ValueError("s must be below t = {}, got {}".format(*first))
 
 
 def _read_only(table: Table) -> Table:

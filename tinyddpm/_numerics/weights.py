@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyddpm._arrays.namespace import Array, array_like
-from tinyddpm._arrays.steps import Steps, gather
+from tinyddpm._arrays.namespace import Array, array_like, quietly
+from tinyddpm._arrays.steps import Named, Steps, gather
 from tinyddpm._numerics import double
 from tinyddpm._numerics.double import Double, half, minus, one_minus_exp
 
@@ -56,14 +56,14 @@ def pair_weights(log_t: Double, log_s: Double, beta: Double | None = None) -> We
     return Weights(w_x0.hi, double.mul(w_xs, kept).hi, double.mul(beta, kept).hi, w_xs.hi, beta.hi)
 
 
-@np.errstate(all="ignore")
-def pair_weights_on_device(log: Double, t: Steps, s: Steps, x: Array, xp: Any) -> LogVarWeights:
-    """The weights if t or s is on a device, gathered there in x's precision; NaN unless 0 <= s < t <= T."""
-    t_pieces, s_pieces = ([gather(p, u, x, xp) for p in _pieces(log, x, xp)] for u in (t, s))
+@quietly
+def pair_weights_on_device(d: Any, t: Steps, s: Steps, x: Array, xp: Any) -> LogVarWeights:
+    """The weights if t or s is on a device, gathered there in x's precision; NaN unless 0 <= s < t <= T; `d` has the tables."""
+    bits = 1 - round(math.log2(xp.finfo(x.dtype).eps))
+    t_pieces, s_pieces = ([gather(Named(d, _piece, (k, bits)), u, x, xp) for k in range(3)] for u in (t, s))
     log_t, log_s = sum(t_pieces), sum(s_pieces)
     log_ts = sum(a - b for a, b in zip(t_pieces, s_pieces, strict=True))  # each difference is exact to its own size
-    steps = np.arange(len(log.hi), dtype=np.float64)
-    valid = gather(steps, t, x, xp) > gather(steps, s, x, xp)
+    valid = _column(t, x, xp) > _column(s, x, xp)
     log_t, log_s, log_ts = (xp.where(valid, a, xp.full_like(a, math.nan)) for a in xp.broadcast_arrays(
         *(a if hasattr(a, "shape") else array_like(a, x, xp) for a in (log_t, log_s, log_ts))))  # fmt: skip
     left_t, left_s, beta = -xp.expm1(log_t), -xp.expm1(log_s), -xp.expm1(log_ts)
@@ -76,13 +76,20 @@ def pair_weights_on_device(log: Double, t: Steps, s: Steps, x: Array, xp: Any) -
     return LogVarWeights(xp.exp(log_s / 2) * beta / left_t, w_xs * kept, log_of(beta * kept), w_xs, log_of(beta))
 
 
-def _pieces(log: Double, x: Array, xp: Any) -> list[NDArray[np.float64]]:
-    """Three tables whose sum is `log`, each exact in x's precision."""
-    bits = 1 - round(math.log2(xp.finfo(x.dtype).eps))
-    pieces, rest = [], log
-    for _ in range(3):
+def _column(t: Any, x: Array, xp: Any) -> Any:
+    """Steps as they broadcast against x: an int, or integers (B, 1, ...) or (1, 1, ...)."""
+    if isinstance(t, int):
+        return t
+    t = array_like(t, x, xp, dtype=xp.int32) if isinstance(t, np.ndarray) else t
+    return xp.reshape(t, (-1,) + (1,) * (x.ndim - 1))
+
+
+def _piece(d: Any, k: int, bits: int) -> NDArray[np.float64]:
+    """The k-th of three tables whose sum is log alpha_bar, each exact in a precision of so many bits."""
+    rest, piece = d._log_alpha_bar, np.zeros(0)
+    for _ in range(k + 1):
         mantissa, exponent = np.frexp(np.where(np.isfinite(rest.hi), rest.hi, 0.0))
         head = np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
-        pieces.append(np.where(np.isfinite(rest.hi), head, rest.hi))
+        piece = np.where(np.isfinite(rest.hi), head, rest.hi)
         rest = double.where(np.isfinite(rest.hi), double.sub(rest, double.double(head)), double.double(0.0))
-    return pieces
+    return piece
