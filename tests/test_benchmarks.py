@@ -164,6 +164,18 @@ def test_the_solution_is_the_flows_end(script: Callable[[str], Any]) -> None:
     assert module.rms(module.ours("heun", module.D.timesteps(1000), x_T), module.solution(x_T)) < 2 * module.last_move(x_T)
 
 
+def test_inversion(script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module, files = script("inversion"), {name: tmp_path / name for name in ("i.json", "i.md")}
+    module.main(["--schedules", "linear", "jsd", "--json", str(files["i.json"]), "--markdown", str(files["i.md"])])
+    rows = json.loads(files["i.json"].read_text())["rows"]
+    assert [(row["schedule"], row["dimensions"]) for row in rows] == [("linear", 1), ("linear", 64), ("jsd", 1), ("jsd", 64)]
+    for row in rows:
+        assert row["errors"]["50 steps"] < 1e-6 < 1e-2 < row["errors"]["usual, 50"]
+    assert [row["errors"]["float32 eps, 50"] is None for row in rows] == [False, False, True, True]
+    assert files["i.md"].read_text().startswith("# How far")
+    assert "| jsd" in capsys.readouterr().out
+
+
 def test_one_jump(script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One move lands on the data's mean whatever the start; the distance falls as the chain grows."""
     pytest.importorskip("matplotlib")

@@ -347,20 +347,37 @@ def test_no_gradients_are_recorded() -> None:
     assert not edit.inpaint(d, net, x, np.array([True, False, True]), jump_length=2).requires_grad
 
 
-NAMED = ["linear", "quadratic", "geometric", "cosine", "sigmoid", "sigmoid_alpha_bar"]
+def v_net(d: Diffusion, data: GaussianData) -> Callable[..., Any]:
+    """E[x_0 | x_t] in closed form as a prediction of v, which exists at alpha_bar = 0 too."""
+
+    def net(x_t: Any, t: Any) -> Any:
+        a, left = (c[t][:, None] for c in (d.sqrt_alpha_bar, d.one_minus_alpha_bar))
+        x0 = data.mean + a * data.var / (a**2 * data.var + left) * (x_t - a * data.mean)
+        return d.convert(x0.astype(x_t.dtype), x_t, t, "x0", "v")
+
+    return net
 
 
-@pytest.mark.parametrize("name", NAMED)
-@pytest.mark.parametrize("steps", [20, 50])
-@pytest.mark.parametrize("shape", [(1,), (64,)])
-def test_inversion_goes_there_and_back_on_every_schedule(name: str, steps: int, shape: tuple[int, ...]) -> None:
-    """For data of one mode; the eps form alone misses by 1e-2 where alpha_bar falls to 1e-5 within the first steps."""
-    d = Diffusion(schedules.NAMES[name]())
-    data = GaussianData(np.linspace(-0.5, 0.5, shape[0]), np.linspace(0.05, 0.2, shape[0]))
-    denoiser, x0 = Denoiser(data.net(d), clip_x0=False), data.sample(4, 1)
-    z = edit.invert(d, denoiser, x0, steps=steps)
-    back = d.sample(denoiser, x0.shape, sampler="ddim", steps=steps, x_T=z)
-    np.testing.assert_allclose(back, x0, atol=1e-9)
+@pytest.mark.parametrize("name", schedules.NAMES)
+@pytest.mark.parametrize("dims", [1, 64])
+def test_inversion_goes_there_and_back_on_every_schedule(name: str, dims: int) -> None:
+    """Within 3e-4 from 20 steps on and 1e-6 from 50, for data of one mode with variances that differ by a factor of 30.
+
+    The eps form alone misses by 1e-2 where alpha_bar falls to 1e-5 within the first steps, and one change of the residual is too
+    few where the first step of the chain hides data of small variance, as that of "constant" does. In float32 a network that
+    predicts v is as good as its rounding; one that predicts eps loses it times 1 / sqrt(alpha_bar_T).
+    """
+    d, data = Diffusion(schedules.NAMES[name]()), GaussianData(np.linspace(-0.5, 0.5, dims), np.geomspace(0.3, 0.01, dims))
+    v, x0 = Denoiser(v_net(d, data), "v", clip_x0=False), data.sample(20, 1)
+    denoiser = exact(d, data) if d.alpha_bar[-1] else v
+    for steps, error in ((20, 3e-4), (50, 1e-6)):
+        z = edit.invert(d, denoiser, x0, steps=steps)
+        np.testing.assert_allclose(d.sample(denoiser, x0.shape, sampler="ddim", steps=steps, x_T=z), x0, rtol=0, atol=error)
+    ends = edit.interpolate(d, denoiser, x0[:10], x0[10:], [0.0, 1.0], encode="invert", steps=50)
+    np.testing.assert_allclose(ends, [x0[:10], x0[10:]], rtol=0, atol=1e-6)
+    single: Any = x0.astype(np.float32)
+    z = edit.invert(d, v, single, steps=50)
+    np.testing.assert_allclose(d.sample(v, x0.shape, sampler="ddim", steps=50, x_T=z), single, rtol=0, atol=1e-5)
 
 
 def test_inversion_of_an_affine_chain_is_exact() -> None:

@@ -247,7 +247,7 @@ def invert(
     .. math:: x_t = \sqrt{\alpha_{t|s}}\, x_s + (\sigma_t - \sqrt{\alpha_{t|s}}\, \sigma_s)\, \epsilon(x_t, t),
               \quad \sigma_t = \sqrt{1 - \bar\alpha_t}
 
-    This is DDIM's own step, solved for x_t by fixed-point iteration with Anderson's acceleration (depth 1, each sample by
+    This is DDIM's own step, solved for x_t by fixed-point iteration with Anderson's acceleration (depth 3, each sample by
     itself). The usual inversion reads eps at the wrong end of each step [DDIM sec. 4.3], and its error stays however exact the
     network is.
 

@@ -49,20 +49,30 @@ def call_finite(d: Process, denoiser: Denoiser, x_t: Array, t: int, xp: Any) -> 
 
 
 def fixed_point(step: Callable[[Array], Array], x: Array, iterations: int, xp: Any) -> Array:
-    """x = step(x) after as many calls, with Anderson's acceleration (depth 1), each sample (axis 0) by itself."""
+    """x = step(x) after as many calls, with Anderson's acceleration (depth 3), each sample (axis 0) by itself.
+
+    Of the last changes of the residual, made orthogonal to each other, as much is taken away as the residual holds of them.
+    """
     value = step(x)
-    residual = value - x
+    residual, changes = value - x, list[tuple[Array, Array]]()
     x = value
+    rounding = (64 * xp.finfo(x.dtype).eps) ** 2
     for _ in range(iterations - 1):
         last_value, last_residual = value, residual
         value = step(x)
         residual = value - x
-        change = residual - last_residual
+        change, along = residual - last_residual, value - last_value
+        for earlier, of_value in changes[-2:]:
+            part = inner(change, earlier, xp)
+            change, along = change - part * earlier, along - part * of_value
         size = inner(change, change, xp)
-        curved = size > 1e-4 * inner(residual, residual, xp)  # else a plain step: the quotient would be of rounding errors
-        zero, one = xp.zeros_like(size), xp.ones_like(size)
-        mix = xp.where(curved, inner(residual, change, xp) / xp.where(curved, size, one), zero)
-        x = value - mix * (value - last_value)
+        # Else it is left out: the quotient would be of rounding errors.
+        clear = (size > 1e-4 * inner(residual, residual, xp)) & (size > rounding * inner(value, value, xp))
+        scale = xp.where(clear, 1 / xp.sqrt(xp.where(clear, size, xp.ones_like(size))), xp.zeros_like(size))
+        changes = [*changes[-2:], (change * scale, along * scale)]
+        x = value
+        for change, along in changes:
+            x = x - inner(residual, change, xp) * along
     return x
 
 
