@@ -105,6 +105,7 @@ def test_what_is_no_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=rf"^model: .*{path.name}.*{message}"):
             load_run(path)
     (run / "last").unlink()
+    shutil.rmtree(run / "checkpoints")
     assert find(run) is None
 
 

@@ -264,10 +264,10 @@ def test_resume_takes_the_settings_from_the_run(model: str, tmp_path: Path) -> N
 def test_a_run_is_not_overwritten_and_changed_settings_are_refused(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *TINY, "--out", model, "--quiet"]) == 2
     assert model in capsys.readouterr().err
-    assert main(["train", "--out", model, "--resume", "--lr", "0.5", "--quiet"]) == 2
+    assert main(["train", "--out", model, "--resume", "--T", "7", "--quiet"]) == 2
     line = capsys.readouterr().err
-    assert "lr" in line
-    assert "0.5" in line
+    assert "T must stay 6" in line
+    assert "got 7" in line
 
 
 def test_an_interrupted_run_is_saved_and_says_how_to_resume(tmp_path: Path) -> None:

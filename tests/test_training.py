@@ -331,7 +331,7 @@ def test_a_diverging_run_stops_with_the_step_named(tmp_path: Path) -> None:
 
 def test_resume_refuses_another_runs_settings(whole: Path, tmp_path: Path) -> None:
     train(config(tmp_path, steps=2), progress=False)
-    for options, name in (({"lr": 2e-3}, "lr"), ({"channels": 8}, "channels"), ({"steps": 1}, "steps")):
+    for options, name in (({"T": 51}, "T"), ({"channels": 8}, "channels"), ({"steps": 1}, "steps")):
         with pytest.raises(ValueError, match=rf"^{name}\b"):
             train(config(tmp_path, resume=True, **{"steps": 3, **options}), progress=False)
     np.save(tmp_path / "other.npy", np.zeros((30, 8, 8), np.uint8))

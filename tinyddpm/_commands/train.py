@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyddpm._commands import command_line, takes_output
+from tinyddpm._io.progress import say
+from tinyddpm.nn.weights import read_json
 from tinyddpm.training import TrainConfig, train
 from tinyddpm.training.checkpoint import find, read_state
 from tinyddpm.training.config import refuse_unknown
@@ -73,9 +75,23 @@ def run(args: argparse.Namespace) -> Iterator[str]:
 def _config(flags: Mapping[str, Any], file: str | None) -> TrainConfig:
     """The flags, over the TOML file, over the run itself where it is resumed, over the defaults."""
     given = {**(_read(file) if file else {}), **flags}
-    if given.get("resume") and (checkpoint := find(given.get("out", TrainConfig.out))):
-        given = {**read_state(checkpoint)["config"], **given}
+    if given.get("resume"):
+        given = {**_settings_of(given.get("out", TrainConfig.out), "data" in given), **given}
     return TrainConfig.from_dict(given)
+
+
+def _settings_of(out: str, starts: bool) -> dict[str, Any]:
+    """The settings of the run in `out`; of one without a checkpoint those that it began with, or none if `starts`."""
+    if checkpoint := find(out):
+        return dict(read_state(checkpoint)["config"])
+    begun = Path(out, "config.json")
+    if begun.is_file():
+        say(f"resume: the run in {out} has no checkpoint yet; it starts afresh with its settings")
+        return dict(read_json(begun)["config"])
+    if not starts:
+        raise FileNotFoundError(f"resume: {out} holds no run to go on with; name --data to start one there")
+    say(f"resume: {out} holds no run to go on with; one starts there")
+    return {}
 
 
 def _read(file: str) -> dict[str, Any]:

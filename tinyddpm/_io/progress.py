@@ -29,6 +29,18 @@ def progress_bar(items: Iterable[Item], total: int, *, enabled: bool, label: str
         yield from _lines(items, total, label)
 
 
+def say(line: str) -> None:
+    """Write a line to standard error, above a bar if there is one; one that can't be written is dropped."""
+    try:
+        if "tqdm" in sys.modules:
+            sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+        else:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):  # closed, or nobody reads it
+        pass
+
+
 def _lines(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
     """Write a line at the end, and each time a tenth of the run so far has passed, but at least 5 s and at most 600 s."""
     start = last = time.monotonic()

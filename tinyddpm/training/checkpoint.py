@@ -1,6 +1,7 @@
 """A run's files: checkpoints, each written whole or not at all, and the lock that keeps other runs out of the folder.
 
-``DIR/checkpoints/step-N`` is one checkpoint, ``DIR/last`` a relative link to the newest.
+``DIR/checkpoints/step-N`` is one checkpoint, ``DIR/last`` a relative link to the newest; copies of a run may have a folder there,
+or nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, TextIO
 from torch import Tensor
 
 from tinyddpm.nn import UNet, weights
+from tinyddpm.nn._files import open_regular
 from tinyddpm.nn.unet import CONFIG, EMA_WEIGHTS, WEIGHTS
 from tinyddpm.training.config import TrainConfig
 
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 OPTIMIZER, SAMPLER, STATE, LAST = "optimizer.safetensors", "sampler.safetensors", "state.json", "last"
+CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 _FILES = frozenset({CONFIG, WEIGHTS, EMA_WEIGHTS, OPTIMIZER, SAMPLER, STATE})
 
@@ -70,31 +73,72 @@ def find(dir: str | os.PathLike[str]) -> Path | None:
         If the link to the last checkpoint points outside the run folder.
     """
     folder = Path(dir)
-    if os.path.lexists(folder / LAST):
-        last = Path(os.path.realpath(folder / LAST))
-        if not last.is_relative_to(folder.resolve()):
-            raise ValueError(f"{folder / LAST}: points outside the run folder")
+    last = Path(os.path.realpath(folder / LAST))
+    if not any(last.is_relative_to(place.resolve()) for place in (folder, folder / CHECKPOINTS)):
+        raise ValueError(f"{folder / LAST}: points outside the run folder")
+    if last.is_dir() or (folder / LAST).is_symlink():
         return last  # even if it is missing: that is damage, not a new run
-    return folder.resolve() if (folder / STATE).exists() else None
+    return folder.resolve() if (folder / STATE).exists() else _newest(folder)
+
+
+def _newest(out: Path) -> Path | None:
+    """The newest whole checkpoint of a run folder whose ``last`` leads to none, as when a copy or an archive lost the link."""
+    for folder in reversed(_steps(out / CHECKPOINTS)):
+        try:
+            recorded = read_state(folder)["files"]
+            if recorded.keys() <= _FILES and all(_sha256(folder / name) == value for name, value in recorded.items()):
+                return folder.resolve()
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _sha256(file: Path) -> str:
+    """The hash of a regular file's content."""
+    with open_regular(file, links=False) as (stream, _):
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _steps(checkpoints: Path) -> list[Path]:
+    """The checkpoint folders, from the oldest to the newest."""
+    found = checkpoints.glob("step-*") if checkpoints.is_dir() else ()
+    named = (p for p in found if re.fullmatch(r"step-\d{8,18}", p.name) and not p.is_symlink())
+    return sorted(named, key=lambda p: int(p.name[5:]))
 
 
 def save(
     out: Path, step: int, ema: UNet, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any], keep: int
 ) -> None:
     """Write the checkpoint of `step`, with a file for each entry of `tensors`, and make it the last one of `keep`."""
-    target = out / "checkpoints" / f"step-{step:08d}"
+    target = out / CHECKPOINTS / f"step-{step:08d}"
     with writing(f"checkpoint {target}"):
         with weights.new_folder(target, replaces=_FILES) as folder:
             hashes = {name: weights.write_tensors(folder / name, values) for name, values in tensors.items()}
             hashes[EMA_WEIGHTS] = ema.write(folder, EMA_WEIGHTS)
             state = {"step": step, **about, "files": hashes}
             weights.write_json(folder / STATE, {**state, "sha256": _digest(state)})
-        fresh = out / f".{LAST}.new"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(Path("checkpoints") / target.name)
-        os.replace(fresh, out / LAST)
+        _link(out, target)
         weights.sync_folder(out)
     _prune(target, keep)
+
+
+def _link(out: Path, target: Path) -> None:
+    """Make ``last`` a link to `target`, or a copy of it where the file system has no links.
+
+    A folder, as copies of a run have it, is moved aside first; if the process is killed then, `find` takes the newest checkpoint.
+    """
+    last, fresh, aside = out / LAST, out / f".{LAST}.new", out / CHECKPOINTS / f".step-{LAST}"
+    shutil.rmtree(fresh) if fresh.is_dir() and not fresh.is_symlink() else fresh.unlink(missing_ok=True)
+    try:
+        fresh.symlink_to(Path(CHECKPOINTS) / target.name)
+    except OSError:
+        shutil.copytree(target, fresh)
+    if last.is_dir() and not last.is_symlink():
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(last, aside)
+    elif fresh.is_dir() and not fresh.is_symlink():
+        last.unlink(missing_ok=True)
+    os.replace(fresh, last)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -179,7 +223,7 @@ def sweep(out: Path) -> None:
     """Remove the temporary files that killed runs left in a locked folder."""
     with writing(f"out {out}"):
         for stale in (*out.glob(".*.new"), *out.glob("samples/.*.new")):
-            stale.unlink()
+            shutil.rmtree(stale) if stale.is_dir() and not stale.is_symlink() else stale.unlink()
 
 
 def about(config: TrainConfig, shape: tuple[int, int, int], levels: int, images: int) -> dict[str, Any]:
@@ -212,7 +256,7 @@ def _commit() -> str | None:
 
 def _prune(newest: Path, keep: int) -> None:
     """Remove old checkpoints and the temporary folders of killed runs."""
-    steps = sorted(p for p in newest.parent.iterdir() if re.fullmatch(r"step-\d{8,}", p.name) and p.name <= newest.name)
+    steps = [p for p in _steps(newest.parent) if int(p.name[5:]) <= int(newest.name[5:])]
     stale = [p for p in newest.parent.iterdir() if p.name.startswith(".step-")]
     for folder in (*steps[:-keep], *stale):
         shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tinyddpm.nn import UNet
     from tinyddpm.training.data.images import Images
 
-__all__ = ["DEMO", "FREE", "HO2020", "OBJECTIVES", "TrainConfig"]
+__all__ = ["DEMO", "FREE", "HO2020", "LIVE", "OBJECTIVES", "TrainConfig"]
 
 OBJECTIVES = ("simple", "vlb", "hybrid")
 OPTIMIZERS = ("adam", "adamw")
@@ -32,7 +32,11 @@ FREE = frozenset({
     "data", "out", "steps", "checkpoint_every", "keep", "sample_every", "samples", "resume", "device", "accumulate",
     "compile", "on_nonfinite", "verify_first", "bad_files", "workers",
 })  # fmt: skip
-"""The fields that may change when a run is resumed."""
+"""The fields that may change when a run is resumed, as they do not decide what a step does."""
+LIVE = frozenset({
+    "lr", "warmup", "cooldown", "weight_decay", "grad_clip", "ema", "batch_size", "dropout", "label_dropout", "flip", "precision",
+})  # fmt: skip
+"""The fields that may change too, and decide the steps from then on; a run records such changes."""
 
 
 @documented
@@ -115,7 +119,11 @@ class TrainConfig:
         check(self)
         if self.learned and self.objective == "simple":
             raise ValueError(f"objective must be 'hybrid' or 'vlb' to train variance={self.variance!r}, got 'simple'")
-        self.diffusion()
+        if self.diffusion().alpha_bar[-1] == 0 and self.predicts in ("eps", "score"):
+            raise ValueError(
+                f"predicts must be 'v', 'x0' or 'mu' with schedule={self.schedule!r}, which ends at alpha_bar = 0, where x_0 "
+                f"does not follow from {self.predicts}, got {self.predicts!r}"
+            )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:

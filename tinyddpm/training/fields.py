@@ -76,6 +76,13 @@ def help_of(setting: Field[Any]) -> str:
     return f"{about['help']} ({'; '.join(takes)})" if takes else about["help"]
 
 
+def spelled(value: Any) -> str:
+    """A value as a flag takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def documented(cls: C) -> C:
     """The dataclass with its fields as the Parameters of its docstring, which has a section Raises."""
     lines = ["Parameters", "    ----------"]

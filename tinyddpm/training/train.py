@@ -18,7 +18,7 @@ from torch import Tensor
 from tinyddpm import verify
 from tinyddpm._arrays.check import as_instance
 from tinyddpm._io.files import replacing
-from tinyddpm._io.progress import progress_bar
+from tinyddpm._io.progress import progress_bar, say
 from tinyddpm.training import checkpoint
 from tinyddpm.training.checkpoint import writing
 from tinyddpm.training.config import TrainConfig
@@ -87,6 +87,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             if world.rank == 0:
                 stack.enter_context(checkpoint.locked(out))
             _resume(trainer)
+            for note in trainer.notes if world.rank == 0 else ():
+                say(note)
             log = stack.enter_context(_start_log(trainer, out)) if world.rank == 0 else None
             stack.enter_context(trainer.batches.reading_ahead(trainer.start + 1))
             _loop(trainer, log, progress and world.rank == 0)
@@ -125,10 +127,14 @@ def _loop(trainer: Trainer, log: Log | None, progress: bool) -> None:
     """Make the remaining steps; `log` is None in a process that does not write."""
     config, world = trainer.config, trainer.world
     every = 1 if world.device.type == "cpu" else 25  # reading the loss makes a GPU wait
-    steps, waiting, since = range(trainer.start + 1, config.steps + 1), [], time.perf_counter()
+    steps, waiting, since = range(trainer.start + 1, config.steps + 1), list[Tensor](), time.perf_counter()
     with _signals() as received:
         for step in progress_bar(steps, len(steps), enabled=progress, label="train"):
-            waiting.append(trainer.step(step))
+            try:
+                waiting.append(trainer.step(step))
+            except (ValueError, OSError) as error:  # an image that can't be read: no update was made
+                _save_before(trainer, log, waiting, step, since, error)
+                raise
             due = step == config.steps or step % config.checkpoint_every == 0
             grid = config.sample_every and step % config.sample_every == 0
             if not (due or grid or step % every == 0 or (received and world.size == 1)):
@@ -144,6 +150,17 @@ def _loop(trainer: Trainer, log: Log | None, progress: bool) -> None:
                     trainer.save(step)
             if stop and step < config.steps:
                 raise Interrupted(stop, step)
+
+
+def _save_before(trainer: Trainer, log: Log | None, waiting: list[Tensor], step: int, since: float, error: Exception) -> None:
+    """Save the step before one that failed, and raise the error with a word on that."""
+    if log is None or step == trainer.start + 1:
+        return
+    if waiting:
+        _report(trainer, log, waiting, step - 1, since)
+    log.sync()
+    trainer.save(step - 1)
+    raise ValueError(f"{error}; step {step - 1} is saved") from error
 
 
 def _draw(trainer: Trainer, log: Log, step: int) -> None:
@@ -168,6 +185,8 @@ def _report(trainer: Trainer, log: Log | None, waiting: list[Tensor], step: int,
             rate = trainer.config.batch_size / seconds
             _, loss, norm = (v if math.isfinite(v) else None for v in record)
             line = {"step": number, "loss": loss, "grad_norm": norm, "lr": trainer.lr(number)}
+            if trainer.changed and number == trainer.start + 1:
+                line["changed"] = trainer.changed
             log.write({
                 **line, **({"skipped": wrong} if wrong else {}),
                 "seconds": round(seconds, 6), "images_per_s": round(rate, 3),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,10 @@ from tinyddpm import losses
 from tinyddpm.nn import UNet
 from tinyddpm.training import checkpoint
 from tinyddpm.training.batches import Batch, Batches
-from tinyddpm.training.config import FREE, TrainConfig
+from tinyddpm.training.config import FREE, LIVE, TrainConfig
 from tinyddpm.training.data import pixels
 from tinyddpm.training.data.images import Images
+from tinyddpm.training.fields import spelled
 from tinyddpm.training.world import World
 
 __all__ = ["RECORD", "Trainer"]
@@ -30,12 +32,21 @@ RECORD = ("batch", "loss", "gradient")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+def lr_at(config: TrainConfig, step: int) -> float:
+    """The learning rate of a step: it rises linearly, stays, and falls linearly."""
+    rising = step / config.warmup if step < config.warmup else 1.0
+    falling = (config.steps - step + 1) / (config.cooldown + 1)
+    return config.lr * min(rising, falling, 1.0)
+
+
 class Trainer:
     """The state of a run that has made `start` steps."""
 
     def __init__(self, config: TrainConfig, pictures: Images, world: World) -> None:
         self.config, self.pictures, self.world = config, pictures, world
         self.start = 0
+        self.changed: dict[str, list[Any]] = {}
+        self.notes: list[str] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             net = config.unet(pictures)
@@ -54,7 +65,7 @@ class Trainer:
         if world.size > 1:
             self._network = torch.nn.parallel.DistributedDataParallel(self._network)
         self.about = checkpoint.about(config, pictures.shape, pictures.levels, len(pictures))
-        """A checkpoint's description of the run."""
+        """A checkpoint's description of the run; `changed` and `notes` say which settings a resumed one has changed."""
 
     def step(self, step: int) -> Tensor:
         """Make step `step` and return the three numbers of `RECORD`, over all processes, on this process's device.
@@ -116,10 +127,7 @@ class Trainer:
 
     def lr(self, step: int) -> float:
         """The learning rate of a step."""
-        config = self.config
-        rising = step / config.warmup if step < config.warmup else 1.0
-        falling = (config.steps - step + 1) / (config.cooldown + 1)
-        return config.lr * min(rising, falling, 1.0)
+        return lr_at(self.config, step)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of a checkpoint besides the averaged weights, by file."""
@@ -137,26 +145,49 @@ class Trainer:
     def restore(self, folder: Path) -> None:
         """Load a checkpoint; `ValueError` if its settings or data differ from this run's."""
         state = checkpoint.read_state(folder)
-        for key in ("shape", "levels", "images"):
-            if state.get(key) != self.about[key]:
-                raise ValueError(
-                    f"data must have {key} {state.get(key)}, as the run in {self.config.out} has, got {self.about[key]}"
-                )
-        mine, theirs = dataclasses.asdict(self.config), dataclasses.asdict(TrainConfig.from_dict(state["config"]))
-        for key in mine.keys() - FREE:
-            if mine[key] != theirs[key]:
-                raise ValueError(f"{key} must be {theirs[key]!r}, as in the run in {self.config.out}, got {mine[key]!r}")
+        self._compare(state)
         self.start = state["step"]
         if self.start > self.config.steps:
             raise ValueError(
                 f"steps must be at least the {self.start} that the run in {self.config.out} has made, got {self.config.steps}"
             )
+        self._note_changes(state)
         tensors = self.tensors()
         checkpoint.restore(folder, state, {**tensors, checkpoint.EMA_WEIGHTS: dict(self.ema.state_dict())})
         learned = tensors.get(checkpoint.SAMPLER, {})
         self.batches.sampler.load_state_dict({key: value.numpy() for key, value in learned.items()})
         for p in self.parameters:
             self.optimizer.state[p]["step"].fill_(state.get("updates", self.start))
+
+    def _compare(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError if a setting that must stay, or what is known of the data, differs from the run's."""
+        mine, theirs = dataclasses.asdict(self.config), dataclasses.asdict(TrainConfig.from_dict(state["config"]))
+        out = self.config.out
+        for key in [name for name in mine if name not in FREE | LIVE]:
+            if mine[key] != theirs[key]:
+                old, new = spelled(theirs[key]), spelled(mine[key])
+                remedy = f"without --{key.replace('_', '-')} the run goes on, and another --out starts a new one"
+                raise ValueError(f"{key} must stay {old}, as in the run in {out}, got {new}; {remedy}")
+        for key in ("shape", "levels", "images"):
+            if state.get(key) != self.about[key]:
+                raise ValueError(f"data must have {key} {state.get(key)}, as the run in {out} has, got {self.about[key]}")
+
+    def _note_changes(self, state: Mapping[str, Any]) -> None:
+        """Record which settings change from this step on."""
+        old = TrainConfig.from_dict(state["config"])
+        for key in sorted(LIVE):
+            before, now = getattr(old, key), getattr(self.config, key)
+            if before != now:
+                self.changed[key] = [before, now]
+                self.notes.append(f"{key}: {spelled(before)} until step {self.start}, {spelled(now)} from there on")
+        made = state.get("changes", [])
+        self.about["changes"] = [*made, {"after": self.start, **self.changed}] if self.changed else made
+        before, now = lr_at(old, self.start), self.lr(self.start + 1)
+        if "lr" not in self.changed and self.start < self.config.steps and now > 2 * before and old.cooldown:
+            self.notes.append(
+                f"lr: rises from {before:.2g} at step {self.start} to {now:.2g}, as --cooldown counts from the end, "
+                f"now step {self.config.steps}; --lr sets another"
+            )
 
     def samples(self) -> NDArray[np.uint8]:
         """A grid of samples drawn with the averaged weights, in the classes' order if the run has classes."""
