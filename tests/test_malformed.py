@@ -498,6 +498,11 @@ def learning(L: Libraries) -> list[Call]:
         call(likelihood.vlb, label="vlb terms", d=D, denoiser=denoiser, x0=x, types={"terms": NO_BOOL, "stepz": (3,)}),
         call(likelihood.optimal_variance, d=D, denoiser=denoiser, x0=x,
              **merged(evaluated, types=evaluated["types"] | {"draws": NO_INT}, values=evaluated["values"] | {"draws": (0, -1)})),
+        call(likelihood.calibrate, d=D, denoiser=denoiser, x0=x,
+             **merged(evaluated, types=evaluated["types"] | {"draws": NO_INT, "levels": NO_INT, "decoder": NO_NAME,
+                                                            "per_dimension": NO_BOOL, "batch_size": (True, 1.5, "3")},
+                      values=evaluated["values"] | {"draws": (0, -1), "levels": (1, 65537), "batch_size": (0,)},
+                      names={"decoder": ("tanh",)})),
     ]  # fmt: skip
 
 
@@ -656,7 +661,18 @@ def networks(folder: Path) -> list[Call]:
     ]  # fmt: skip
 
 
-HOST = [*SCHEDULES, *PROCESS, *DENOISERS, *DATA_SETS, *NOISE, *TIMES, *KNOWN]
+CALIBRATION = likelihood.calibrate(D, Denoiser(lambda x_t, t: x_t), X)
+CALIBRATIONS = [
+    call(CALIBRATION.timesteps, types={"steps": (True, 1.5, "3")}, values={"steps": (0, T + 1, -1)}),
+    *(
+        call(method, timesteps=(T, 0), types={"timesteps": (3, "50", None)}, values={"timesteps": ((3, 0), (T, 2), ())})
+        for method in (CALIBRATION.variance, CALIBRATION.bits_per_dim, CALIBRATION.standard_error)
+    ),
+    call(CALIBRATION.chain, d=D, denoiser=Denoiser(lambda x_t, t: x_t),
+         types={"d": (None, 3), "denoiser": (None, 3), "steps": (True, 1.5, "3")}, values={"steps": (0, T + 1)}),
+]  # fmt: skip
+
+HOST = [*CALIBRATIONS, *SCHEDULES, *PROCESS, *DENOISERS, *DATA_SETS, *NOISE, *TIMES, *KNOWN]
 LIBRARIES = ("numpy", "torch", "jax", "strict")
 
 
@@ -772,6 +788,7 @@ USES: dict[str, Callable[[Any, Denoiser], Any]] = {
     **{name: partial(lambda name, x, net: D.sample(net, (2, 4, 3), sampler=name, x_T=x), name) for name in samplers.NAMES},
     "vlb": lambda x, net: likelihood.vlb(D, net, x),
     "optimal_variance": lambda x, net: likelihood.optimal_variance(D, net, x),
+    "calibrate": lambda x, net: likelihood.calibrate(D, net, x),
     "inpaint": lambda x, net: edit.inpaint(D, net, x, np.zeros((2, 4, 3), bool), resamplings=1),
     "invert": lambda x, net: edit.invert(D, net, x),
     "interpolate": lambda x, net: edit.interpolate(D, net, x, x, [0.5]),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tinyddpm import (
         analytic,
         backends,
+        calibration,
         conversions,
         edit,
         gaussian,
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Denoiser", "Diffusion", "Gaussian", "analytic", "backends", "conversions", "edit", "gaussian", "guidance", "likelihood",
-    "losses", "noise", "plans", "samplers", "schedules",
+    "Denoiser", "Diffusion", "Gaussian", "analytic", "backends", "calibration", "conversions", "edit", "gaussian", "guidance",
+    "likelihood", "losses", "noise", "plans", "samplers", "schedules",
 ]  # fmt: skip
 
 _NEED_EXTRAS = ("cli", "nn", "plots", "training", "verify")

@@ -1,9 +1,10 @@
-"""Writing files so that each is there whole or not at all, and locking them."""
+"""Reading files of bounded size, writing them so that each is there whole or not at all, and locking them."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,17 @@ def replacing(file: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         os.replace(fresh, file)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def read_bounded(file: str | os.PathLike[str], limit: int) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes; its links are followed."""
+    with open(file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise ValueError(f"{file} must be a regular file")
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{file} must have at most {limit} bytes")
+    return content
 
 
 def open_in_place(file: Path) -> BinaryIO:

@@ -77,18 +77,20 @@ def noised_steps(
         yield NoisedStep(t, eps, x_t, value, raw)
 
 
-def clipped_x0(d: Process, denoiser: Denoiser, clip: tuple[float, float], xp: Any) -> Callable[[NoisedStep], Array]:
-    """A function from a step to its predicted x_0, clipped to a range, in memory of its own."""
-    values, states = d.conversion(denoiser.predicts, "x0")
+def predicted_x0(d: Process, denoiser: Denoiser, xp: Any) -> Callable[[NoisedStep], Array]:
+    """A function from a step to its predicted x_0, clipped if the denoiser clips, in memory of its own."""
+    (values, states), clip = d.conversion(denoiser.predicts, "x0"), denoiser.clip_range
     by_value, by_state = values.tolist(), None if states is None else states.tolist()
 
-    def clipped(step: NoisedStep) -> Array:
+    def predicted(step: NoisedStep) -> Array:
         x0 = by_value[step.t] * step.value
         if by_state is not None:
             x0 += by_state[step.t] * step.x_t
+        if clip is None:
+            return x0
         return x0.clip(*clip, out=x0) if isinstance(x0, np.ndarray) else clip_array(x0, *clip, xp)
 
-    return clipped
+    return predicted
 
 
 def existing_slope(d: Process, source: Kind, target: Kind, x: Array, xp: Any) -> Table:

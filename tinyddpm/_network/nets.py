@@ -140,6 +140,30 @@ class _RespacedWithChain(_Respaced, NeedsChain):
         return self.net.call_with_chain(x_t, self._long_chain_t(x_t, net_t), d, t, predicts, clip)
 
 
+def first_half(net: Net) -> Net:
+    """The network without the variance that it emits in the second half of its channels."""
+    return _FirstHalfWithChain(net) if isinstance(net, NeedsChain) else _FirstHalf(net)
+
+
+@dataclass(frozen=True)
+class _FirstHalf:
+    net: Any
+
+    def __call__(self, x_t: Array, t: Array) -> Array:
+        return self._first(self.net(x_t, t), x_t, t)
+
+    def _first(self, out: Array, x_t: Array, t: Any) -> Array:
+        check_output(out, x_t, t, namespace_of(x_t=x_t), learned=True)
+        return out[:, : x_t.shape[1], ...]
+
+
+class _FirstHalfWithChain(_FirstHalf, NeedsChain):
+    def call_with_chain(
+        self, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str, clip: tuple[float, float] | None
+    ) -> Array:  # fmt: skip
+        return self._first(self.net.call_with_chain(x_t, net_t, d, t, predicts, clip), x_t, t)
+
+
 def _at(t: Any) -> str:
     """Words for the steps that a network was called at."""
     if isinstance(t, np.ndarray) and t.size:

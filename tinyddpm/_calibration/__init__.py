@@ -1,0 +1,1 @@
+"""What stands behind `tinyddpm.calibration`: the measurement, the search for plans, and the file."""
