@@ -311,6 +311,23 @@ def test_json_holds_the_arguments_and_the_hash(saved: Path) -> None:
     assert set(stored) == set(inspect.signature(UNet).parameters)
 
 
+def test_files_of_version_0_1_are_read(saved: Path) -> None:
+    """They lack the arguments that came later, in both places where arguments stand."""
+    library = pytest.importorskip("safetensors.torch")
+    stored, file = json.loads((saved / "unet.json").read_text()), saved / "model.safetensors"
+    for key in ("heads_upsample", "first_channels", "resblock_updown", "mid_norm_groups", "null_class"):
+        del stored[key]
+    noted = {"unet": json.dumps({k: v for k, v in stored.items() if k != "sha256"})}
+    library.save_file(library.load_file(file), file, noted)
+    stored["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (saved / "unet.json").write_text(json.dumps(stored))
+    assert UNet.load(saved).config["null_class"] is True
+    stored["dropout"] = 0.5
+    (saved / "unet.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"unet\.json: differs from the arguments that were saved with model\.safetensors"):
+        UNet.load(saved)
+
+
 def test_saving_again_replaces_and_leaves_nothing_behind(saved: Path) -> None:
     small(channels=12).save(saved)
     assert UNet.load(saved).config["channels"] == 12

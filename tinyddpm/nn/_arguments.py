@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ _MOST_LEVELS, _MOST_BLOCKS, _LARGEST_SIZE = 12, 128, 2**16
 def checked(config: dict[str, Any]) -> dict[str, Any]:
     """Return the constructor's arguments as JSON holds them, or raise an error that names the wrong one."""
     config = {**config, **_scalars(config)}
-    config["mults"] = mults = _ints("mults", config["mults"], 64)
+    config["mults"] = mults = _multipliers(config["mults"])
     config["attention"] = _ints("attention", config["attention"], _LARGEST_SIZE)
     if not 1 <= len(mults) <= _MOST_LEVELS:
         raise ValueError(f"mults must have 1..{_MOST_LEVELS} levels, got {len(mults)}")
@@ -32,11 +33,13 @@ def _scalars(config: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, top in (("in_channels", 2**12), ("channels", 2**14), ("res_blocks", 64)):
         result[name] = as_int(name, config[name], 1, top)
-    for name in ("out_channels", "classes", "head_dim", "heads", "norm_groups"):
+    for name in ("out_channels", "classes", "head_dim", "heads", "norm_groups", "heads_upsample", "first_channels"):
         result[name] = None if config[name] is None else as_int(name, config[name], 1, 2**24)
+    if (groups := config["mid_norm_groups"]) is not None:
+        result["mid_norm_groups"] = as_int("mid_norm_groups", groups, 0, 2**24)
     for name, low, high in (("dropout", 0, 0.999), ("norm_eps", 0, 1), ("freq_shift", -1, 1)):
         result[name] = as_real(name, config[name], low, high)
-    for name in ("cos_first", "scale_shift"):
+    for name in ("cos_first", "scale_shift", "resblock_updown", "null_class"):
         result[name] = as_bool(name, config[name])
     result["downsample_padding"] = as_int("downsample_padding", config["downsample_padding"], 0, 1)
     return result
@@ -59,17 +62,44 @@ def _image_size(size: Any, halvings: int) -> int | list[int]:
 
 def _check_divisors(config: dict[str, Any]) -> None:
     """Check the numbers of channels, groups and heads against each other."""
-    channels, groups, heads, head_dim = (config[name] for name in ("channels", "norm_groups", "heads", "head_dim"))
+    channels, heads, head_dim = (config[name] for name in ("channels", "heads", "head_dim"))
     if channels % 2 or channels < 4:
         raise ValueError(f"channels must be an even number of at least 4, got {channels}")
-    if groups is not None and channels % groups:
-        raise ValueError(f"norm_groups must divide channels={channels}, got {groups}")
-    if heads is not None and head_dim is not None:
-        raise ValueError(f"heads must be None if head_dim is given, got heads={heads} and head_dim={head_dim}")
-    for name, value in (("head_dim", head_dim), ("heads", heads)):
-        for width in (channels * m for m in config["mults"]):
+    widths, groups = widths_of(config), norm_groups_of(config)
+    for name, width in (("channels", config["first_channels"] or channels), *(("a level's channels", w) for w in widths)):
+        if width % groups:
+            raise ValueError(f"norm_groups must divide {name}={width}, got {groups}")
+    if config["mid_norm_groups"] and widths[-1] % config["mid_norm_groups"]:
+        raise ValueError(f"mid_norm_groups must divide the {widths[-1]} channels there, got {config['mid_norm_groups']}")
+    for name in ("heads", "heads_upsample"):
+        if config[name] is not None and head_dim is not None:
+            raise ValueError(f"{name} must be None if head_dim is given, got {name}={config[name]} and head_dim={head_dim}")
+    size = config["image_size"]
+    height = size if isinstance(size, int) else size[0]
+    attends = {width for i, width in enumerate(widths) if height >> i in config["attention"]}
+    for name, value in (("head_dim", head_dim), ("heads", heads), ("heads_upsample", config["heads_upsample"])):
+        for width in sorted(attends | {widths[-1]} if name != "heads_upsample" else attends):
             if value is not None and width % value:
-                raise ValueError(f"{name} must divide the {width} channels of a level, got {value}")
+                raise ValueError(f"{name} must divide the {width} channels of a level with attention, got {value}")
+
+
+def _multipliers(values: Any) -> list[float]:
+    """The multipliers as positive numbers, ints where they are whole."""
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise TypeError(f"mults must be a sequence of numbers, got {type(values).__name__}")
+    whole = [as_int("mults", v, 1, 64) if not isinstance(v, float) else as_real("mults", v, 2**-14, 64.0) for v in values]
+    return [int(v) if v == int(v) else v for v in whole]
+
+
+def widths_of(config: dict[str, Any]) -> list[int]:
+    """Return the channels of each level."""
+    exact = [config["channels"] * m for m in config["mults"]]
+    for m, width in zip(config["mults"], exact, strict=True):
+        if (
+            round(width) < 1 or abs(width - round(width)) > 1e-9 * width
+        ):  # a quotient of widths times the first is whole but for rounding
+            raise ValueError(f"mults must give whole numbers of channels, got {m} of channels={config['channels']}")
+    return [round(width) for width in exact]
 
 
 def _ints(name: str, values: Any, top: int) -> list[int]:
@@ -81,10 +111,10 @@ def _ints(name: str, values: Any, top: int) -> list[int]:
 
 def norm_groups_of(config: dict[str, Any]) -> int:
     """Return the number of groups of every group norm, by the rule in `UNet` if none is given."""
-    channels: int = config["channels"]
     given: int | None = config["norm_groups"]
     if given is not None:
         return given
+    channels = math.gcd(*widths_of(config), config["first_channels"] or config["channels"])
     return max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels // g >= 4))
 
 
@@ -102,10 +132,13 @@ def check_inputs(config: dict[str, Any], x: Tensor, t: Tensor, y: Tensor | None)
     if t.shape != x.shape[:1]:
         raise ValueError(f"t must have shape ({x.shape[0]},), got {tuple(t.shape)}")
     if y is None:
+        if classes is not None and not config["null_class"]:
+            raise ValueError(f"y must be given, classes in 0..{classes - 1}, as the network has none for no class")
         return
     if classes is None:
         raise ValueError("y must be None for a network without classes, got a tensor")
     if y.shape != x.shape[:1] or y.is_floating_point():
         raise ValueError(f"y must be integers of shape ({x.shape[0]},), got {y.dtype} of shape {tuple(y.shape)}")
-    if y.device.type == "cpu" and y.numel() and not 0 <= int(y.min()) <= int(y.max()) <= classes:
-        raise ValueError(f"y must hold classes in 0..{classes - 1}, or {classes} for no class, got {y.tolist()}")
+    most, none = (classes, f", or {classes} for no class,") if config["null_class"] else (classes - 1, ",")
+    if y.device.type == "cpu" and y.numel() and not 0 <= int(y.min()) <= int(y.max()) <= most:
+        raise ValueError(f"y must hold classes in 0..{classes - 1}{none} got {y.tolist()}")

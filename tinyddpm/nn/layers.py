@@ -93,12 +93,13 @@ def time_embedding(t: Tensor, channels: int, cos_first: bool = False, freq_shift
 class Block(nn.Module):
     """A residual block: norm, swish, conv, + time, norm, swish, dropout, conv, + input; then attention if `head` is given.
 
-    With `scale_shift` the embedded time scales and shifts the output of the second norm, instead of being added before it.
+    With `scale_shift` the embedded time scales and shifts the output of the second norm, instead of being added before it. With
+    `resample`, "down" or "up", the block halves or doubles the resolution, before its first convolution and beside it.
     """
 
     def __init__(
         self, width_in: int, width: int, embedded: int, groups: int, eps: float, p: float, head: int | None,
-        drop: DropoutKey, scale_shift: bool,
+        drop: DropoutKey, scale_shift: bool, resample: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, width_in, eps)
@@ -108,10 +109,13 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
         self.attention = Attention(width, groups, eps, head) if head else nn.Identity()
-        self.p, self.drop, self.scale_shift = p, drop, scale_shift
+        self.p, self.drop, self.scale_shift, self.resample = p, drop, scale_shift, resample
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        h, time = self.conv1(F.silu(self.norm1(x))), self.time(embedded)[:, :, None, None]
+        h = F.silu(self.norm1(x))
+        if self.resample is not None:
+            h, x = _resampled(h, self.resample), _resampled(x, self.resample)
+        h, time = self.conv1(h), self.time(embedded)[:, :, None, None]
         if self.scale_shift:
             scale, shift = time.chunk(2, dim=1)
             h = F.silu(self.norm2(h) * (1 + scale) + shift)
@@ -123,12 +127,17 @@ class Block(nn.Module):
         return out
 
 
+def _resampled(x: Tensor, way: str) -> Tensor:
+    """x at half the resolution, by means of 2x2 pixels, or at twice."""
+    return F.avg_pool2d(x, 2) if way == "down" else F.interpolate(x, scale_factor=2, mode="nearest")
+
+
 class Attention(nn.Module):
-    """Self-attention over the pixels, added to its input."""
+    """Self-attention over the pixels, added to its input; without a norm if `groups` is 0."""
 
     def __init__(self, width: int, groups: int, eps: float, head: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, width, eps)
+        self.norm = nn.GroupNorm(groups, width, eps) if groups else nn.Identity()
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.heads = width // head

@@ -17,12 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyddpm.nn import weights
-from tinyddpm.nn._arguments import check_inputs, checked, norm_groups_of
-from tinyddpm.nn.layers import Attention, Block, Downsample, DropoutKey, Upsample, cast_weights, time_embedding, variance_scaling
+from tinyddpm.nn._arguments import check_inputs, checked, norm_groups_of, widths_of
+from tinyddpm.nn._levels import build_levels, takes_skip
+from tinyddpm.nn.layers import Attention, Block, DropoutKey, cast_weights, time_embedding, variance_scaling
 
 __all__ = ["UNet"]
 
 CONFIG, WEIGHTS, EMA_WEIGHTS = "unet.json", "model.safetensors", "ema.safetensors"
+_ADDED: dict[str, Any] = {  # arguments that files of version 0.1 do not hold
+    "heads_upsample": None, "first_channels": None, "resblock_updown": False, "mid_norm_groups": None, "null_class": True
+}  # fmt: skip
 
 
 class UNet(nn.Module):
@@ -38,8 +42,8 @@ class UNet(nn.Module):
         The channels of the output, by default `in_channels`; a learned variance needs twice as many.
     channels : int, default 128
         The channels of the first level; an even number of at least 4.
-    mults : sequence of int, default (1, 2, 2, 2)
-        Level i has ``channels * mults[i]`` channels at the resolution ``image_size / 2**i``.
+    mults : sequence of int or float, default (1, 2, 2, 2)
+        Level i has ``channels * mults[i]`` channels, a whole number, at the resolution ``image_size / 2**i``.
     res_blocks : int, default 2
         The residual blocks of a level.
     attention : sequence of int, default (16,)
@@ -47,8 +51,8 @@ class UNet(nn.Module):
     dropout : float, default 0.1
         The probability in each block. The masks come from `drop_by` if a key is set there, else from Torch's global state.
     classes : int, optional
-        The number of classes of a class-conditional network. Then y holds 0..classes-1, or `classes` for no class, which is
-        also the meaning of a missing y.
+        The number of classes of a class-conditional network. Then y holds 0..classes-1, or, with `null_class`, `classes` for no
+        class, which is also the meaning of a missing y.
     head_dim, heads : int, optional
         The channels of an attention head, or the number of heads; by default one head, as in the paper.
     norm_groups : int, optional
@@ -62,6 +66,16 @@ class UNet(nn.Module):
         0 pads on the right and below only, as the paper does under TensorFlow; 1 pads all sides.
     scale_shift : bool, default False
         If True, the embedded time scales and shifts the second norm of a block [iDDPM] instead of being added before it.
+    heads_upsample : int, optional
+        The number of attention heads on the way up, by default `heads`.
+    first_channels : int, optional
+        The channels of the first convolution, by default `channels`.
+    resblock_updown : bool, default False
+        If True, residual blocks change the resolution [BigGAN, guided-diffusion] instead of convolutions.
+    mid_norm_groups : int, optional
+        The groups of the norm before the middle's attention, by default those of every norm; 0 is no norm.
+    null_class : bool, default True
+        Whether there is an embedding for no class. If not, y must be given.
 
     Raises
     ------
@@ -79,7 +93,7 @@ class UNet(nn.Module):
         in_channels: int = 3,
         out_channels: int | None = None,
         channels: int = 128,
-        mults: Sequence[int] = (1, 2, 2, 2),
+        mults: Sequence[float] = (1, 2, 2, 2),
         res_blocks: int = 2,
         attention: Sequence[int] = (16,),
         dropout: float = 0.1,
@@ -93,6 +107,11 @@ class UNet(nn.Module):
         downsample_padding: int = 0,
         scale_shift: bool = False,
         heads: int | None = None,
+        heads_upsample: int | None = None,
+        first_channels: int | None = None,
+        resblock_updown: bool = False,
+        mid_norm_groups: int | None = None,
+        null_class: bool = True,
     ) -> None:
         super().__init__()
         self.config = config = checked({
@@ -100,44 +119,23 @@ class UNet(nn.Module):
             "mults": mults, "res_blocks": res_blocks, "attention": attention, "dropout": dropout, "classes": classes,
             "head_dim": head_dim, "norm_groups": norm_groups, "norm_eps": norm_eps, "cos_first": cos_first,
             "freq_shift": freq_shift, "downsample_padding": downsample_padding, "scale_shift": scale_shift, "heads": heads,
+            "heads_upsample": heads_upsample, "first_channels": first_channels, "resblock_updown": resblock_updown,
+            "mid_norm_groups": mid_norm_groups, "null_class": null_class,
         })  # fmt: skip
         self.drop_by = DropoutKey()
         embedded = 4 * channels
         self.time = nn.Sequential(nn.Linear(channels, embedded), nn.SiLU(), nn.Linear(embedded, embedded))
-        self.label = nn.Embedding(classes + 1, embedded) if classes is not None else None
-        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.label = nn.Embedding(classes + null_class, embedded) if classes is not None else None
+        self.conv_in = nn.Conv2d(in_channels, config["first_channels"] or channels, 3, padding=1)
         self.down, self.mid, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        self.norm_out = nn.GroupNorm(norm_groups_of(config), channels * mults[0], norm_eps)
-        self.conv_out = nn.Conv2d(channels * mults[0], config["out_channels"] or in_channels, 3, padding=1)
-        self._build_levels()
+        width, groups = widths_of(config)[0], norm_groups_of(config)
+        self.norm_out = nn.GroupNorm(groups, width, norm_eps)
+        self.conv_out = nn.Conv2d(width, config["out_channels"] or in_channels, 3, padding=1)
+        down, mid, up = build_levels(config, groups, self.drop_by)
+        self.down.extend(down)
+        self.mid.extend(mid)
+        self.up.extend(up)
         self.reset()
-
-    def _build_levels(self) -> None:
-        """Append the blocks of the way down, the middle and the way up."""
-        config, size = self.config, self.config["image_size"]
-        height, count = size if isinstance(size, int) else size[0], config["res_blocks"]
-        groups, embedded = self.norm_out.num_groups, 4 * config["channels"]
-
-        def block(width_in: int, width: int, attend: bool) -> Block:
-            head = (config["head_dim"] or width // (config["heads"] or 1)) if attend else None
-            eps, p, scale_shift = config["norm_eps"], config["dropout"], config["scale_shift"]
-            return Block(width_in, width, embedded, groups, eps, p, head, self.drop_by, scale_shift)
-
-        levels = [(config["channels"] * m, height >> i in config["attention"]) for i, m in enumerate(config["mults"])]
-        skips = [width := config["channels"]]
-        for level, (out, attend) in enumerate(levels, 1):
-            for _ in range(count):
-                self.down.append(block(width, width := out, attend))
-                skips.append(width)
-            if level < len(levels):
-                self.down.append(Downsample(width, config["downsample_padding"]))
-                skips.append(width)
-        self.mid.extend([block(width, width, True), block(width, width, False)])
-        for level, (out, attend) in reversed(list(enumerate(levels))):
-            for _ in range(count + 1):
-                self.up.append(block(width + skips.pop(), width := out, attend))
-            if level:
-                self.up.append(Upsample(width))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the network's output.
@@ -158,10 +156,10 @@ class UNet(nn.Module):
         """
         check_inputs(self.config, x, t, y)
         cos_first, freq_shift = self.config["cos_first"], self.config["freq_shift"]
-        embedded = self.time(time_embedding(t, self.conv_in.out_channels, cos_first, freq_shift).to(x.dtype))
+        embedded = self.time(time_embedding(t, self.config["channels"], cos_first, freq_shift).to(x.dtype))
         if self.label is not None:
-            classes = self.label.num_embeddings - 1
-            embedded = embedded + self.label(torch.full_like(t, classes, dtype=torch.long) if y is None else y)
+            none = self.label.num_embeddings - 1
+            embedded = embedded + self.label(torch.full_like(t, none, dtype=torch.long) if y is None else y)
         embedded = F.silu(embedded)
         skips = [self.conv_in(x)]
         for layer in self.down:
@@ -170,7 +168,7 @@ class UNet(nn.Module):
         for layer in self.mid:
             h = layer(h, embedded)
         for layer in self.up:
-            h = layer(h if isinstance(layer, Upsample) else torch.cat([h, skips.pop()], dim=1), embedded)
+            h = layer(torch.cat([h, skips.pop()], dim=1) if takes_skip(layer) else h, embedded)
         return self.conv_out(F.silu(self.norm_out(h)))  # type: ignore[no-any-return]
 
     def reset(self) -> None:
@@ -285,7 +283,7 @@ class UNet(nn.Module):
         UNet
             The network, on the CPU.
         """
-        known = set(UNet(4, mults=(1,), channels=4).config)
+        known, stored = set(UNet(4, mults=(1,), channels=4).config), {**_ADDED, **stored}
         for key in sorted(stored.keys() ^ known):
             raise ValueError(f"{source}: the key {key!r} is {'missing' if key in known else 'unknown'}")
         try:
@@ -294,7 +292,7 @@ class UNet(nn.Module):
         except (TypeError, ValueError) as error:
             raise ValueError(f"{source}: {error}") from None
         tensors, noted = weights.read_tensors(file, expected=net.state_dict(), sha256=digest)
-        if noted.get("unet", json.dumps(net.config)) != json.dumps(net.config):
+        if "unet" in noted and {**_ADDED, **weights.parse_json(f"{file}: its metadata", noted["unet"].encode())} != net.config:
             raise ValueError(f"{source}: differs from the arguments that were saved with {file.name}")
         net.load_state_dict(tensors, assign=True)
         return net.eval()

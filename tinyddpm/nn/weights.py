@@ -32,9 +32,10 @@ from tinyddpm.nn._files import (
 __all__ = [
     "as_path",
     "new_folder",
+    "parse_json",
     "read_file",
     "read_json",
-    "read_names",
+    "read_shapes",
     "read_tensors",
     "sync_folder",
     "write_bytes",
@@ -107,8 +108,8 @@ def read_tensors(
     return tensors, metadata
 
 
-def read_names(file: Path) -> list[str]:
-    """Return the names of the tensors in a safetensors file, without further checks.
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the tensors in a safetensors file, without further checks.
 
     Parameters
     ----------
@@ -117,8 +118,8 @@ def read_names(file: Path) -> list[str]:
 
     Returns
     -------
-    list of str
-        The names, in the order of the header.
+    dict of str to tuple of int
+        The shapes, in the order of the header.
 
     Raises
     ------
@@ -129,7 +130,14 @@ def read_names(file: Path) -> list[str]:
     """
     with open_regular(file, links=True) as (stream, size):
         header, _ = _header(file, stream, size, _HEADER_LIMIT)
-    return [name for name in header if name != "__metadata__"]
+    shapes = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            shape = entry.get("shape") if isinstance(entry, dict) else None
+            if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+                raise ValueError(f"{file}: tensor {name!r} must have a list of ints as shape, got {reprlib.repr(shape)}")
+            shapes[name] = tuple(shape)
+    return shapes
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:

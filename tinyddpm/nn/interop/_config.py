@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,17 @@ def header(kind: str) -> dict[str, Any]:
     return {"_class_name": kind, "_diffusers_version": "0.30.0"}
 
 
-def filled(file: Path, kind: str, defaults: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """Return the config of a `kind` completed with diffusers' defaults.
+def filled(
+    file: Path, kind: str, defaults: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]], ignored: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the config of a `kind` completed with diffusers' defaults, without the keys to be ignored.
 
     Raise ValueError for an unknown key, and for a value that is not among those that `only` allows for its key.
     """
     stored = weights.read_json(file, links=True)
     if stored.get("_class_name", kind) != kind:
         raise ValueError(f"{file}: _class_name must be {kind!r}, got {reprlib.repr(stored['_class_name'])}")
-    stored = {key: value for key, value in stored.items() if not key.startswith("_")}
+    stored = {key: value for key, value in stored.items() if key in only or not (key.startswith("_") or key in ignored)}
     for key, value in stored.items():
         if key not in defaults and key not in only:
             raise ValueError(f"{file}: the key {key!r} is unknown")

@@ -27,7 +27,10 @@ _PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _VARIANCE = {
     "fixed_small": "beta_tilde", "fixed_small_log": "beta_tilde", "fixed_large": "beta", "learned_range": "learned_range"
 }  # fmt: skip
-_SCHEDULES = {"linear": schedules.linear, "scaled_linear": schedules.quadratic, "squaredcos_cap_v2": schedules.cosine}
+_SCHEDULES = {
+    "linear": schedules.linear, "scaled_linear": schedules.quadratic, "squaredcos_cap_v2": schedules.cosine,
+    "sigmoid": schedules.sigmoid,
+}  # fmt: skip
 _ONLY: dict[str, tuple[Any, ...]] = {
     "variance_type": (*_VARIANCE,), "prediction_type": (*_PREDICTS,), "thresholding": (False,),
     "timestep_spacing": ("leading", "linspace", "trailing"), "clip_sample": (True, False),
@@ -106,6 +109,8 @@ def _named(beta: NDArray[np.float64]) -> dict[str, Any]:
     """The keys of a schedule: its name and ends if diffusers has it, otherwise its betas."""
     first, last = float(beta[0]), float(beta[-1])
     for name, schedule in _SCHEDULES.items():
+        if name == "sigmoid":  # its first and last betas are not the arguments
+            continue
         ends = {} if name == "squaredcos_cap_v2" else {"beta_1": first, "beta_T": last}
         if (first < 1 or len(beta) == 1) and np.array_equal(schedule(len(beta), **ends), beta):
             return {"beta_schedule": name, **({"beta_start": first, "beta_end": last} if ends else {})}

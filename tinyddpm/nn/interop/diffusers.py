@@ -42,7 +42,8 @@ def load_diffusers(dir: str | os.PathLike[str]) -> tuple[UNet, Diffusion, Denois
     Returns
     -------
     net : UNet
-        The network in eval mode, on the CPU.
+        The network in eval mode, on the CPU. One with classes (`num_class_embeds`) needs y at every call, unless
+        `save_diffusers` wrote it with an embedding for no class.
     diffusion : Diffusion
         The process. diffusers computes its betas in float32; here a named schedule is this library's own in float64, and
         `trained_betas` are used as they are written.
@@ -76,7 +77,7 @@ def save_diffusers(dir: str | os.PathLike[str], net: UNet, diffusion: Diffusion,
     dir : path
         The folder. An earlier save in it is replaced.
     net : UNet
-        The network, without classes.
+        The network. One with an embedding for no class has ``num_class_embeds = classes + 1`` there, and no class is the last.
     diffusion : Diffusion
         The process. If diffusers has no name for its schedule, the betas are written as `trained_betas`.
     denoiser : Denoiser
@@ -129,7 +130,7 @@ def _read_weights(folder: Path, net: UNet) -> dict[str, Tensor]:
     current = {_older(name): name for name in parts}
     found: dict[str, Tensor] = {}
     for file in _weight_files(folder):
-        present = {name: current.get(name, name) for name in weights.read_names(file)}
+        present = {name: current.get(name, name) for name in weights.read_shapes(file)}
         expected = {name: parts[new] for name, new in present.items() if new in parts}
         tensors, _ = weights.read_tensors(file, expected, links=True)
         for name, tensor in tensors.items():
@@ -157,6 +158,11 @@ def _weight_files(folder: Path) -> list[Path]:
             if os.path.basename(name) != name or "\\" in name or not name.endswith(".safetensors"):
                 raise ValueError(f"{index}: {name!r} is not a safetensors file in this folder")
         return [folder / name for name in listed]
+    stem, suffix = _WEIGHTS.split(".")
+    for entry in sorted(_entries(folder)):
+        variant = entry.name.removeprefix(f"{stem}.").removesuffix(f".{suffix}")
+        if entry.name == f"{stem}.{variant}.{suffix}":
+            raise FileNotFoundError(f"{file}: no such file; {entry.name} is the variant {variant!r}: rename it to read it")
     pickle = next((entry.name for entry in sorted(_entries(folder)) if entry.suffix in _PICKLES), None)
     hint = "" if pickle is None else f"; {pickle} is a pickle, which is never read: save it as safetensors"
     raise FileNotFoundError(f"{file}: no such file{hint}")
@@ -179,6 +185,7 @@ def _names(net: UNet) -> dict[str, tuple[str, ...]]:
     """diffusers' name of each of our tensors; three names if ours holds queries, keys and values."""
     levels, blocks = len(net.config["mults"]), net.config["res_blocks"]
     places = {"time.0": "time_embedding.linear_1", "time.2": "time_embedding.linear_2", "norm_out": "conv_norm_out"}
+    places["label"] = "class_embedding"
     places |= {f"mid.{i}": f"mid_block.{{}}.{i}" for i in range(2)}
     for way, count in (("down", blocks), ("up", blocks + 1)):
         for level in range(levels):
