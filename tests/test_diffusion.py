@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import re
 import time
@@ -23,6 +24,7 @@ from strategies import batch, betas, diffusions, pairs, plans, smooth_diffusions
 
 from tinyddpm import Denoiser, Diffusion, samplers, schedules
 from tinyddpm.conversions import KINDS
+from tinyddpm.verify import _core, _truth
 
 SPACINGS = ("even", "quadratic", "log_snr")
 
@@ -461,3 +463,25 @@ X = batch(2, 3)
 def test_messages_name_the_rule_and_what_was_given(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         call(Diffusion(schedules.linear(10)))
+
+
+def test_the_least_betas_keep_every_digit() -> None:
+    """Next to float64's least normal number; what is smaller is refused, with its reason."""
+    beta = [1e-300, 3e-307, 1e-307, 0.5, 1e-306, 1 - 1e-16]
+    d = Diffusion(beta)
+    with _truth.exactly(400):
+        exact = _truth.Chain(beta)
+        for t in range(1, 7):
+            pair = [1 - exact.alpha_bar[t], exact.weights(t, t - 1)[0]]
+            assert _core.ulp_error([d.one_minus_alpha_bar[t], d.posterior_weights(t)[0]], pair) <= 4
+    assert not np.signbit(d.one_minus_alpha_bar[0])
+    with pytest.raises(
+        ValueError, match=r"^beta must be at least 2.225e-308, float64's least normal number, got beta_1 = 5e-324$"
+    ):
+        Diffusion([5e-324, 0.1])
+
+
+def test_replace_makes_the_chain_of_other_betas() -> None:
+    assert dataclasses.replace(Diffusion(), beta=[0.1, 0.2]) == Diffusion([0.1, 0.2])
+    with pytest.raises(ValueError, match=r"^beta must be in \(0, 1\), got beta_1 = 0.0"):
+        dataclasses.replace(Diffusion([0.1, 0.2]))

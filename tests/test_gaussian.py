@@ -263,6 +263,45 @@ def test_decoder_gradients_are_exact(differentiable: Library) -> None:
             assert max(relative(g[i], t) for g, t in zip(found, truth, strict=True)) < 1e-10
 
 
+@pytest.mark.parametrize(
+    ("x", "mean", "log_std", "levels", "truth"),
+    [
+        (1 / 255, 1e5, 0.0, 256, -4999999228.118),  # the bin's ends are one number of standard deviations in float32
+        (0.9932249784469604, 0.993240237236023, -17.03245735168457, 65_536, -0.422016),  # next to an edge, 380 std wide
+        (1.0, 1e35, 0.0, 65_536, 0.0),  # mean * 65535 is out of range
+    ],
+)
+def test_decoder_in_float32_at_its_edges(
+    native: Library, x: float, mean: float, log_std: float, levels: int, truth: float
+) -> None:
+    values, means, log_stds = (native.array([a], "float32") for a in (x, mean, log_std))
+    found = gaussian.discretized_log_likelihood(values, means, log_stds, levels)
+    assert float(found[0]) == pytest.approx(truth, rel=3e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("differentiable", ["torch", pytest.param("jax", marks=pytest.mark.slow)], indirect=True)
+def test_decoder_is_finite_wherever_the_exact_value_is(differentiable: Library, dtype: str) -> None:
+    """std 1e-8..1e8, up to 1e15 of them away; `benchmarks/accuracy.py` has 20 000 such points."""
+    rng, limit, eps = np.random.default_rng(11), float(np.finfo(dtype).max), float(np.finfo(dtype).eps)
+    for levels in (2, 256, 65_536):
+        level = rng.choice([0, 1, levels // 3, levels - 1], 60)
+        log_std = (rng.uniform(-8, 8, 60) * math.log(10)).astype(dtype)
+        away = rng.choice([-1, 1], 60) * 10 ** rng.uniform(-3, 15, 60) * np.exp(log_std.astype(float))
+        mean = (2 * level / (levels - 1) - 1 + rng.choice([0, 1], 60) / (levels - 1) + away).astype(dtype)
+        x = differentiable.array(levels_of(levels)[level], dtype)
+        f: Any = lambda m, s, x=x, n=levels: gaussian.discretized_log_likelihood(x, m, s, n)  # noqa: E731
+        found = [differentiable.host(f(differentiable.array(mean), differentiable.array(log_std)))]
+        found += gradients(differentiable, f, mean, log_std)
+        for i in range(60):
+            row = int(level[i]), levels, float(mean[i]), float(log_std[i])
+            exact = _truth.log_mass(*row), *_truth.log_mass_gradient(*row)
+            assert all(np.isfinite(v[i]) for v, e in zip(found, exact, strict=True) if abs(e) < limit)
+            if abs(exact[0]) < limit:  # 64 units: next to mass 1, log p magnifies the rounding of a distance by its square
+                error = abs(Decimal(float(found[0][i])) - exact[0])
+                assert error <= max(Decimal("1e-20"), abs(exact[0]) * Decimal(64 * eps))
+
+
 def test_decoder_gradients_are_finite_everywhere(differentiable: Library) -> None:
     mean, log_std = (a.ravel() for a in np.meshgrid(np.linspace(-3, 3, 61), np.linspace(-18.4, 18.4, 47)))
     for x in (-1.0, 0.0, 1.0):

@@ -145,7 +145,7 @@ PROCESS = [
         Diffusion,
         beta=[0.1, 0.2],
         types={"beta": ("b", ["a", "b"], [1j], {"a": 1}, [True, False])},
-        values={"beta": (3, [], [0.0], [-0.1], [1.5], [1.0, 0.5], [[0.1]], [NAN], [INF])},
+        values={"beta": (3, [], [0.0], [-0.1], [1.5], [1.0, 0.5], [[0.1]], [NAN], [INF], [5e-324, 0.1])},
     ),
     call(
         D.timesteps,

@@ -242,8 +242,9 @@ def discretized_log_likelihood(
     levels : int
         In 2..65536. Bins have half-width 1 / (levels - 1); the first and the last are open-ended.
     method : {"exact", "ho2020"}
-        "exact": the normal CDF, no floor; right to 1e-10 relative in float64 for any std in [1e-8, 1e8], and so are its
-        gradients in the tails and for narrow bins. "ho2020": the tanh approximation of [Ho]'s code with its floor of 1e-12,
+        "exact": the normal CDF, no floor; right to 80 units in the last place or 1e-20 for any std in [1e-8, 1e8] and means up to
+        1e15 std away, in float32 too, and finite wherever the exact value is; so are the gradients, to 1e-11 relative in float64.
+        "ho2020": the tanh approximation of [Ho]'s code with its floor of 1e-12,
         which is 2 bits off at 5 std and has no gradient beyond 7: to reproduce published numbers.
 
     Returns

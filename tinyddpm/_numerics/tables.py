@@ -62,7 +62,7 @@ class Tables(FrozenValue):
     @cached_property
     def one_minus_alpha_bar(self) -> Table:
         """1 - alpha_bar_t without cancellation, shape (T + 1,); entry 0 is 0."""
-        return _read_only(one_minus_exp(self._log_alpha_bar).hi)
+        return _read_only(one_minus_exp(self._log_alpha_bar).hi + 0.0)  # not -0.0
 
     @property
     def beta_tilde(self) -> Table:

@@ -44,12 +44,17 @@ def checked(beta: ArrayLike) -> Beta:
     return copy
 
 
+_LEAST = float(np.finfo(np.float64).tiny)
+
+
 def valid(beta: Beta, rule: str = "beta must be") -> Beta:
-    """The betas if each is in (0, 1), or the last is 1; `rule` begins the error's message."""
-    inside = (beta > 0) & (beta < 1)
+    """The betas if each is in (0, 1), or the last is 1, and none so small that digits are lost; `rule` begins the message."""
+    inside = (beta >= _LEAST) & (beta < 1)
     inside[-1] |= beta[-1] == 1
     if not inside.all():
         i = int(np.argmin(inside))
+        if 0 < beta[i] < 1:
+            raise ValueError(f"{rule} at least {_LEAST:.4g}, float64's least normal number, got beta_{i + 1} = {beta[i]}")
         raise ValueError(f"{rule} in (0, 1), got beta_{i + 1} = {beta[i]}; only beta_{len(beta)} may be 1")
     return beta
 
