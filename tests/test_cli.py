@@ -65,8 +65,13 @@ WRONG = {
     "evaluate --model {model} --data digits": [
         "--data {data}/large.npy -> 16x16", "--data {data}/corrupt -> b.png", "--limit 0 -> limit 0",
         "--model {data}/empty -> empty", "--fid -> fid --distances", "--classifier a -> classifier --distances",
-        "--distances 3 -> distances 3", "--distances 40 --sampler euler -> euler", "--distances 40 --steps 9 -> steps 9",
+        "--distances 3 -> distances 3", "--distances 40 --sampler euler -> euler", "--distances 40 --sampler-steps 9 -> steps 9",
         "--distances 40 --classifier {data}/file -> classifier.json", "--distances 40 --fid -> torch-fidelity",
+    ],
+    "calibrate --model {model}": ["--model {data}/empty -> empty", "--limit 0 -> limit 0", "--data {data}/large.npy -> 16x16"],
+    "evaluate --data digits --model {model} --steps 3": ["-> calibration.json tinyddpm calibrate --model"],
+    "sample --model {model} --out {out} --plan best": [
+        "-> calibration.json", "--sampler ddim -> plan --sampler", "--spacing even -> plan --spacing", "--eta 0 -> plan --eta",
     ],
     "plot": [
         "wheel {out}.png -> wheel", "schedules {out}.doc -> .doc", "schedules {data}/file/a.png -> file",

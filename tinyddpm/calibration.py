@@ -78,6 +78,8 @@ class Calibration(FrozenValue):
     """What the network predicts."""
     clip_range: tuple[float, float] | None
     """The range that x_0 was clipped to, or None."""
+    network: str = ""
+    """What the caller knows the network by, such as a digest of its weights."""
 
     def timesteps(self, steps: int | None = None) -> tuple[int, ...]:
         """The plan with the least bound on the calibration data, exactly.
@@ -296,4 +298,4 @@ class Calibration(FrozenValue):
 
 
 _TABLES = ("beta", "log_alpha_bar", "log_alpha_bar_rest", "x0_mse", "last_scale", "group_mse", "group_last", "group_prior")
-_PLAIN = ("rows", "levels", "decoder", "predicts", "clip_range")
+_PLAIN = ("rows", "levels", "decoder", "predicts", "clip_range", "network")

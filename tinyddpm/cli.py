@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "train a U-Net on images",
     "sample": "draw samples from a trained run",
     "evaluate": "score images under a trained run in bits per dimension, compare its samples with them",
+    "calibrate": "find the best chain of any number of network calls for a trained run",
     "plot": "draw a figure: schedules, the forward process, a run's loss or its bound, ...",
     "verify": "measure the identities behind the library on this machine",
     "info": "show versions, backends and devices",

@@ -53,6 +53,7 @@ def _check(plain: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
     check.as_int("levels", plain["levels"], 2, 65536)
     check.one_of("decoder", plain["decoder"], get_args(Decoder))
     check.one_of("predicts", plain["predicts"], KINDS)
+    check.as_instance("network", plain["network"], str)
     steps = len(tables["beta"])
     for name, table in tables.items():
         shape = (groups,) if name == "group_prior" else (groups, steps) if name.startswith("group") else (steps,)

@@ -15,12 +15,13 @@ import numpy as np
 
 from tinyddpm import plots
 from tinyddpm._commands import command_line, takes_output
+from tinyddpm._commands.calibrate import FILE, LIMIT, best_chain, measure
 from tinyddpm._commands.evaluate import in_bits
-from tinyddpm._commands.runs import follow, held_out, open_run, read_log, score
+from tinyddpm._commands.runs import follow, held_out, open_run, read_log, score, trained_on
 from tinyddpm.training import DEMO, image_grid, load, save_png, to_uint8, train
 
 EXAMPLES = ("", "--out somewhere", "--json")
-SAMPLES, SCALE, GAP = 64, 8, 8
+SAMPLES, SCALE, GAP, CALLS = 64, 8, 8, 20
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +72,12 @@ def _demo(args: argparse.Namespace, out: Path, progress: bool) -> Iterator[tuple
     speed = {"trained": round(trained), "drawn": round(drawn, 1)}
     yield f"images/s: {speed['trained']} trained on, {speed['drawn']} drawn", {"images_per_s": speed}
     yield f"bits/dim: {bits:.3f} +- {error:.3f}", {"bits_per_dim": {"mean": bits, "error": error}}
+    measure(model, trained_on(model, "digits", LIMIT), progress=progress).save(out / FILE)
+    best = best_chain(args.out, model, min(CALLS, model.diffusion.T))
+    fewer, wide = in_bits(score(best, held_out(model, "digits"), progress=progress))["bits_per_dim"]
+    calls = best.diffusion.T
+    yield (f"calls:    {model.diffusion.T} calls {bits:.3f}; {calls} calls {fewer:.3f} +- {wide:.3f}, the network's best chain",
+           {"best_chain": {"calls": calls, "mean": fewer, "error": wide}})  # fmt: skip
     yield f"levels: {images.levels}", {"levels": images.levels}
     yield f"go on:    {command_line('sample', '--model', out, '--out', out / 'more.png', '-n', 256)}", {}
 

@@ -5,7 +5,6 @@ A sample is a function of the run, its number and the options, so any process ca
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 
 from tinyddpm import backends
 from tinyddpm._arrays.check import as_int
-from tinyddpm._commands.runs import batches, device_of
+from tinyddpm._commands.runs import batches, device_of, network_digest
+from tinyddpm.calibration import Calibration
 from tinyddpm.samplers import Step
 from tinyddpm.training import Run, to_uint8
 
@@ -40,13 +40,19 @@ class Drawing:
     rank: int = 0
     processes: int = 1
     """This process draws every `processes`-th batch, from batch `rank` on."""
+    calibration: Calibration | None = None
+    """Where the variances come from, if the options have a `plan` of it."""
 
     def trajectory(self, index: range, progress: bool = False) -> Iterator[Step]:
         """The states of the samples `index`, from noise to data."""
         labels = [self.labels[k % len(self.labels)] for k in index] if self.labels else None
-        return self.run.diffusion.trajectory(
-            self.run.denoiser_for(labels, self.guidance), (len(index), *self.run.shape), index=index,
-            backend="torch", device=device_of(self.run), progress=progress, **self.options,
+        d, denoiser, options = self.run.diffusion, self.run.denoiser_for(labels, self.guidance), self.options
+        if self.calibration:
+            d, denoiser = self.calibration.chain(d, denoiser, timesteps=options["plan"])
+            options = {name: value for name, value in options.items() if name not in ("plan", "steps", "spacing")}
+        return d.trajectory(
+            denoiser, (len(index), *self.run.shape), index=index, backend="torch", device=device_of(self.run), progress=progress,
+            **options,
         )  # fmt: skip
 
     def batch(self, index: range, progress: bool) -> Pixels:
@@ -84,11 +90,8 @@ class Drawing:
     @cached_property
     def about(self) -> dict[str, Any]:
         """What determines the samples: the options, the classes and the weights."""
-        weights = hashlib.sha256()
-        for tensor in self.run.net.state_dict().values():
-            weights.update(tensor.cpu().contiguous().numpy().tobytes())
         condition = {"label": list(self.labels), "guidance": self.guidance} if self.labels else {}
-        return {**self.options, **condition, "step": self.run.step, "weights": weights.hexdigest()}
+        return {**self.options, **condition, "step": self.run.step, "weights": network_digest(self.run)}
 
     def _batches(self) -> Iterator[tuple[range, bool]]:
         return batches(self.index, self.batch_size, self.progress)

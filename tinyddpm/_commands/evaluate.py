@@ -10,11 +10,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from tinyddpm._commands import quality, takes_model
+from tinyddpm._commands.calibrate import best_chain
 from tinyddpm._commands.runs import held_out, open_run, score
 from tinyddpm.likelihood import VLB
 
 EXAMPLES = (
     "--model runs/digits --data digits",
+    "--model runs/digits --data digits --steps 20",
     "--model runs/photos --data held_out/ --limit 100 --json",
     "--model runs/fashion --data test.npz --limit 500 --distances 2000 --classifier runs/classifier",
 )
@@ -34,6 +36,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     data = "images to score; if the run was trained on them, only those that it held out"
     parser.add_argument("--data", required=True, metavar="digits|FOLDER|FILE", help=data)
     parser.add_argument("--limit", type=int, metavar="N", help="score only the first N images")
+    steps = "network calls an image: the best chain of this length, which tinyddpm calibrate found (default: the full chain)"
+    parser.add_argument("--steps", type=int, metavar="N", help=steps)
     parser.add_argument("--curve", action="store_true", help="print the bound's term and the errors of x0 and eps at each t")
     quality.arguments(parser)
 
@@ -43,9 +47,10 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     model = open_run(args.model, args.device)
     images = held_out(model, args.data, args.limit)
     judged = quality.Quality.prepared(args, model)  # checks the options before the long work
+    model = model if args.steps is None else best_chain(args.model, model, args.steps)
     options = {"seed": args.seed, "batch_size": args.batch_size, "progress": not args.quiet}
     vlb = score(model, images, terms=args.curve, **options)
-    parts, about = in_bits(vlb), {"images": len(images), "levels": images.levels}
+    parts, about = in_bits(vlb), {"images": len(images), "levels": images.levels, "calls": model.diffusion.T}
     curve, distances = _curve(vlb) if args.curve else {}, judged.measure() if judged else {}
     if args.json:
         entries = {name: {"mean": m, "error": _or_none(e)} for name, (m, e) in parts.items()}

@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--distances", type=int, metavar="N", help=distances)
     parser.add_argument("--classifier", metavar="DIR", help=classifier)
     parser.add_argument("--sampler", default="ddpm", metavar="NAME", help=sampler)
-    parser.add_argument("--steps", type=int, metavar="N", help="its number of steps (default T)")
+    parser.add_argument("--sampler-steps", type=int, metavar="N", help="its number of steps (default T)")
     parser.add_argument("--fid", action="store_true", help="also compute FID with torch-fidelity, which must be installed")
 
 
@@ -101,7 +101,7 @@ def draw(run: Run, count: int, options: dict[str, Any], *, batch_size: int = 250
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    return {"sampler": args.sampler, "steps": args.steps, "seed": args.seed}
+    return {"sampler": args.sampler, "steps": args.sampler_steps, "seed": args.seed}
 
 
 def _entry(estimate: Estimate) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -43,11 +44,35 @@ def held_out(run: Run, data: str, limit: int | None = None) -> Images:
     return images if limit is None else images.rows(slice(as_positive_int("limit", limit)))
 
 
-def score(run: Run, images: Images, *, seed: int = 0, batch_size: int = 250, terms: bool = False, progress: bool = False) -> VLB:
-    """The bound of the run's model on the images, with the terms of each step only if `terms`; see `vlb`."""
+def trained_on(run: Run, data: str, limit: int) -> Images:
+    """At most `limit` of the images of `data`, evenly spaced; if the run was trained on `data`, none that it held out."""
+    images = dataclasses.replace(run.config, data=data).images()
+    if data == run.config.data:
+        images = images.split(run.config.held_out)[0]
+    if not len(images):
+        raise ValueError(f"data must have images that the run was trained on, got {data}")
+    count = min(len(images), as_positive_int("limit", limit))
+    return images.rows(np.arange(count) * len(images) // count)
+
+
+def check_shape(run: Run, images: Images) -> None:
+    """Raise ValueError unless the images have the shape of the run's."""
     if images.shape != run.shape:
         given, expected = ("x".join(map(str, shape)) for shape in (images.shape, run.shape))
         raise ValueError(f"data must have images of {expected} (channels, height, width), got {given}")
+
+
+def network_digest(run: Run) -> str:
+    """SHA-256 of the network's weights."""
+    weights = hashlib.sha256()
+    for tensor in run.net.state_dict().values():
+        weights.update(tensor.cpu().contiguous().numpy().tobytes())
+    return weights.hexdigest()
+
+
+def score(run: Run, images: Images, *, seed: int = 0, batch_size: int = 250, terms: bool = False, progress: bool = False) -> VLB:
+    """The bound of the run's model on the images, with the terms of each step only if `terms`; see `vlb`."""
+    check_shape(run, images)
     torch, device = backends.get("torch"), device_of(run)
     parts = []
     for rows, show in batches(range(len(images)), batch_size, progress):

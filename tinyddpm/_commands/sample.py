@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +15,19 @@ from numpy.typing import NDArray
 from tinyddpm import Diffusion, plans, samplers, schedules
 from tinyddpm._arrays.check import as_int, as_positive_int, as_real
 from tinyddpm._commands import takes_model
+from tinyddpm._commands.calibrate import read_calibration
 from tinyddpm._commands.drawing import Drawing, processes
 from tinyddpm._commands.runs import open_run
 from tinyddpm._commands.saving import save_array, save_folder
 from tinyddpm._io.files import replacing
-from tinyddpm.training import image_grid, save_png
+from tinyddpm.calibration import Calibration
+from tinyddpm.training import Run, image_grid, save_png
 
 EXAMPLES = (
     "--model runs/digits --out grid.png",
     "--model runs/digits --out denoising.gif -n 16 --columns 4",
     "--model runs/digits --out samples.npz -n 50000 --sampler dpm++2m --steps 20",
+    "--model runs/digits --out grid.png --steps 20 --plan best",
     "--model runs/classes --out grid.png --label 0,1,2,3 --guidance 2 --columns 4",
     "--model runs/digits --out folder -n 50000 --index 10000:20000",
 )
@@ -44,6 +48,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="number of sampling steps (default T)")
     parser.add_argument("--spacing", metavar="NAME", help=spacing)
     parser.add_argument("--eta", type=float, metavar="X", help="noise of ddim (default 0: none) and dpm++2m-sde (default 1)")
+    plan = "best: the plan and the variances that tinyddpm calibrate found best for the bound (with ddpm)"
+    parser.add_argument("--plan", choices=("best",), help=plan)
     label = "class to draw, if the run was trained with classes; with K,K,... the samples get these classes in turn"
     parser.add_argument("--label", type=_labels, default=(), metavar="K", help=label)
     guidance = "guidance scale: 1 (default) for the conditional model, more for samples more typical of their class"
@@ -62,9 +68,10 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         "spacing": args.spacing or samplers.BEST_SPACING.get(args.sampler), "seed": args.seed,
         "eta": samplers.DEFAULT_ETA.get(args.sampler, 0.0) if args.eta is None else args.eta,
     }  # fmt: skip
+    calibration = _best_plan(args, model, options) if args.plan else None
     batch, show = as_positive_int("batch_size", args.batch_size), not args.quiet and rank == 0
     index = _index(args.n, args.index)
-    drawing = Drawing(model, index, batch, options, args.label, _guidance(args), show, rank, size)
+    drawing = Drawing(model, index, batch, options, args.label, _guidance(args), show, rank, size, calibration)
     drawing.trajectory(range(len(args.label)))  # every option is checked before anything is written
     kind = "" if out.is_dir() else out.suffix.lower()
     _check_kind(kind, out, model.shape[0], size)
@@ -86,6 +93,16 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     about = {"out": os.fspath(out), "index": [index.start, index.stop], **options}
     about |= {"label": args.label, "guidance": args.guidance}
     yield json.dumps(about, indent=2) if args.json else os.fspath(out)
+
+
+def _best_plan(args: argparse.Namespace, model: Run, options: dict[str, Any]) -> Calibration:
+    """The run's calibration; its best plan becomes one of the options."""
+    if args.sampler != "ddpm" or args.spacing or args.eta is not None:
+        raise ValueError("plan must be left out with --sampler, --spacing or --eta: the best one is of ddpm, with its variances")
+    calibration = read_calibration(args.model, model)
+    options["plan"] = calibration.timesteps(args.steps)
+    options |= {"steps": len(options["plan"]) - 1, "spacing": "best"}
+    return calibration
 
 
 def _check_kind(kind: str, out: Path, channels: int, processes: int) -> None:

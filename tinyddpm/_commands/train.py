@@ -32,6 +32,7 @@ EXAMPLES = (
 def arguments(parser: argparse.ArgumentParser) -> None:
     """A flag for each field of `TrainConfig`."""
     parser.add_argument("--config", metavar="FILE", help="a TOML file of such settings, lr = 1e-4; flags override it")
+    parser.add_argument("--calibrate", action="store_true", help="run tinyddpm calibrate at the end")
     takes_output(parser, quiet="show no progress, and not the settings")
     fields = dataclasses.fields(TrainConfig)
     groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(f.metadata["group"] for f in fields)}
@@ -47,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Iterator[str]:
     """Train; the settings, the checkpoint's path, and commands to go on with; or the first two as JSON."""
-    config = _config({k: v for k, v in vars(args).items() if k not in ("config", "quiet", "json")}, args.config)
+    config = _config({k: v for k, v in vars(args).items() if k not in ("config", "quiet", "json", "calibrate")}, args.config)
     speaks = os.environ.get("RANK", "0") == "0"
     if speaks and not args.quiet and not args.json:
         yield _as_toml(config)
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         raise
     if not speaks:
         return
+    calibrated = list(_calibrated(config.out, args)) if args.calibrate else []
     record = Path(config.out, "config.json")
     skipped = json.loads(record.read_bytes())["skipped"]
     if args.json:
@@ -68,8 +70,19 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     if skipped:
         yield f"skipped:    {len(skipped)} files that can't be read; {record} names them"
     yield f"checkpoint: {last}"
+    if args.calibrate:
+        yield from calibrated
     yield f"samples:    {command_line('sample', '--model', config.out, '--out', Path(config.out, 'samples.png'))}"
     yield f"go on:      {command_line(*resume, '--steps', 2 * config.steps)}"
+
+
+def _calibrated(out: str, args: argparse.Namespace) -> Iterator[str]:
+    """What ``tinyddpm calibrate`` says of the run."""
+    from tinyddpm._commands import calibrate
+
+    parser = argparse.ArgumentParser()
+    calibrate.arguments(parser)
+    yield from calibrate.run(parser.parse_args(["--model", out, *(["--quiet"] if args.quiet or args.json else [])]))
 
 
 def _config(flags: Mapping[str, Any], file: str | None) -> TrainConfig:
