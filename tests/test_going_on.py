@@ -184,7 +184,7 @@ def test_other_settings_stay_and_the_message_names_the_flag(run: Path, capsys: p
 def test_a_rising_lr_after_the_cooldown_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(config(tmp_path, steps=10, cooldown=4), progress=False)
     capsys.readouterr()
-    go_on(tmp_path, steps=20, cooldown=4)
+    train(config(tmp_path, steps=20, cooldown=4, resume=True))
     assert "lr: rises from 0.0002 at step 10 to 0.001, as --cooldown counts from the end, now step 20" in capsys.readouterr().err
 
 

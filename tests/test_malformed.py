@@ -649,7 +649,7 @@ def networks(folder: Path) -> list[Call]:
         call(nn.UNet.load, dir=folder / "net", types={"dir": (None, 5)}),
         call(nn.save_diffusers, dir=folder / "pipe", net=net, diffusion=D, denoiser=read,
              types={"dir": (None, 3), "net": (None, 3), "diffusion": (None, 3), "denoiser": (None, 3)}),
-        call(training.TrainConfig, types={"image_size": (2.5, True), "workers": ("2",)}, names={"bad_files": ("ignore",)},
+        call(training.TrainConfig, types={"image_size": (2.5, True), "workers": ("2",)}, names={"bad_files": ("ignore",), "log_to": (("paper",),)},
              values={"image_size": (0, (4, 4, 4)), "workers": (-1, 257), "sample_every": (-1,), "held_out": (1.0,), "ema": (1.5,),
                      "label_dropout": (1.5,)}),
         call(training.load, source="digits", types={"image_size": (2.5, True), "workers": ("2",)},

@@ -66,7 +66,7 @@ def test_short_runs_make_one_line(clock: Clock, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.2, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (9000, "2.5 h")])
 def test_durations(seconds: float, words: str) -> None:
-    assert progress._duration(seconds) == words
+    assert progress.duration(seconds) == words
 
 
 def test_nothing_is_shown_if_progress_is_off(capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,8 +158,8 @@ def test_sample_grids_change_nothing(whole: Path, tmp_path: Path) -> None:
     train(config(tmp_path, sample_every=4, samples=3), progress=False)
     assert same(whole, tmp_path)
     files = sorted(p.name for p in (tmp_path / "samples").iterdir())
-    assert files == ["step-00000004.png", "step-00000008.png", "step-00000012.png"]
-    with Image.open(tmp_path / "samples" / files[0]) as grid:
+    assert files == ["loss.png", "step-00000004.png", "step-00000008.png", "step-00000012.png"]
+    with Image.open(tmp_path / "samples" / files[1]) as grid:
         assert grid.size == (8 * (64 + 2) + 2, 64 + 4)
 
 

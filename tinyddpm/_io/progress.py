@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-def progress_bar(items: Iterable[Item], total: int, *, enabled: bool, label: str) -> Iterator[Item]:
-    """Yield the items and show on standard error how many of `total` have been taken."""
+def progress_bar(
+    items: Iterable[Item], total: int, *, enabled: bool, label: str, start: int = 0, note: Callable[[], str] | None = None
+) -> Iterator[Item]:
+    """Yield the items and show on standard error how many of `total` have been taken, `start` of them before, and a note."""
     if not isinstance(enabled, bool):
         raise TypeError(f"progress must be a bool, got {type(enabled).__name__}")
     if not enabled:
@@ -24,9 +26,13 @@ def progress_bar(items: Iterable[Item], total: int, *, enabled: bool, label: str
     if sys.stderr.isatty() and find_spec("tqdm"):
         from tqdm import tqdm
 
-        yield from tqdm(items, total=total, desc=label, file=sys.stderr)
+        with tqdm(items, total=total, desc=label, file=sys.stderr, initial=start) as bar:
+            for item in bar:
+                yield item
+                if note is not None:
+                    bar.set_postfix_str(note(), refresh=False)
     else:
-        yield from _lines(items, total, label)
+        yield from _lines(items, total, label, start, note or str)
 
 
 def say(line: str) -> None:
@@ -41,19 +47,19 @@ def say(line: str) -> None:
         pass
 
 
-def _lines(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+def _lines(items: Iterable[Item], total: int, label: str, start: int, note: Callable[[], str]) -> Iterator[Item]:
     """Write a line at the end, and each time a tenth of the run so far has passed, but at least 5 s and at most 600 s."""
-    start = last = time.monotonic()
-    for count, item in enumerate(items, 1):
+    began = last = time.monotonic()
+    for count, item in enumerate(items, start + 1):
         yield item
         now = time.monotonic()
-        if count == total or now - last > min(max((now - start) / 10, 5), 600):
+        if count == total or now - last > min(max((now - began) / 10, 5), 600):
             last = now
-            left = (now - start) / count * (total - count)
-            sys.stderr.write(f"{label}: {count}/{total}{f', {_duration(left)} left' if count < total else ''}\n")
+            left = f"{duration((now - began) / (count - start) * (total - count))} left" if count < total else ""
+            say(f"{label}: {', '.join(filter(None, (f'{count}/{total}', note(), left)))}")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A duration in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"

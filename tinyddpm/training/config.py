@@ -14,7 +14,7 @@ from tinyddpm._arrays.check import as_instance, one_of
 from tinyddpm.conversions import KINDS
 from tinyddpm.denoiser import Denoiser
 from tinyddpm.diffusion import Diffusion
-from tinyddpm.training.fields import check, choice, documented, integer, name, path, real, sides, sizes, switch
+from tinyddpm.training.fields import check, choice, documented, integer, name, names, path, real, sides, sizes, switch
 
 if TYPE_CHECKING:
     from tinyddpm.nn import UNet
@@ -25,11 +25,12 @@ __all__ = ["DEMO", "FREE", "HO2020", "LIVE", "OBJECTIVES", "TrainConfig"]
 OBJECTIVES = ("simple", "vlb", "hybrid")
 OPTIMIZERS = ("adam", "adamw")
 PRECISIONS = ("float32", "bf16")
+LOGS = ("tensorboard", "wandb")
 SKIP = ("stop", "skip")
 TIMES = ("uniform", "loss_aware")
 VARIANCES = ("beta", "beta_tilde", "learned", "learned_range")
 FREE = frozenset({
-    "data", "out", "steps", "checkpoint_every", "keep", "sample_every", "samples", "resume", "device", "accumulate",
+    "data", "out", "steps", "checkpoint_every", "keep", "sample_every", "samples", "log_to", "resume", "device", "accumulate",
     "compile", "on_nonfinite", "verify_first", "bad_files", "workers",
 })  # fmt: skip
 """The fields that may change when a run is resumed, as they do not decide what a step does."""
@@ -110,7 +111,16 @@ class TrainConfig:
 
     checkpoint_every: int = integer(1000, "files", "steps between checkpoints")
     keep: int = integer(2, "files", "checkpoints to keep, the last ones")
-    sample_every: int = integer(0, "files", "steps between grids of samples; 0: none", 0)
+    sample_every: int | None = integer(
+        None, "files",
+        "steps between grids of samples; 0: none; by default they follow 1, 2, 5, 10, 20, 50 and 100 % of the steps, in at most "
+        "2 % of the time", 0,
+    )  # fmt: skip
+    log_to: tuple[str, ...] | None = names(
+        "files",
+        "where the log and the grids go besides the run folder; by default to TensorBoard, if it is installed, and to Weights & "
+        "Biases, if it is and WANDB_API_KEY or WANDB_MODE is set", LOGS,
+    )  # fmt: skip
     samples: int = integer(64, "files", "images in a grid")
     resume: bool = switch("files", "go on from the last checkpoint in the run folder, if there is one")
     device: str | None = name("machine", "Torch's name of a device; by default the first CUDA device, else the CPU")
@@ -261,7 +271,7 @@ def refuse_unknown(where: str, names: Iterable[str]) -> None:
 
 DEMO = TrainConfig(
     out="demo", steps=1800, T=200, variance="beta_tilde", lr=2e-3, warmup=100, cooldown=540, mults=(1, 2), res_blocks=1,
-    attention=(4,), checkpoint_every=250, samples=64,
+    attention=(4,), checkpoint_every=250, sample_every=0,
 )  # fmt: skip
 """0.7 million parameters on scikit-learn's digits, about 100 seconds on one core."""
 

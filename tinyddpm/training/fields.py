@@ -11,7 +11,7 @@ from dataclasses import Field, field, fields
 from functools import partial
 from typing import Any, TypeVar
 
-from tinyddpm._arrays.check import as_bool, as_instance, as_int, as_list, as_real, lookup
+from tinyddpm._arrays.check import as_bool, as_instance, as_int, as_list, as_real, lookup, one_of
 
 C = TypeVar("C", bound=type)
 
@@ -59,6 +59,11 @@ def name(group: str, text: str) -> Any:
     return _field(None, group, text, partial(as_instance, kind=str, called="name"), str, "NAME")
 
 
+def names(group: str, text: str, known: tuple[str, ...]) -> Any:
+    """Some of these names, None by default."""
+    return _field(None, group, text, partial(_as_names, known=known), _words, "NAME,...", choices=known)
+
+
 def check(settings: Any) -> None:
     """Check each field of a frozen dataclass and keep its value as Python's own type; None passes if it is the default."""
     for each in fields(settings):
@@ -70,7 +75,8 @@ def check(settings: Any) -> None:
 def help_of(setting: Field[Any]) -> str:
     """The help text of a field for the command line, with what it takes and its default."""
     about = setting.metadata
-    takes = [f"one of {', '.join(about['choices'])}"] if about["choices"] else [about["bounds"]] if about["bounds"] else []
+    some = "some" if about["parse"] is _words else "one"
+    takes = [f"{some} of {', '.join(about['choices'])}"] if about["choices"] else [about["bounds"]] if about["bounds"] else []
     if setting.default is not None and about["parse"]:
         takes.append(f"default {setting.default}")
     return f"{about['help']} ({'; '.join(takes)})" if takes else about["help"]
@@ -127,6 +133,14 @@ def _as_sides(name: str, value: Any) -> tuple[int, int]:
         raise ValueError(f"{name} must be a side or height and width, got {value!r}")
     height, width = (as_int(name, side, 1, 2**14) for side in (given * 2)[:2])
     return height, width
+
+
+def _as_names(name: str, value: Any, known: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(one_of(name, word, known) for word in as_list(name, value, empty=True))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _ints(text: str) -> tuple[int, ...]:

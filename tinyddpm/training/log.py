@@ -1,10 +1,13 @@
-"""``log.jsonl``, one line a step, and the same numbers as TensorBoard events if TensorBoard is installed."""
+"""``log.jsonl``, one line a step, and the same numbers and the grids in TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,14 +16,15 @@ from numpy.typing import NDArray
 
 from tinyddpm._io.files import replacing
 from tinyddpm.training.checkpoint import writing
+from tinyddpm.training.config import TrainConfig
 
-__all__ = ["Log"]
+__all__ = ["Log", "require_loggers"]
 
 
 class Log:
     """The log `file` of a run that has made `start` steps; lines of later steps are dropped, as these steps are made again."""
 
-    def __init__(self, file: Path, start: int) -> None:
+    def __init__(self, file: Path, start: int, config: TrainConfig | None = None) -> None:
         self._name = f"log {file}"
         with writing(self._name):
             kept = b""
@@ -30,46 +34,102 @@ class Log:
             with replacing(file) as stream:
                 stream.write(kept)
             self._stream = open(file, "a", encoding="utf-8")  # noqa: SIM115
-        self._board = _board(file.with_name("tensorboard"), start)
+        wanted = () if config is None else _wanted(config.log_to)
+        self._boards = [_BOARDS[name](file.parent, start, config) for name in wanted]
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line."""
         with writing(self._name):
             self._stream.write(json.dumps(record) + "\n")
             self._stream.flush()
-        if self._board is not None:
-            for name, value in record.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(name, value, record["step"])
+        numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+        for board in self._boards:
+            board.write(numbers, record["step"])
 
     def show(self, picture: NDArray[Any], step: int) -> None:
-        """Show a sample grid (height, width, C) in TensorBoard."""
-        if self._board is not None:
-            self._board.add_image("samples", picture, step, dataformats="HWC")
+        """Show a sample grid (height, width, C)."""
+        for board in self._boards:
+            board.show(picture, step)
 
     def sync(self) -> None:
         """Flush the log to the disk, as a checkpoint must not be newer than the log."""
         with writing(self._name):
             os.fsync(self._stream.fileno())
-        if self._board is not None:
-            self._board.flush()
+        for board in self._boards:
+            board.sync()
 
     def __enter__(self) -> Log:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stream.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards:
+            board.close()
 
 
-def _board(folder: Path, start: int) -> Any:
-    """TensorBoard's writer, which hides earlier events of the steps after `start`; None if TensorBoard is not installed."""
-    if find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
+def require_loggers(log_to: tuple[str, ...] | None) -> None:
+    """Raise ValueError if one of the named packages is not installed."""
+    for name in log_to or ():
+        if find_spec(name) is None:
+            raise ValueError(f"log_to must name installed packages, got {name!r}; pip install {name} brings it")
 
-    return SummaryWriter(str(folder), purge_step=start + 1)
+
+def _wanted(log_to: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The packages to log to; by default those that are installed and, of Weights & Biases, set up."""
+    if log_to is not None:
+        return log_to
+    chosen = {"tensorboard": True, "wandb": any(os.environ.get(key) for key in ("WANDB_API_KEY", "WANDB_MODE"))}
+    return tuple(name for name, ready in chosen.items() if ready and find_spec(name) is not None)
+
+
+class _TensorBoard:
+    """Events in ``DIR/tensorboard``; those of the steps after `start` are hidden."""
+
+    def __init__(self, out: Path, start: int, config: TrainConfig) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
+
+    def write(self, numbers: Mapping[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def show(self, picture: NDArray[Any], step: int) -> None:
+        self._writer.add_image("samples", picture, step, dataformats="HWC")
+
+    def sync(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    """A run of the project "tinyddpm", or of WANDB_PROJECT, under the run folder's name; a resumed run goes on in it."""
+
+    def __init__(self, out: Path, start: int, config: TrainConfig) -> None:
+        wandb = import_module("wandb")
+        name = hashlib.sha256(os.fsencode(out.resolve())).hexdigest()[:16]
+        project = os.environ.get("WANDB_PROJECT", "tinyddpm")
+        self._run = wandb.init(
+            project=project, name=out.name, id=name, resume="allow" if start else None, dir=str(out), config=asdict(config)
+        )
+        self._image = wandb.Image
+
+    def write(self, numbers: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def show(self, picture: NDArray[Any], step: int) -> None:
+        self._run.log({"samples": self._image(picture.squeeze())}, step=step)
+
+    def sync(self) -> None:
+        """It sends what it gets by itself."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+_BOARDS: dict[str, Any] = {"tensorboard": _TensorBoard, "wandb": _WandB}
 
 
 def _step(line: bytes) -> int:

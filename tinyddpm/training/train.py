@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
@@ -18,12 +14,12 @@ from torch import Tensor
 from tinyddpm import verify
 from tinyddpm._arrays.check import as_instance
 from tinyddpm._io.files import replacing
-from tinyddpm._io.progress import progress_bar, say
 from tinyddpm.training import checkpoint
 from tinyddpm.training.checkpoint import writing
 from tinyddpm.training.config import TrainConfig
-from tinyddpm.training.data import pixels
-from tinyddpm.training.log import Log
+from tinyddpm.training.grids import Grids
+from tinyddpm.training.log import Log, require_loggers
+from tinyddpm.training.screen import Screen, machine
 from tinyddpm.training.trainer import RECORD, Trainer
 from tinyddpm.training.world import join
 
@@ -80,6 +76,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
         pictures, _ = config.images().split(config.held_out)
         if not len(pictures):
             raise ValueError(f"held_out must leave an image of {config.data} to train on, got {config.held_out}")
+        require_loggers(config.log_to)
         if config.verify_first:
             _verify(world.device)
         trainer = Trainer(config, pictures, world)
@@ -87,11 +84,12 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             if world.rank == 0:
                 stack.enter_context(checkpoint.locked(out))
             _resume(trainer)
-            for note in trainer.notes if world.rank == 0 else ():
-                say(note)
+            screen = Screen(trainer.start, progress and world.rank == 0)
+            for line in (_about(trainer), *trainer.notes):
+                screen.say(line)
             log = stack.enter_context(_start_log(trainer, out)) if world.rank == 0 else None
             stack.enter_context(trainer.batches.reading_ahead(trainer.start + 1))
-            _loop(trainer, log, progress and world.rank == 0)
+            _loop(trainer, log, screen)
     return out / checkpoint.LAST
 
 
@@ -112,6 +110,14 @@ def _resume(trainer: Trainer) -> None:
         trainer.restore(last)
 
 
+def _about(trainer: Trainer) -> str:
+    """What is trained, where, and which steps."""
+    config, size = trainer.config, sum(p.numel() for p in trainer.parameters)
+    count = f"{size / 1e6:.1f} M" if size >= 1e5 else str(size)
+    steps = f"steps {trainer.start + 1} to {config.steps} of {config.batch_size} images each"
+    return f"network: {count} parameters, {config.precision}; device {machine(trainer.world.device)}; {steps}"
+
+
 def _start_log(trainer: Trainer, out: Path) -> Log:
     """Remove a killed run's temporary files, write ``config.json``, and open the log."""
     checkpoint.sweep(out)
@@ -120,63 +126,56 @@ def _start_log(trainer: Trainer, out: Path) -> Log:
     about["skipped"] = list(trainer.pictures.skipped)
     with writing(f"out {out}"), replacing(out / "config.json") as stream:
         stream.write(json.dumps(about, indent=2).encode())
-    return Log(out / "log.jsonl", trainer.start)
+    return Log(out / "log.jsonl", trainer.start, trainer.config)
 
 
-def _loop(trainer: Trainer, log: Log | None, progress: bool) -> None:
+def _loop(trainer: Trainer, log: Log | None, screen: Screen) -> None:
     """Make the remaining steps; `log` is None in a process that does not write."""
-    config, world = trainer.config, trainer.world
+    config, world, grids = trainer.config, trainer.world, Grids(trainer, screen)
     every = 1 if world.device.type == "cpu" else 25  # reading the loss makes a GPU wait
-    steps, waiting, since = range(trainer.start + 1, config.steps + 1), list[Tensor](), time.perf_counter()
-    with _signals() as received:
-        for step in progress_bar(steps, len(steps), enabled=progress, label="train"):
+    waiting, since = list[Tensor](), time.perf_counter()
+    with screen.signals(answers=log is not None) as received:
+        for step in screen.steps(config.steps):
             try:
                 waiting.append(trainer.step(step))
             except (ValueError, OSError) as error:  # an image that can't be read: no update was made
-                _save_before(trainer, log, waiting, step, since, error)
+                _save_before(trainer, log, screen, waiting, step, since, error)
                 raise
-            due = step == config.steps or step % config.checkpoint_every == 0
-            grid = config.sample_every and step % config.sample_every == 0
+            due, grid = step == config.steps or step % config.checkpoint_every == 0, grids.due(step)
             if not (due or grid or step % every == 0 or (received and world.size == 1)):
                 continue
-            since = _report(trainer, log, waiting, step, since)
+            _report(trainer, log, screen, waiting, step, since)
             waiting = []
             stop = world.any(max(received, default=0))
             if log is not None:
                 if grid:  # before the checkpoint, so that a run killed in between draws it again
-                    _draw(trainer, log, step)
+                    grids.draw(log, step)
+                    stop = stop or (max(received, default=0) if world.size == 1 else 0)
                 if due or stop:
                     log.sync()
                     trainer.save(step)
+            since = time.perf_counter()
             if stop and step < config.steps:
                 raise Interrupted(stop, step)
 
 
-def _save_before(trainer: Trainer, log: Log | None, waiting: list[Tensor], step: int, since: float, error: Exception) -> None:
+def _save_before(
+    trainer: Trainer, log: Log | None, screen: Screen, waiting: list[Tensor], step: int, since: float, error: Exception
+) -> None:
     """Save the step before one that failed, and raise the error with a word on that."""
     if log is None or step == trainer.start + 1:
         return
     if waiting:
-        _report(trainer, log, waiting, step - 1, since)
+        _report(trainer, log, screen, waiting, step - 1, since)
     log.sync()
     trainer.save(step - 1)
     raise ValueError(f"{error}; step {step - 1} is saved") from error
 
 
-def _draw(trainer: Trainer, log: Log, step: int) -> None:
-    """Draw and save the sample grid of a step."""
-    file = Path(trainer.config.out) / "samples" / f"step-{step:08d}.png"
-    picture = trainer.samples()
-    with writing(f"samples {file.parent}"):
-        pixels.save_png(picture, file)
-    log.show(picture, step)
-
-
-def _report(trainer: Trainer, log: Log | None, waiting: list[Tensor], step: int, since: float) -> float:
+def _report(trainer: Trainer, log: Log | None, screen: Screen, waiting: list[Tensor], step: int, since: float) -> None:
     """Log the records of the steps up to `step`; one that is not finite ends the run or is marked as skipped."""
     values = torch.stack(waiting).tolist()
-    now = time.perf_counter()
-    seconds = (now - since) / len(waiting)
+    seconds = (time.perf_counter() - since) / len(waiting)
     for number, record in enumerate(values, step - len(values) + 1):
         wrong = next((f"{k}: {v} at step {number}" for k, v in zip(RECORD, record, strict=True) if not math.isfinite(v)), None)
         if wrong and trainer.config.on_nonfinite == "stop":
@@ -184,6 +183,8 @@ def _report(trainer: Trainer, log: Log | None, waiting: list[Tensor], step: int,
         if log is not None:
             rate = trainer.config.batch_size / seconds
             _, loss, norm = (v if math.isfinite(v) else None for v in record)
+            if loss is not None:
+                screen.update(loss, rate)
             line = {"step": number, "loss": loss, "grad_norm": norm, "lr": trainer.lr(number)}
             if trainer.changed and number == trainer.start + 1:
                 line["changed"] = trainer.changed
@@ -191,26 +192,3 @@ def _report(trainer: Trainer, log: Log | None, waiting: list[Tensor], step: int,
                 **line, **({"skipped": wrong} if wrong else {}),
                 "seconds": round(seconds, 6), "images_per_s": round(rate, 3),
             })  # fmt: skip
-    return now
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list; a second signal of a kind acts as usual."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        received.append(signum)
-        signal.signal(signum, before[signum])
-
-    before = {int(s): signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    for s in before:
-        signal.signal(s, note)
-    try:
-        yield received
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -25,8 +26,10 @@ from tinyddpm.training.data.images import Images
 from tinyddpm.training.fields import spelled
 from tinyddpm.training.world import World
 
-__all__ = ["RECORD", "Trainer"]
+__all__ = ["CALLS", "RECORD", "Trainer"]
 
+CALLS = 15
+"""Calls of the network for a grid of samples."""
 RECORD = ("batch", "loss", "gradient")
 """Names of what `Trainer.step` returns, the sum of the batch's values, the mean loss, and the gradient's norm."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -189,20 +192,21 @@ class Trainer:
                 f"now step {self.config.steps}; --lr sets another"
             )
 
-    def samples(self) -> NDArray[np.uint8]:
-        """A grid of samples drawn with the averaged weights, in the classes' order if the run has classes."""
+    def samples(self, count: int, progress: bool = False) -> NDArray[np.uint8]:
+        """A grid of so many samples, drawn in few calls of the averaged network, in the classes' order if the run has classes."""
         config, (channels, height, width) = self.config, self.pictures.shape
         y = None
         if config.classes and self.pictures.classes is not None:
-            y = torch.arange(config.samples, device=self.world.device) % self.pictures.classes
+            y = torch.arange(count, device=self.world.device) % self.pictures.classes
         x = self.diffusion.sample(
             config.denoiser(partial(self.ema, y=y)),
-            (config.samples, channels, height, width),
-            sampler="ddim",
-            steps=min(config.T, 50),
+            (count, channels, height, width),
+            sampler="dpm++2m",
+            steps=min(config.T, CALLS),
             seed=config.seed,
             backend="torch",
             device=str(self.world.device),
+            progress=progress and sys.stderr.isatty(),
         )
         images = pixels.to_uint8(x.cpu().numpy())
         return pixels.image_grid(images if channels in (1, 3) else images[:, :1], scale=max(1, 64 // max(height, width)))
