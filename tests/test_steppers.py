@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -358,7 +359,8 @@ def test_a_large_output_passes(native: Any) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_left_to_the_portable_steps(dtype: str) -> None:
     torch = pytest.importorskip("torch")
-    x = CHAIN.sample(Denoiser(wavy), (2, 3), steps=4, backend="torch", dtype=dtype)
+    with pytest.warns(UserWarning, match="drift") if dtype == "bfloat16" else nullcontext():
+        x = CHAIN.sample(Denoiser(wavy), (2, 3), steps=4, backend="torch", dtype=dtype)
     assert x.dtype == getattr(torch, dtype)
     rows = bound_rows(samplers.NAMES["ddim"], CHAIN, Denoiser(wavy), (30, 0), 0.0)
     stepper = backends.get("torch").stepper

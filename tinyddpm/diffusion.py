@@ -159,7 +159,7 @@ class Diffusion(Process):
         device : str or device, optional
             Default: the device of the network if it decides the library, else the library's own default.
         dtype : str or dtype
-            Floating-point type of the state.
+            Floating-point type of the state. A state in bfloat16 drifts, of which a `UserWarning` tells; see `autocast`.
         compile : bool
             Compile the network (Torch only). It is compiled at the first call of every new shape; on CUDA a whole step
             becomes one graph.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,6 +30,7 @@ from tinyddpm._arrays.namespace import (
     cast_like,
     check_same_shape,
     copy_array,
+    dtype_name,
     is_array_of,
     namespace_of,
     on_host,
@@ -68,6 +70,9 @@ def run(d: Process, denoiser: Denoiser, shape: Sequence[int], every: int | None,
     rows = bound_rows(method, d, denoiser, plan, eta)
     x = _start(denoiser, shape, seed, index, options)
     check_range(rows, denoiser, x)
+    if dtype_name(x) == "bfloat16":
+        warnings.warn("dtype bfloat16 rounds the state at every step, and samples drift the further the more steps there are; "
+                      "keep float32 and run the network in bfloat16: autocast='bfloat16'", UserWarning, stacklevel=5)  # fmt: skip
     keep_x0 = every is not None or callback is not None
     stepper = _stepper(rows, x, seed, index, denoiser.clip_range, keep_x0)
     given_noise = None if noise is None else partial(_given_noise, noise, index, x)
