@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from strategies import batch
 from tinyddpm_backends import _host_noise, _host_steps
 
-from tinyddpm import Denoiser, Diffusion, backends, noise, samplers, schedules
+from tinyddpm import Denoiser, Diffusion, backends, edit, noise, samplers, schedules
 from tinyddpm._arrays.namespace import namespace_of
 from tinyddpm._sampling.bind import bound_rows
 from tinyddpm._sampling.step import ArrayApiStepper
@@ -366,6 +366,42 @@ def test_half_precision_is_left_to_the_portable_steps(dtype: str) -> None:
     stepper = backends.get("torch").stepper
     assert stepper is not None
     assert stepper(rows, x, seed=0, index=np.arange(2), clip=CLIP, keep_x0=False) is NotImplemented
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_torchs_default_device_and_inference_mode_decide_nothing(sampler: Any, dtype: str) -> None:
+    """Every tensor is made where the state is, and what is made under inference mode can be written to outside."""
+    torch = pytest.importorskip("torch")
+    options: dict[str, Any] = {"sampler": sampler, "steps": 4, "backend": "torch", "dtype": dtype, "seed": 1}
+    plain = [step.x for step in CHAIN.trajectory(Denoiser(wavy), (2, 3), **options)]
+    with torch.device("meta"):
+        steps = list(CHAIN.trajectory(Denoiser(wavy), (2, 3), device="cpu", **options))
+    assert all(step.x.equal(x) for step, x in zip(steps, plain, strict=True))
+    with torch.inference_mode():
+        made = CHAIN.trajectory(Denoiser(wavy), (2, 3), **options)
+        begun = CHAIN.trajectory(Denoiser(wavy), (2, 3), x_T=plain[0] + 0, **options)
+        first = next(begun)
+    for steps in ([*made], [first, *begun]):
+        assert all(step.x.equal(x) for step, x in zip(steps, plain, strict=True))
+    assert not steps[-1].x.is_inference()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_numpys_errors_of_range_are_off_in_every_step(sampler: Any, dtype: str) -> None:
+    """Chains whose weights leave a dtype's range, or float64's, by underflow, under `numpy.seterr(all="raise")`."""
+    chains = [schedules.linear(100_000), schedules.constant(6000, 0.5), schedules.jsd(50), [1e-300, 1e-300, 0.5, 1e-16, 0.9999]]
+    net = Denoiser(lambda x, t: 0 * x + x.dtype.type(0.25), "v", clip_x0=(-2.0, 2.0))
+    x = np.array([[-1, 0.3, 1e-4]], dtype)
+    with np.errstate(all="raise"):
+        for d in map(Diffusion, chains):
+            for steps in (1, 3):
+                for eta in (None, 0.5) if sampler in samplers.DEFAULT_ETA else (None,):
+                    sample = d.sample(net, (4, 3), sampler=sampler, steps=steps, dtype=dtype, eta=eta)
+                    assert np.isfinite(sample).all()
+                    assert np.abs(sample).max() <= 2
+            assert np.isfinite(edit.image_to_image(d, net, x, np.array(d.T // 2 + 1), steps=4, sampler=sampler)).all()
 
 
 # ------------------------------------------------------------------------------------- the steps of devices, on the host

@@ -30,6 +30,7 @@ from tinyddpm import cli, noise  # noqa: E402
 from tinyddpm.nn import UNet  # noqa: E402
 from tinyddpm.training import DEMO, Interrupted, TrainConfig, load_run, train  # noqa: E402
 from tinyddpm.training.batches import Order  # noqa: E402
+from tinyddpm.training.evaluation.classifier import train_classifier  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -367,3 +368,15 @@ def test_an_unknown_setting_is_named_with_the_nearest_and_the_known() -> None:
 def test_the_demo_is_a_valid_run() -> None:
     assert DEMO.data == "digits"
     assert TrainConfig.from_dict({}) == TrainConfig()
+
+
+def test_torchs_default_device_decides_nothing(tmp_path: Path) -> None:
+    """Nothing of a network or a run is made on a device that is not named, be it for a step, saving or loading."""
+    with torch.device("meta"):
+        made = trainer(steps=1)
+        made.step(1)
+        made.net.save(tmp_path / "net")
+        loaded = UNet.load(tmp_path / "net")
+        classes = train_classifier(pictures(), epochs=1)
+    for net in (made.net, made.ema, loaded, classes):
+        assert {x.device.type for x in (*net.parameters(), *net.buffers())} == {"cpu"}

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from tinyddpm import backends, noise, plans
-from tinyddpm._arrays.check import as_bool, as_int, as_list, as_positive_int, as_real, lookup, names_unknown_options, one_of
-from tinyddpm._arrays.namespace import A, Array, cast_like, check_same_shape, namespace_of, on_host
+from tinyddpm._arrays.check import as_bool, as_list, as_positive_int, as_real, lookup, names_unknown_options, one_of
+from tinyddpm._arrays.namespace import A, Array, cast_like, check_same_shape, namespace_of, on_host, quiet
 from tinyddpm._editing import parts
 from tinyddpm._editing.inversion import call_finite, inverted
 from tinyddpm._io.progress import progress_bar
@@ -71,7 +71,7 @@ def image_to_image(
     [[0.5, 0.5]]
     """
     check_model(d, denoiser)
-    xp, t = namespace_of(x0=x0), as_int("t", t, 1, d.T)
+    xp, t = namespace_of(x0=x0), parts.checked_step("t", t, d.T)
     parts.check_finite("x0", x0, xp)
     lookup("sampler", sampler, METHODS)
     plan = plans.chosen(d.log_snr, steps, timesteps, default=BEST_SPACING[sampler], started=True)
@@ -150,7 +150,7 @@ def inpaint(
     walk = list(parts.walk(plan, jump_length, resamplings))
     draw = noise.like(known, seed, index, stream=_STREAM)
     x, progress = draw(0), as_bool("progress", progress)
-    with backends.no_grad(known):
+    with backends.no_grad(known), quiet():
         for step, (t, s) in enumerate(progress_bar(walk, len(walk), enabled=progress, label="inpaint"), 1):
             if s > t:
                 x = d.q_between(x, t, s).sample(draw(step))
@@ -195,10 +195,8 @@ def interpolate(
     path : {"linear", "spherical"}
         "spherical" is along the great circle between the codes, at a norm between theirs. Two inverted codes are nearly
         orthogonal, and halfway on the line between them the noise has only half its variance.
-    sampler : str
-        Of the decoding; see `Diffusion.sample`.
-    seed, index, progress
-        As in `Diffusion.sample`; every weight has the same noise.
+    sampler, seed, index, progress
+        As in `Diffusion.sample`; the sampler is that of the decoding, and every weight has the same noise.
 
     Returns
     -------
@@ -231,7 +229,8 @@ def interpolate(
         ends = [invert(d, denoiser, x, timesteps=plan, progress=progress) for x in (a, b)]
     else:
         eps = noise.like(a, seed, index, stream=_STREAM)(0)
-        ends = [d._q_sample(x, plan[0], eps, xp) for x in (a, b)]
+        with quiet():
+            ends = [d._q_sample(x, plan[0], eps, xp) for x in (a, b)]
     options: Any = {"sampler": sampler, "timesteps": plan, "seed": seed, "index": index, "progress": progress}
     images = [d.sample(denoiser, a.shape, x_T=mixed(*ends, share, xp), **options) for share in shares]
     return xp.stack(images)  # type: ignore[no-any-return]
@@ -296,5 +295,5 @@ def invert(
     parts.check_finite("x0", x0, xp)
     plan = plans.chosen(d.log_snr, steps, timesteps, default=BEST_SPACING["ddim"], started=True)
     rows = ddim(d, plan, 0.0)[::-1]
-    with backends.no_grad(x0):
+    with backends.no_grad(x0), quiet():
         return inverted(d, denoiser, x0, progress_bar(rows, len(rows), enabled=progress, label="invert"), iterations, xp)  # type: ignore[no-any-return]

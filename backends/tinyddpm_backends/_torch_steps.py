@@ -41,7 +41,7 @@ class HostStepper:
         self._noise = _host_noise.StepNoise(rows, state, seed, index, _tensors)
         self._context = _host_steps.without_warnings()
         # After a network has taken the caches, a Python number costs 20 microseconds if Torch makes a tensor of it.
-        self._of_state = torch.tensor([row.of_state for row in self._folded], dtype=x.dtype).unbind()
+        self._of_state = torch.tensor([row.of_state for row in self._folded], dtype=x.dtype, device="cpu").unbind()
 
     @property
     def x0(self) -> Tensor:

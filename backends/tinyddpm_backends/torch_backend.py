@@ -48,7 +48,8 @@ def _from_numpy(array: Any, *, dtype: Any = None, device: Any = None) -> Any:
     """A copy on the device."""
     torch, place = _torch(), _device(device)
     to = None if dtype is None else getattr(torch, checked_dtype(dtype, _DTYPES))
-    return torch.from_numpy(host_copy(array)).to(place, to)
+    with torch.inference_mode(False):  # what is made under it could not be written to outside
+        return torch.from_numpy(host_copy(array)).to(place, to)
 
 
 def _to_numpy(x: Any) -> np.ndarray[Any, Any]:
@@ -146,14 +147,16 @@ def _stepper(rows: Sequence[Row], x: Any, *, seed: int, index: Any, clip: tuple[
     from ._torch_steps import HostStepper
 
     if x.device.type == "cpu":
-        return HostStepper(rows, x, seed=seed, index=index, clip=clip, keep_x0=keep_x0)
+        with torch.inference_mode(False):
+            return HostStepper(rows, x, seed=seed, index=index, clip=clip, keep_x0=keep_x0)
     shape, dtype = tuple(x.shape[1:]), str(x.dtype).rpartition(".")[2]
     first = _first_counters(index, shape, x.device)
 
     def draw(step: Any) -> Any:
         return _normals(seed, first, step, shape, 0, dtype)
 
-    return DeviceStepper(rows, x, draw, clip=clip)
+    with torch.inference_mode(False):
+        return DeviceStepper(rows, x, draw, clip=clip)
 
 
 def _optimize_net(net: Any, **options: Any) -> Any:

@@ -33,11 +33,14 @@ def inverse_step(d: Process, denoiser: Denoiser, row: Row, x_s: Array, xp: Any) 
     w_xt, w_x0 = row.state
     if s == 0 and d.alpha_bar[t] == 0:
         raise ValueError(f"timesteps must not step from t = {t}, where alpha_bar is 0, to 0: nothing of x_t would be kept")
+
+    def x0(x_t: Array) -> Array:
+        return denoiser.x0_from(d, call_finite(d, denoiser, x_t, t, xp)[0], x_t, t, xp)
+
     if s > 0 and d.alpha_bar[t] < 0.5:
-        return lambda x_t: x_s / w_xt - (w_x0 / w_xt) * denoiser.x0_from(d, call_finite(d, denoiser, x_t, t, xp)[0], x_t, t, xp)
-    w_xs, _ = d.between_weights(t, s)
-    w_eps = w_x0 * float(d.sqrt_one_minus_alpha_bar[t]) / float(d.sqrt_alpha_bar[s])
-    return lambda x_t: w_xs * x_s + w_eps * denoiser.eps_from(d, call_finite(d, denoiser, x_t, t, xp)[0], x_t, t, xp)
+        return lambda x_t: x_s / w_xt - (w_x0 / w_xt) * x0(x_t)
+    w_xs, a_t, left = d.between_weights(t, s)[0], float(d.sqrt_alpha_bar[t]), w_x0 / float(d.sqrt_alpha_bar[s])
+    return lambda x_t: w_xs * x_s + left * (x_t - a_t * x0(x_t))  # sigma_t eps, also where sigma_t is 0 in x_t's dtype
 
 
 def call_finite(d: Process, denoiser: Denoiser, x_t: Array, t: int, xp: Any) -> tuple[Array, Array | None]:

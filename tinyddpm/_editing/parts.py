@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinyddpm._arrays.namespace import Array, array_like, is_array_of, on_host
+from tinyddpm._arrays.steps import check_host_steps
 from tinyddpm._editing.inversion import inner
 
 
@@ -22,11 +23,13 @@ def walk(plan: tuple[int, ...], jump_length: int, resamplings: int) -> Iterator[
             yield from pairwise(run)
 
 
+@np.errstate(all="ignore")
 def linear(a: Array, b: Array, weight: float, xp: Any) -> Array:
     """On the line between a and b."""
     return (1 - weight) * a + weight * b
 
 
+@np.errstate(all="ignore")
 def spherical(a: Array, b: Array, weight: float, xp: Any) -> Array:
     """Along the great circle through the directions of a and b, each sample by itself; linear if they (anti)align."""
     norms = [xp.sqrt(inner(x, x, xp)) for x in (a, b)]
@@ -38,6 +41,14 @@ def spherical(a: Array, b: Array, weight: float, xp: Any) -> Array:
     sine = xp.where(curved, sine, xp.ones_like(sine))
     w_a, w_b = (xp.where(curved, xp.sin(w * angle) / sine, xp.full_like(sine, w)) for w in (1 - weight, weight))
     return w_a * a + w_b * b
+
+
+def checked_step(name: str, t: Any, T: int) -> int:
+    """A step in 1..T, an int or an integer array of shape ()."""
+    step = check_host_steps(name, t, 1, T)
+    if not isinstance(step, int):
+        raise TypeError(f"{name} must be an int, got an array of shape {step.shape}")
+    return step
 
 
 def check_finite(name: str, x: Array, xp: Any) -> None:

@@ -11,7 +11,17 @@ from typing import Any, Literal
 import numpy as np
 
 from tinyddpm._arrays.check import as_real
-from tinyddpm._arrays.namespace import Array, array_like, cast_like, clip_array, flatten, host_values, is_array_of, namespace_of
+from tinyddpm._arrays.namespace import (
+    Array,
+    array_like,
+    cast_like,
+    clip_array,
+    flatten,
+    host_values,
+    is_array_of,
+    namespace_of,
+    quiet,
+)
 from tinyddpm._network.nets import Clip, NeedsChain, Net, call_net, clips
 
 Scale = float | Array | Callable[[Array], Any]
@@ -41,9 +51,10 @@ class ClassifierFree:
             return given
         without, _ = _split(self.net(x_t, t, null), x_t)
         value, raw = _split(given, x_t)
-        leaning = without + scale * (value - without)
-        if self.rescale:
-            leaning = leaning * (self.rescale * _std_ratio(value, leaning, x_t) + (1 - self.rescale))
+        with quiet():
+            leaning = without + scale * (value - without)
+            if self.rescale:
+                leaning = leaning * (self.rescale * _std_ratio(value, leaning, x_t) + (1 - self.rescale))
         return _joined(leaning, raw, x_t)
 
 
@@ -68,14 +79,14 @@ class Classifier(NeedsChain):
     def call_with_chain(self, x_t: Array, net_t: Array, d: Any, t: Any, predicts: Any, clip: Clip) -> Array:
         """The output of kind `predicts`."""
         inner, raw = _split(call_net(self.net, x_t, net_t, d, t, predicts, clip), x_t)
-        shift = scale_at(self.scale, x_t, net_t) * self.log_prob_grad(x_t, net_t)
-        if d is None:
-            return _joined(inner + shift, raw, x_t)
-        kind = predicts
-        if clip is not None and self.clips and not clips(self.net):
-            inner, kind = clip_array(d.convert(inner, x_t, t, kind, "x0"), *clip, namespace_of(x_t=x_t)), "x0"
-        score = d.convert(inner, x_t, t, kind, "score") + shift
-        return _joined(d.convert(score, x_t, t, "score", predicts), raw, x_t)
+        scale, grad, kind = scale_at(self.scale, x_t, net_t), self.log_prob_grad(x_t, net_t), predicts
+        with quiet():
+            if d is None:
+                return _joined(inner + scale * grad, raw, x_t)
+            if clip is not None and self.clips and not clips(self.net):
+                inner, kind = clip_array(d.convert(inner, x_t, t, kind, "x0"), *clip, namespace_of(x_t=x_t)), "x0"
+            shift = d.convert(scale * grad, 0 * x_t, t, "score", predicts)  # conversions are affine: the score's factor alone
+            return _joined(d.convert(inner, x_t, t, kind, predicts) + shift, raw, x_t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +102,13 @@ class DynamicThreshold:
     def __call__(self, x_t: Array, t: Array) -> Array:
         steps, xp = t + (1 - self.first_t), namespace_of(x_t=x_t)
         value, raw = _split(call_net(self.net, x_t, t, self.d, steps, self.predicts, None), x_t)
-        x0 = self.d.convert(value, x_t, steps, self.predicts, "x0")
-        size = xp.sort(flatten(xp.abs(x0), xp), axis=-1)
-        place = self.percentile * (size.shape[1] - 1)
-        low, high = (size[:, int(k)] for k in (math.floor(place), math.ceil(place)))
-        bound = _per_sample(low + (place - math.floor(place)) * (high - low), x_t, xp)
-        return _joined(clip_array(x0 / xp.where(bound > 1, bound, xp.ones_like(bound)), -1.0, 1.0, xp), raw, x_t)
+        with quiet():
+            x0 = self.d.convert(value, x_t, steps, self.predicts, "x0")
+            size = xp.sort(flatten(xp.abs(x0), xp), axis=-1)
+            place = self.percentile * (size.shape[1] - 1)
+            low, high = (size[:, int(k)] for k in (math.floor(place), math.ceil(place)))
+            bound = _per_sample(low + (place - math.floor(place)) * (high - low), x_t, xp)
+            return _joined(clip_array(x0 / xp.where(bound > 1, bound, xp.ones_like(bound)), -1.0, 1.0, xp), raw, x_t)
 
 
 def checked_scale(scale: Any) -> Scale:

@@ -32,6 +32,7 @@ def ddpm(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:
     return [Row(t, s, (w_xt, w_x0), std=None if s else 0.0) for t, s, w_xt, w_x0 in columns]
 
 
+@np.errstate(all="ignore")
 def ddim(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:
     """x_s = a_s x_0 + sqrt(sigma_s^2 - sigma^2) eps + sigma z, sigma = eta sqrt(beta_tilde_{t,s}) [DDIM eq. 12, 16].
 
@@ -42,8 +43,7 @@ def ddim(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:
     # sqrt(sigma_s^2 - sigma^2) = sigma_s k with k^2 = 1 - eta^2 beta_{t|s} / (1 - alpha_bar_t), without its cancellation.
     k2 = (1 - eta) * (1 + eta) + eta**2 * w_xs * posterior_xt
     sigma, a, lam = d.sqrt_one_minus_alpha_bar, d.sqrt_alpha_bar, d.log_snr / 2
-    with np.errstate(divide="ignore", invalid="ignore"):  # log k = -inf: nothing of eps is kept
-        w_x0 = -a[s] * np.expm1(np.where(s > 0, 0.5 * np.log(k2), 0.0) - (lam[s] - lam[t]))
+    w_x0 = -a[s] * np.expm1(np.where(s > 0, 0.5 * np.log(k2), 0.0) - (lam[s] - lam[t]))  # log k = -inf: nothing of eps is kept
     w_xt = sigma[s] / sigma[t] * np.sqrt(k2)
     columns = zip(*(c.tolist() for c in (t, s, w_xt, w_x0, eta * np.sqrt(beta_tilde))), strict=True)
     return [Row(t, s, (w_xt, w_x0), std=std) for t, s, w_xt, w_x0, std in columns]
@@ -179,6 +179,7 @@ class _FirstOrder:
         return Row(self.t, self.s, (self.keep, self.take), base=base)
 
 
+@np.errstate(all="ignore")
 def _first_order(d: Tables, timesteps: tuple[int, ...]) -> list[_FirstOrder]:
     t, s = _pairs(timesteps)
     sigma, a, lam = d.sqrt_one_minus_alpha_bar, d.sqrt_alpha_bar, d.log_snr / 2

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from tinyddpm._arrays.namespace import Array, namespace_of, on_host
+from tinyddpm._arrays.namespace import Array, namespace_of, on_host, quiet
 from tinyddpm.backends import Row, depth, reverse_step, row_weights
 from tinyddpm.noise import like
 
@@ -36,9 +36,10 @@ class ArrayApiStepper:
         if row.std != 0.0:
             sigma: Any = row.std if std is None else std
             noise = sigma * (self._draw(row.t) if z is None else z)
-        self.state, self._base, self._history = reverse_step(
-            self.state, self._base, self._history, value, row_weights(row), noise, clip=self._clip, xp=xp
-        )
+        with quiet():
+            self.state, self._base, self._history = reverse_step(
+                self.state, self._base, self._history, value, row_weights(row), noise, clip=self._clip, xp=xp
+            )
         return True
 
     @cached_property

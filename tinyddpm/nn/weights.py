@@ -95,7 +95,7 @@ def read_tensors(
             raise ValueError(f"{file}: must have {end} bytes for its tensors, got {size}")
         tensors = {}
         for name in places:  # in the order of the file
-            tensors[name] = torch.empty(expected[name].shape, dtype=dtype)
+            tensors[name] = torch.empty(expected[name].shape, dtype=dtype, device="cpu")
             content = tensors[name].reshape(-1).view(torch.uint8).numpy().data
             if stream.readinto(content) != content.nbytes:
                 raise ValueError(f"{file}: changed while it was read")

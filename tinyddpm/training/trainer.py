@@ -50,7 +50,7 @@ class Trainer:
         self.start = 0
         self.changed: dict[str, list[Any]] = {}
         self.notes: list[str] = []
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(config.seed)
             net = config.unet(pictures)
         self.net: UNet = net.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

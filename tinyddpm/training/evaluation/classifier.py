@@ -198,7 +198,7 @@ def train_classifier(
     """
     labels = _labels(images)
     rng = np.random.default_rng(as_int("seed", seed, 0, 2**64 - 1))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
         net = Classifier(images.shape, int(labels.max()) + 1).to(device or "cpu")
     optimizer = torch.optim.Adam(net.parameters(), lr=_LR)
