@@ -40,12 +40,12 @@ def _bound_rows(method: Method, d: Process, denoiser: Denoiser, timesteps: tuple
     )
 
 
-def check_range(rows: Sequence[Row], denoiser: Denoiser, x: Array) -> None:
+def check_range(rows: Sequence[Row], denoiser: Denoiser, x: Array, sampler: str) -> None:
     """Raise ValueError if x_0 leaves the range of x's dtype along the plan."""
     limit = float(namespace_of(x_T=x).finfo(x.dtype).max)
     if bad := [row.t for row in rows if max(map(abs, row.x0_from)) > limit]:
         raise ValueError(f"predicts must be a kind from which x_0 follows in {dtype_name(x)} at t = {bad[0]}, "
-                         f"got {denoiser.predicts!r}")  # fmt: skip
+                         f"got {denoiser.predicts!r} for the sampler {sampler!r}")  # fmt: skip
 
 
 def _fixed_std(d: Process, denoiser: Denoiser, rows: Sequence[Row]) -> list[float | None]:

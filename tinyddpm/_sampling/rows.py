@@ -90,7 +90,8 @@ def dpm_solver_3m(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row
 def heun(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:
     """Heun's method in sigma_t / a_t on the plan's own grid [EDM alg. 1]: two network calls a step, Euler into s = 0.
 
-    A step over which sigma / a falls by more than 2^20 is Euler's: the trapezium would multiply rounding by as much.
+    A step over which sigma / a falls by more than 2^15 is Euler's: the trapezium would multiply rounding by as much, and its
+    weights would leave float16's range.
     """
     rows = []
     for step in _first_order(d, timesteps):
@@ -124,7 +125,7 @@ def unipc(d: Tables, timesteps: tuple[int, ...], eta: float) -> list[Row]:
     return rows
 
 
-_LONGEST = 20 * math.log(2)  # of a step of Heun's
+_LONGEST = 15 * math.log(2)  # of a step of Heun's
 _SHORTEST = 2**-10  # an interval, against the next, over which the difference of predictions is more than rounding
 
 METHODS: dict[str, Method] = {

@@ -69,7 +69,7 @@ def run(d: Process, denoiser: Denoiser, shape: Sequence[int], every: int | None,
     )  # fmt: skip
     rows = bound_rows(method, d, denoiser, plan, eta)
     x = _start(denoiser, shape, seed, index, options)
-    check_range(rows, denoiser, x)
+    check_range(rows, denoiser, x, sampler)
     if dtype_name(x) == "bfloat16":
         warnings.warn("dtype bfloat16 rounds the state at every step, and samples drift the further the more steps there are; "
                       "keep float32 and run the network in bfloat16: autocast='bfloat16'", UserWarning, stacklevel=5)  # fmt: skip
