@@ -165,7 +165,8 @@ def test_the_backends_steps_are_the_portable_ones(native: Any, sampler: str, cas
     own = states(native, shape, sampler=sampler, **CASES[case])
     portable(registry, native.name)
     plain = states(native, shape, sampler=sampler, **CASES[case])
-    assert worst_ulps(own, plain) <= EXACT[native.name]
+    larger = 2 if sampler == "dpm++3m" else 1  # its weights have both signs and are about twice those of order 2
+    assert worst_ulps(own, plain) <= larger * EXACT[native.name]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
