@@ -410,6 +410,31 @@ def test_numpys_errors_of_range_are_off_in_every_step(sampler: Any, dtype: str) 
             assert np.isfinite(edit.image_to_image(d, net, x, np.array(d.T // 2 + 1), steps=4, sampler=sampler)).all()
 
 
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "ddpm"])
+def test_the_tutorials_loop_is_sample_inside_jax(sampler: Any) -> None:
+    """Compiled, with the network traced once, it is `sample` to rounding; and its derivative is that of differences."""
+    jax = pytest.importorskip("jax")
+    jax.config.update("jax_enable_x64", True)
+    page, names = pages.ROOT / "docs/tutorials/jax.md", dict[str, Any]()
+    pages.run(next(iter(pages.blocks(page.read_text(encoding="utf-8"), "python"))), page, names)
+    traced = []
+
+    def net(x_t: Any, t: Any) -> Any:
+        traced.append(t)
+        return wavy(x_t, t)
+
+    eta = 0.7 if sampler in samplers.DEFAULT_ETA else 0.0
+    rows, x_T = samplers.NAMES[sampler](CHAIN, CHAIN.timesteps(9), eta), jax.numpy.asarray(batch(3, 2))
+    z = jax.numpy.stack([noise.normal(5, range(3), row.t, (2,), backend="jax", dtype="float64") for row in rows])
+    loop = jax.jit(lambda x: names["sample"](CHAIN, Denoiser(net), rows, x, z if eta else None))
+    x = CHAIN.sample(Denoiser(wavy), (3, 2), sampler=sampler, timesteps=CHAIN.timesteps(9), x_T=x_T, eta=eta, seed=5)
+    np.testing.assert_allclose(loop(x_T), x, rtol=1e-10, atol=1e-12)
+    assert len(traced) == 1
+    slope = jax.grad(lambda x: loop(x)[0, 0])(x_T)[0, 0]
+    ahead, behind = (loop(x_T.at[0, 0].add(move))[0, 0] for move in (1e-6, -1e-6))
+    assert float(slope) == pytest.approx(float(ahead - behind) / 2e-6, rel=1e-5, abs=1e-8)
+
+
 # ------------------------------------------------------------------------------------- the steps of devices, on the host
 
 
