@@ -27,7 +27,7 @@ from tinyddpm._network.nets import Clip, NeedsChain, Net, call_net, clips
 Scale = float | Array | Callable[[Array], Any]
 """A number, an array (B,), or a function of the network's steps (B,) that returns either."""
 Shift = Literal["after_clip", "before_clip"]
-"""When classifier guidance shifts: after x_0 is clipped, as guided-diffusion does, or before."""
+"""When classifier guidance shifts, after x_0 is clipped, as guided-diffusion does, or before."""
 
 
 @dataclass(frozen=True, eq=False)
