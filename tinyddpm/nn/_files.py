@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -100,52 +99,6 @@ def write_bytes(file: Path, *parts: Any) -> str:
         stream.flush()
         os.fsync(stream.fileno())
     return digest.hexdigest()
-
-
-@contextmanager
-def new_folder(folder: Path, replaces: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Give the block a temporary folder that becomes `folder` at its end, or is deleted if the block raises.
-
-    Parameters
-    ----------
-    folder : Path
-        The folder to create.
-    replaces : frozenset of str
-        The files that an existing `folder` may hold. Then it is replaced.
-
-    Yields
-    ------
-    Path
-        The temporary folder.
-
-    Raises
-    ------
-    ValueError
-        If `folder` is not a folder or holds other files.
-    """
-    folder = Path(os.path.abspath(folder))
-    if os.path.lexists(folder):
-        if folder.is_symlink() or not folder.is_dir():
-            raise ValueError(f"{folder}: exists and is not a folder")
-        inside = {entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if not entry.is_dir()}
-        if other := inside - replaces:
-            raise ValueError(f"{folder}: holds other files, such as {min(other)}; choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.new-{os.getpid()}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    try:
-        yield fresh
-        sync_folder(fresh)
-        old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-        if folder.is_dir():
-            os.rename(folder, old)
-        os.rename(fresh, folder)
-        sync_folder(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -131,10 +131,8 @@ class UNet(nn.Module):
         width, groups = widths_of(config)[0], norm_groups_of(config)
         self.norm_out = nn.GroupNorm(groups, width, norm_eps)
         self.conv_out = nn.Conv2d(width, config["out_channels"] or in_channels, 3, padding=1)
-        down, mid, up = build_levels(config, groups, self.drop_by)
-        self.down.extend(down)
-        self.mid.extend(mid)
-        self.up.extend(up)
+        for part, layers in zip((self.down, self.mid, self.up), build_levels(config, groups, self.drop_by), strict=True):
+            part.extend(layers)
         self.reset()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -260,12 +258,16 @@ class UNet(nn.Module):
             If a file is damaged. The message names the file and what is wrong in it.
         """
         folder = weights.as_path("dir", dir)
-        stored = weights.read_json(folder / CONFIG)
-        digest = stored.pop("sha256", None)
-        if not isinstance(digest, str):
-            raise ValueError(f"{folder / CONFIG}: the key 'sha256' is missing or not a string")
-        name = EMA_WEIGHTS if os.path.lexists(folder / EMA_WEIGHTS) else WEIGHTS
-        return cls.read(folder / name, stored, digest, folder / CONFIG)
+
+        def read() -> UNet:
+            stored = weights.read_json(folder / CONFIG)
+            digest = stored.pop("sha256", None)
+            if not isinstance(digest, str):
+                raise ValueError(f"{folder / CONFIG}: the key 'sha256' is missing or not a string")
+            name = EMA_WEIGHTS if os.path.lexists(folder / EMA_WEIGHTS) else WEIGHTS
+            return cls.read(folder / name, stored, digest, folder / CONFIG)
+
+        return weights.reading_whole(folder, read)
 
     @classmethod
     def read(cls, file: Path, stored: dict[str, Any], digest: str, source: Path) -> UNet:

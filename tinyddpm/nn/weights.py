@@ -17,17 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinyddpm.nn._files import (
-    as_path,
-    new_folder,
-    open_regular,
-    parse_json,
-    read_file,
-    read_json,
-    sync_folder,
-    write_bytes,
-    write_json,
-)
+from tinyddpm.nn._files import as_path, open_regular, parse_json, read_file, read_json, sync_folder, write_bytes, write_json
+from tinyddpm.nn._folders import new_folder, reading_whole
 
 __all__ = [
     "as_path",
@@ -37,6 +28,7 @@ __all__ = [
     "read_json",
     "read_shapes",
     "read_tensors",
+    "reading_whole",
     "sync_folder",
     "write_bytes",
     "write_json",

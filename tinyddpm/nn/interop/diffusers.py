@@ -60,13 +60,17 @@ def load_diffusers(dir: str | os.PathLike[str]) -> tuple[UNet, Diffusion, Denois
         and the key or tensor.
     """
     folder = weights.as_path("dir", dir)
-    if os.path.lexists(folder / _INDEX):
-        _check_index(folder / _INDEX)
-    config, scheduler = _part(folder, "unet") / _CONFIG, _part(folder, "scheduler") / _SCHEDULER
-    net = _unet.network(config)
-    diffusion, read_as = _scheduler.process(scheduler, net)
-    net.load_state_dict(_read_weights(config.parent, net), assign=True)
-    return net, diffusion, Denoiser(net.eval(), **read_as)
+
+    def read() -> tuple[UNet, Diffusion, Denoiser]:
+        if os.path.lexists(folder / _INDEX):
+            _check_index(folder / _INDEX)
+        config, scheduler = _part(folder, "unet") / _CONFIG, _part(folder, "scheduler") / _SCHEDULER
+        net = _unet.network(config)
+        diffusion, read_as = _scheduler.process(scheduler, net)
+        net.load_state_dict(_read_weights(config.parent, net), assign=True)
+        return net, diffusion, Denoiser(net.eval(), **read_as)
+
+    return weights.reading_whole(folder, read)
 
 
 def save_diffusers(dir: str | os.PathLike[str], net: UNet, diffusion: Diffusion, denoiser: Denoiser) -> None:
