@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import batch, betas, diffusions, pairs, plans, smooth_diffusions
 
-from tinyddpm import Denoiser, Diffusion, samplers, schedules
+from tinyddpm import Denoiser, Diffusion, Gaussian, samplers, schedules
 from tinyddpm.conversions import KINDS
 from tinyddpm.verify import _core, _truth
 
@@ -485,3 +485,25 @@ def test_replace_makes_the_chain_of_other_betas() -> None:
     assert dataclasses.replace(Diffusion(), beta=[0.1, 0.2]) == Diffusion([0.1, 0.2])
     with pytest.raises(ValueError, match=r"^beta must be in \(0, 1\), got beta_1 = 0.0"):
         dataclasses.replace(Diffusion([0.1, 0.2]))
+
+
+def test_a_flat_piece_after_a_steep_one_keeps_its_digits() -> None:
+    """Sums of log alpha of size 37 cannot show betas of 1e-300; the variance between was 0 or negative."""
+    beta = [0.5, 1 - 1e-16, 1e-300, 2e-300, 1e-40, 0.1]
+    d = Diffusion(beta)
+    exact = [1e-300, 3e-300, 1e-40]
+    for found in (d.between_weights(np.array([3, 4, 5]), 2)[1], [d.between_weights(t, 2)[1] for t in (3, 4, 5)]):
+        np.testing.assert_allclose(found, exact, rtol=4e-16)
+    np.testing.assert_allclose(d.respaced((6, 4, 2, 0)).beta[2], 3e-300, rtol=4e-16)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_coefficients_beyond_the_dtype_make_no_nan(dtype: str) -> None:
+    d = Diffusion([1 - 1e-10, 1 - 1e-16, 1e-300])  # 1 / sqrt(alpha_bar) is 1e5, 1e13
+    x = np.array([[0.5, -0.25]], dtype)
+    assert np.isfinite(d.convert(d.convert(x, x, 2, "eps", "x0"), x, 2, "x0", "eps")).all() or dtype == "float16"
+    eps = Denoiser(lambda x_t, t: 0 * x_t + x).eps(d, 2 * x, 2)
+    assert np.isfinite(eps).all()
+    with pytest.raises(ValueError, match=rf"^t must be a step at which x0 follows from eps, got 6, where .*, in float32$"):
+        Diffusion([1 - 1e-16] * 6).convert(x, x, np.array([6]), "eps", "x0")
+    assert Gaussian(np.zeros(1, np.float32), -400.0).kl(Gaussian(np.zeros(1, np.float32), -400.0)) == 0  # exp(200) is infinite

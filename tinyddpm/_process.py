@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tinyddpm import schedules
 from tinyddpm._arrays.check import allocating, as_int
-from tinyddpm._arrays.namespace import A, cast_like, check_same_shape, namespace_of
+from tinyddpm._arrays.namespace import A, cast_like, check_same_shape, dtype_name, namespace_of, quietly, widened
 from tinyddpm._arrays.steps import Named, Steps, check_steps, gather, number
 from tinyddpm._numerics import double
 from tinyddpm._numerics.tables import Tables
@@ -29,6 +29,7 @@ class Process(Tables):
         table = np.append(0.0, schedules.checked(schedules.linear() if beta is None else beta))
         self._set(table, double.cumsum(double.log(double.two_sum(1.0, -table))))
 
+    @quietly
     def q(self, x0: A, t: Steps) -> Gaussian:
         r"""The distribution of x_t given x_0.
 
@@ -99,11 +100,13 @@ class Process(Tables):
         t = check_steps("t", t, x0, xp, 0, self.T)
         return self._q_sample(x0, t, eps, xp)
 
+    @quietly
     def _q_sample(self, x0: A, t: Any, eps: A, xp: Any) -> A:
         """`q_sample` of checked arguments."""
         signal, noise = (gather(Named(self, f"sqrt_{name}"), t, x0, xp) for name in ("alpha_bar", "one_minus_alpha_bar"))
         return signal * x0 + noise * cast_like(eps, x0, xp)  # type: ignore[no-any-return]
 
+    @quietly
     def q_between(self, x_s: A, s: Steps, t: Steps) -> Gaussian:
         r"""The distribution of x_t given an earlier state x_s.
 
@@ -140,6 +143,7 @@ class Process(Tables):
         w = self._step_weights(*self._checked_pair(t, s, x_s, xp), x_s, xp)
         return Gaussian(w.w_xs * x_s, w.log_beta)
 
+    @quietly
     def posterior(self, x_t: A, x0: A, t: Steps, s: Steps | None = None) -> Gaussian:
         r"""The distribution of an earlier state x_s given x_t and x_0; by default s = t - 1.
 
@@ -217,35 +221,39 @@ class Process(Tables):
         check_same_shape("value", value, "x_t", x_t)
         return self._convert(value, x_t, check_steps("t", t, value, xp, 1, self.T), source, target, xp)
 
+    @quietly
     def _convert(self, value: A, x_t: A, t: Any, source: Kind, target: Kind, xp: Any) -> A:
         """`convert` of checked arrays and steps."""
-        slope = self._slope(value, t, source, target, xp)
+        wide = widened(value, xp)
+        slope = self._slope(wide, t, source, target, xp)
         if source == target and isinstance(t, int | np.ndarray):
             return value
-        converted = slope * value
+        converted = slope * wide
         if source != target and {source, target} != {"eps", "score"}:  # else x_t has no part in it
-            shift = gather(Named(self, Process._conversion_part, (source, target, 1)), t, value, xp)
-            converted = converted + shift * cast_like(x_t, value, xp)
-        return converted  # type: ignore[no-any-return]
+            part = (source, target, float(xp.finfo(wide.dtype).max), 1)
+            converted = converted + gather(Named(self, Process._conversion_part, part), t, wide, xp) * cast_like(x_t, wide, xp)
+        return cast_like(converted, value, xp)  # type: ignore[no-any-return]
 
     def _slope(self, value: A, t: Any, source: Kind, target: Kind, xp: Any) -> Any:
         """What a prediction is multiplied by in `convert`; ValueError if there is none at a step t that the host can read."""
+        limit = float(xp.finfo(value.dtype).max)
         if isinstance(t, int | np.ndarray):
-            missing = number(self, Process._missing, (source, target, t))
+            missing = number(self, Process._missing, (source, target, limit, t))
             if missing > 0:
                 wrong = int(missing)
                 raise ValueError(f"t must be a step at which {target} follows from {source}, got {wrong}, where alpha_bar is "
-                                 f"{number(self, 'alpha_bar', (), wrong)}")  # fmt: skip
-        return gather(Named(self, Process._conversion_part, (source, target, 0)), t, value, xp)
+                                 f"{number(self, 'alpha_bar', (), wrong)}, in {dtype_name(value)}")  # fmt: skip
+        return gather(Named(self, Process._conversion_part, (source, target, limit, 0)), t, value, xp)
 
-    def _missing(self, source: Kind, target: Kind, t: Any) -> int:
+    def _missing(self, source: Kind, target: Kind, limit: float, t: Any) -> int:
         """The first of the steps t at which there is no conversion, or 0."""
-        missing = np.isnan(self.conversion(source, target)[0][t])
+        missing = np.isnan(self._conversion_part(source, target, limit, 0)[t])
         return int(np.extract(missing, t)[0]) if np.any(missing) else 0
 
-    def _conversion_part(self, source: Kind, target: Kind, part: int) -> Any:
-        """The table of one coefficient of `conversion`."""
-        return self.conversion(source, target)[part]
+    def _conversion_part(self, source: Kind, target: Kind, limit: float, part: int) -> Any:
+        """The table of one coefficient of `conversion`, NaN where one is beyond `limit`, the data's range."""
+        parts = [table for table in self.conversion(source, target) if table is not None]
+        return np.where(np.logical_and.reduce([np.abs(table) <= limit for table in parts]), parts[part], np.nan)
 
     def sample_t(self, n: int, seed: int) -> NDArray[np.int64]:
         """Steps drawn uniformly from 1..T: a pure function of the seed.

@@ -99,7 +99,7 @@ def tables(coefficients: Coefficients, source: Kind, target: Kind) -> tuple[Tabl
     for name, kind in (("source", source), ("target", target)):
         one_of(name, kind, KINDS)
     c = Coefficients(*(table[1:] for table in coefficients))
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         a, b = (np.ones_like(c.a), None) if source == target else _FORMS[source, target](c)
     exists = np.isfinite(a) & (True if b is None else np.isfinite(b))
     a = np.append(np.nan, np.where(exists, a, np.nan))

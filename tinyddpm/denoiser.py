@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tinyddpm import plans
 from tinyddpm._arrays.check import as_callable, as_instance, as_int, one_of
-from tinyddpm._arrays.namespace import A, Array, clip_array, namespace_of
+from tinyddpm._arrays.namespace import A, Array, cast_like, clip_array, namespace_of, quietly, widened
 from tinyddpm._arrays.steps import Named, Steps, check_steps, time_array
 from tinyddpm._arrays.value import FrozenValue
 from tinyddpm._network import variance
@@ -217,6 +217,7 @@ class Denoiser(FrozenValue):
         channels = x_t.shape[1]
         return out[:, :channels, ...], out[:, channels:, ...]
 
+    @quietly
     def x0_from(self, d: Process, value: Array, x_t: Array, t: Any, xp: Any) -> Array:
         """x_0 from a prediction, clipped if `clip_x0` says so.
 
@@ -238,6 +239,7 @@ class Denoiser(FrozenValue):
             return d._convert(value, x_t, t, self.predicts, "eps", xp)
         return d._convert(self.x0_from(d, value, x_t, t, xp), x_t, t, "x0", "eps", xp)
 
+    @quietly
     def p_from(self, d: Process, value: Array, raw: Array | None, x_t: Array, t: Any, s: Any, xp: Any) -> Gaussian:
         """p(x_s | x_t) from a prediction and the raw variance output.
 
@@ -245,10 +247,12 @@ class Denoiser(FrozenValue):
         -------
         Gaussian
         """
-        w = d._step_weights(t, s, x_t, xp)
-        mean = w.w_x0 * self.x0_from(d, value, x_t, t, xp) + w.w_xt * x_t
+        wide = widened(x_t, xp)
+        w = d._step_weights(t, s, wide, xp)
+        mean = cast_like(w.w_x0 * self.x0_from(d, widened(value, xp), wide, t, xp) + w.w_xt * wide, x_t, xp)
         return Gaussian(mean, self.log_var_from(d, raw, x_t, t, s, xp))
 
+    @quietly
     def log_var_from(self, d: Process, raw: Array | None, x_t: Array, t: Any, s: Any, xp: Any) -> Any:
         """Natural log of p's variance.
 

@@ -15,7 +15,6 @@ from tinyddpm import plans
 from tinyddpm._arrays.check import names_unknown_options
 from tinyddpm._arrays.namespace import Array, Table
 from tinyddpm._numerics.double import Double
-from tinyddpm._numerics.weights import pair_weights
 from tinyddpm._process import Process
 from tinyddpm.plans import Spacing
 
@@ -111,7 +110,7 @@ class Diffusion(Process):
         True
         """
         t = np.array(plans.checked(timesteps, self.T)[::-1])
-        beta = pair_weights(self._log_at(t[1:]), self._log_at(t[:-1])).beta
+        beta = self._pair_weights(t[1:], t[:-1]).beta
         return self._of(np.append(0.0, beta), self._log_at(t))
 
     @names_unknown_options

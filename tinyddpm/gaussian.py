@@ -30,7 +30,7 @@ from tinyddpm._arrays.namespace import (
 from tinyddpm._arrays.value import make_pytree
 from tinyddpm._numerics import bins
 from tinyddpm._numerics.divergence import kl, kl_full
-from tinyddpm._numerics.operands import as_log_var, split_point, to_operands
+from tinyddpm._numerics.operands import as_log_var, scaled, split_point, to_operands
 
 __all__ = ["Gaussian", "discretized_log_likelihood", "kl", "kl_full"]
 
@@ -141,7 +141,7 @@ class Gaussian:
         xp, _, (mean, log_var, x_) = to_operands(mean=self.mean, log_var=self.log_var, x=x)
         point, log_var = split_point(log_var, xp)
         deviation = x_ - mean
-        density = -0.5 * ((deviation * xp.exp(-0.5 * log_var)) ** 2 + log_var + math.log(2 * math.pi))
+        density = -0.5 * (scaled(deviation, log_var, xp) ** 2 + log_var + math.log(2 * math.pi))
         limit = xp.where(deviation == 0, array_like(math.inf, mean, xp), array_like(-math.inf, mean, xp))
         return cast_like(xp.where(point, limit, density), x, xp)  # type: ignore[no-any-return]
 

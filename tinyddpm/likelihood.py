@@ -13,7 +13,7 @@ import numpy as np
 
 from tinyddpm import backends, gaussian, noise
 from tinyddpm._arrays.check import as_bool, as_instance, as_int, as_positive_int, names_unknown_options
-from tinyddpm._arrays.namespace import Array, Table
+from tinyddpm._arrays.namespace import Array, Table, quietly
 from tinyddpm._calibration.measure import Errors
 from tinyddpm._io.progress import progress_bar
 from tinyddpm._likelihood import steps as noised
@@ -29,6 +29,7 @@ __all__ = ["VLB", "Calibration", "Curve", "calibrate", "optimal_variance", "vlb"
 
 
 @names_unknown_options
+@quietly
 def vlb(
     d: Process, denoiser: Denoiser, x0: Array, *, seed: int = 0, index: Sequence[int] | None = None, levels: int = 256,
     decoder: Decoder = "exact", terms: bool = True, progress: bool = False,
@@ -103,6 +104,7 @@ def vlb(
 
 
 @names_unknown_options
+@quietly
 def optimal_variance(
     d: Process, denoiser: Denoiser, x0: Array, *, seed: int = 0, index: Sequence[int] | None = None, draws: int = 1,
     progress: bool = False,
@@ -175,6 +177,7 @@ def optimal_variance(
 
 
 @names_unknown_options
+@quietly
 def calibrate(
     d: Diffusion, denoiser: Denoiser, x0: Array, *, seed: int = 0, index: Sequence[int] | None = None, draws: int = 1,
     levels: int = 256, decoder: Decoder = "exact", per_dimension: bool = False, batch_size: int | None = None,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tinyddpm._arrays.check import as_real, one_of
-from tinyddpm._arrays.namespace import A, Table
+from tinyddpm._arrays.namespace import A, Table, quiet
 from tinyddpm._arrays.steps import Named, Steps, gather
 from tinyddpm._losses.call import Decoder, call_on_noised, check_range, detached, eps_error, mean_square, vlb_term
 from tinyddpm._losses.times import LossAwareT, UniformT
@@ -139,7 +139,8 @@ def hybrid(d: Process, denoiser: Denoiser, x0: A, t: Steps, eps: A, weight: floa
     check_range("x0", x0, 256, decoder)
     call = call_on_noised(d, denoiser, x0, t, eps)
     bound = vlb_term(d, denoiser, call._replace(value=detached(call.value)), decoder)
-    return mean_square(call.error, call.xp) + weight * d.T * bound  # type: ignore[no-any-return]
+    with quiet():
+        return mean_square(call.error, call.xp) + weight * d.T * bound  # type: ignore[no-any-return]
 
 
 def weighted(
@@ -185,13 +186,16 @@ def weighted(
     if weighting == "uniform":
         return loss  # type: ignore[no-any-return]
     power = default if gamma is None else as_real("gamma", gamma, 0.0)
-    return gather(Named(d, _factor, (weighting, power, denoiser.predicts)), call.t, loss, call.xp) * loss  # type: ignore[no-any-return]
+    factor = gather(Named(d, _factor, (weighting, power, denoiser.predicts)), call.t, loss, call.xp)
+    with quiet():
+        return factor * loss  # type: ignore[no-any-return]
 
 
 def _factor(d: Process, weighting: str, gamma: float, predicts: Kind) -> Table:
     """What the squared error of a prediction is to be multiplied by, a table."""
-    factor: Table = _WEIGHTINGS[weighting](d, gamma) * eps_error(d, predicts)
-    return factor
+    with quiet():
+        factor: Table = _WEIGHTINGS[weighting](d, gamma) * eps_error(d, predicts)
+        return factor
 
 
 _WEIGHTINGS: dict[str, Callable[[Process, Any], Table]] = {  # of the squared error of eps

@@ -126,6 +126,11 @@ def cast_like(x: Array, to: Array, xp: Any) -> Array:
     return x if x.dtype == to.dtype else xp.astype(x, to.dtype)
 
 
+def widened(x: Array, xp: Any) -> Array:
+    """x in float32 if its own dtype is narrower: coefficients leave float16's range, and infinities then make NaN."""
+    return xp.astype(x, xp.float32) if xp.finfo(x.dtype).bits < 32 else x
+
+
 def clip_array(x: Array, low: float, high: float, xp: Any) -> Array:
     """x clipped to [low, high]: by its own method if it has one, which is several times faster than the portable way."""
     return x.clip(low, high) if hasattr(x, "clip") else xp.clip(x, low, high)

@@ -25,6 +25,7 @@ from tinyddpm._arrays.namespace import (
     host_values,
     integer_namespace,
     library_name,
+    quietly,
     untraced,
 )  # fmt: skip
 
@@ -119,6 +120,7 @@ def check_host_steps(name: str, t: Any, low: int, high: int) -> Any:
     return t.astype(np.int64)
 
 
+@quietly
 def gather(table: Named, t: Any, x: Array, xp: Any) -> Any:
     """Entries of a named float64 table at t: a float if t is an int, else an array that broadcasts against x.
 
@@ -130,7 +132,7 @@ def gather(table: Named, t: Any, x: Array, xp: Any) -> Any:
         return number(*table, t)
     trailing = (1,) * (x.ndim - 1) if single else tuple(x.shape[1:])
     if not compiling() and isinstance(t, int | np.ndarray):
-        return array_like(table.get()[t].reshape(-1, *trailing), x, xp)
+        return array_like(table.get()[t].reshape(len(t) if isinstance(t, np.ndarray) else 1, *trailing), x, xp)
     size, x_type = _length(*table), (xp, x.dtype, device_of(x))
     if compiling():
         padded = getattr(table.owner, _attribute(table.table, table.owner, table.args, *x_type))

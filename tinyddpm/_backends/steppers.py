@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from tinyddpm._arrays.namespace import Array, clip_array
+from tinyddpm._arrays.namespace import Array, clip_array, quietly
 from tinyddpm._backends.protocol import Row
 
 Weights = Sequence[Any]
 """Python floats or, inside a compiled function, scalars of the array library."""
 
 
+@quietly
 def reverse_step(
     state: Array,
     base: Array,

@@ -13,7 +13,18 @@ import numpy as np
 
 from tinyddpm import gaussian
 from tinyddpm._arrays.check import one_of
-from tinyddpm._arrays.namespace import Array, Table, array_like, cast_like, check_same_shape, flatten, host_values, namespace_of
+from tinyddpm._arrays.namespace import (
+    Array,
+    Table,
+    array_like,
+    cast_like,
+    check_same_shape,
+    flatten,
+    host_values,
+    namespace_of,
+    quietly,
+    widened,
+)  # fmt: skip
 from tinyddpm._arrays.steps import Steps, check_steps
 from tinyddpm._process import Process
 from tinyddpm.conversions import Kind
@@ -34,6 +45,7 @@ class Call(NamedTuple):
     xp: Any
 
     @property
+    @quietly
     def error(self) -> Array:
         """Target minus prediction, (B, ...)."""
         return self.target - self.value
@@ -44,12 +56,15 @@ def call_on_noised(d: Process, denoiser: Denoiser, x0: Array, t: Steps, eps: Arr
     check_model(d, denoiser)
     xp = namespace_of(x0=x0, eps=eps)
     check_same_shape("eps", eps, "x0", x0)
+    if 0 in x0.shape[1:]:
+        raise ValueError(f"x0 must hold at least one number in each sample, got shape {tuple(x0.shape)}")
     steps, eps = check_steps("t", t, x0, xp, 1, d.T), cast_like(eps, x0, xp)
     x_t = d._q_sample(x0, steps, eps, xp)
     value, raw = denoiser.call(d, x_t, steps, xp, clip=False)
     return Call(x0, x_t, steps, target(d, denoiser.predicts, x0, x_t, steps, eps, xp), value, raw, xp)
 
 
+@quietly
 def target(d: Process, predicts: Kind, x0: Array, x_t: Array, t: Any, eps: Array, xp: Any) -> Array:
     """The true value of what a network predicts; the arguments are checked."""
     if predicts == "v":
@@ -60,6 +75,7 @@ def target(d: Process, predicts: Kind, x0: Array, x_t: Array, t: Any, eps: Array
     return x0 if predicts == "x0" else d._convert(eps, x_t, t, "eps", predicts, xp)
 
 
+@quietly
 def eps_error(d: Process, predicts: Kind) -> Table:
     """What the squared error of a prediction at step t = 1..T is to be multiplied by to become that of eps."""
     return d.conversion(predicts, "eps")[0] ** 2
@@ -76,6 +92,7 @@ def check_range(name: str, x0: Array, levels: int, decoder: Decoder) -> None:
                          "for continuous data")  # fmt: skip
 
 
+@quietly
 def vlb_term(d: Process, denoiser: Denoiser, call: Call, decoder: Decoder) -> Array:
     """L_{t-1} in nats per dimension, (B,), from the network's unclipped output."""
     x_t, t, xp = call.x_t, call.t, call.xp
@@ -102,7 +119,8 @@ def _reconstruction(x0: Array, mean: Array, log_var: Any, decoder: Decoder) -> A
 
 def _divergence(d: Process, denoiser: Denoiser, call: Call, log_var: Any) -> Array:
     """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), elementwise; the gap of the means comes from the prediction's error."""
-    gap = d._slope(call.x0, call.t, denoiser.predicts, "mu", call.xp) * call.error
+    error = widened(call.error, call.xp)
+    gap = d._slope(error, call.t, denoiser.predicts, "mu", call.xp) * error
     log_beta_tilde = d._step_weights(call.t, None, call.x_t, call.xp).log_beta_tilde
     return gaussian.kl(gap, log_beta_tilde, call.xp.zeros_like(gap), log_var)
 
@@ -112,6 +130,7 @@ def mean_over_dims(x: Array, xp: Any) -> Array:
     return xp.mean(flatten(x, xp), axis=-1)
 
 
+@quietly
 def mean_square(x: Array, xp: Any) -> Array:
     """The mean square over each sample's dimensions, (B, ...) -> (B,)."""
     return mean_over_dims(x**2, xp)

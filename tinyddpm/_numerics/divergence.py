@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinyddpm._arrays.namespace import A, Array, array_like, cast_like, host_values, namespace_of, quietly
-from tinyddpm._numerics.operands import check_broadcast, split_point, to_operands, working_dtype
+from tinyddpm._numerics.operands import check_broadcast, scaled, split_point, to_operands, working_dtype
 
 
 @quietly
@@ -44,7 +44,7 @@ def kl(mean1: A | float, log_var1: A | float, mean2: A | float, log_var2: A | fl
     xp, first, (m1, log1, m2, log2) = to_operands(mean1=mean1, log_var1=log_var1, mean2=mean2, log_var2=log_var2)
     (point1, log1), (point2, log2) = split_point(log1, xp), split_point(log2, xp)
     gap = m1 - m2
-    regular = 0.5 * (_excess(log1 - log2, xp) + (gap * xp.exp(-0.5 * log2)) ** 2)
+    regular = 0.5 * (_excess(log1 - log2, xp) + scaled(gap, log2, xp) ** 2)
     limit = xp.where(point1 & point2 & (gap == 0), xp.zeros_like(gap), array_like(math.inf, gap, xp))
     return cast_like(xp.where(point1 | point2, limit, regular), first, xp)  # type: ignore[no-any-return]
 

@@ -59,6 +59,12 @@ def split_point(log: Array, xp: Any) -> tuple[Array, Array]:
     return point, xp.where(point, xp.zeros_like(log), log)
 
 
+def scaled(gap: Array, log_var: Array, xp: Any) -> Array:
+    """gap in standard deviations: 0 stays 0 even if a standard deviation is less than the least number."""
+    scale = xp.exp(-0.5 * log_var)
+    return gap * xp.where((gap == 0) & (scale == math.inf), xp.ones_like(scale), scale)
+
+
 def _is_number(x: Any) -> bool:
     """Whether x is not an array; NumPy's scalars are numbers."""
     return isinstance(x, np.generic) or not hasattr(x, "ndim")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
@@ -93,7 +94,7 @@ class Tables(FrozenValue):
     def weights(self) -> Weights:
         """Weights of every pair (t, t - 1), each a table of shape (T + 1,); entry 0 is NaN."""
         start, end = self._log_at(np.arange(1, self.T + 1)), self._log_at(np.arange(self.T))
-        columns = pair_weights(start, end, double.double(self.beta[1:]))
+        columns = pair_weights(start, end, minus(start, end), double.double(self.beta[1:]))
         return Weights(*(_read_only(np.append(np.nan, column)) for column in columns))
 
     def posterior_weights(self, t: Steps, s: Steps | None = None) -> tuple[Any, Any, Any]:
@@ -194,8 +195,21 @@ class Tables(FrozenValue):
         if np.all(t - s == 1):
             w = Weights(*(table[t] for table in self.weights))
         else:
-            w = pair_weights(self._log_at(t), self._log_at(s))
+            w = pair_weights(self._log_at(t), self._log_at(s), self._log_between(t, s))
         return Weights(*map(float, w)) if t.ndim == 0 else w
+
+    @np.errstate(all="ignore")
+    def _log_between(self, t: NDArray[Any], s: NDArray[Any]) -> Double:
+        """log alpha_{t|s}: a difference of sums, or its own sum if the digits would cancel, in a flat piece of a chain."""
+        log = minus(self._log_at(t), self._log_at(s))
+        lost = np.abs(log.hi) < 2.0**-48 * np.abs(self._log_alpha_bar.hi[s])
+        if not np.any(lost):
+            return log
+        hi, lo = (np.array(part) for part in log)
+        for k in np.flatnonzero(lost):
+            steps = double.log(double.two_sum(1.0, -self.beta[s.flat[k] + 1 : t.flat[k] + 1]))
+            hi.flat[k], lo.flat[k] = math.fsum(steps.hi), math.fsum(steps.lo)
+        return Double(hi, lo)
 
     def _log_at(self, t: Any) -> Double:
         return Double(self._log_alpha_bar.hi[t], self._log_alpha_bar.lo[t])

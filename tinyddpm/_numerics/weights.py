@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tinyddpm._arrays.namespace import Array, array_like, quietly
 from tinyddpm._arrays.steps import Named, Steps, gather
 from tinyddpm._numerics import double
-from tinyddpm._numerics.double import Double, half, minus, one_minus_exp
+from tinyddpm._numerics.double import Double, half, one_minus_exp
 
 
 class Weights(NamedTuple):
@@ -45,9 +45,8 @@ class LogVarWeights(NamedTuple):
 
 
 @np.errstate(all="ignore")
-def pair_weights(log_t: Double, log_s: Double, beta: Double | None = None) -> Weights:
-    """The weights in float64, from log alpha_bar at t and at s, of one shape, and from beta_{t|s} if it is known."""
-    log_ts = minus(log_t, log_s)
+def pair_weights(log_t: Double, log_s: Double, log_ts: Double, beta: Double | None = None) -> Weights:
+    """The weights in float64, from log alpha_bar at t and at s, their difference, and beta_{t|s} if it is known; of one shape."""
     left_t, left_s = one_minus_exp(log_t), one_minus_exp(log_s)
     beta = one_minus_exp(log_ts) if beta is None else beta
     w_xs = double.exp(half(log_ts))
@@ -63,6 +62,7 @@ def pair_weights_on_device(d: Any, t: Steps, s: Steps, x: Array, xp: Any) -> Log
     t_pieces, s_pieces = ([gather(Named(d, _piece, (k, bits)), u, x, xp) for k in range(3)] for u in (t, s))
     log_t, log_s = sum(t_pieces), sum(s_pieces)
     log_ts = sum(a - b for a, b in zip(t_pieces, s_pieces, strict=True))  # each difference is exact to its own size
+    log_ts = xp.where(log_ts > 0, xp.zeros_like(log_ts), log_ts) if hasattr(log_ts, "shape") else min(log_ts, 0.0)
     valid = _column(t, x, xp) > _column(s, x, xp)
     log_t, log_s, log_ts = (xp.where(valid, a, xp.full_like(a, math.nan)) for a in xp.broadcast_arrays(
         *(a if hasattr(a, "shape") else array_like(a, x, xp) for a in (log_t, log_s, log_ts))))  # fmt: skip
