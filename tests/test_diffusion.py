@@ -504,6 +504,6 @@ def test_coefficients_beyond_the_dtype_make_no_nan(dtype: str) -> None:
     assert np.isfinite(d.convert(d.convert(x, x, 2, "eps", "x0"), x, 2, "x0", "eps")).all() or dtype == "float16"
     eps = Denoiser(lambda x_t, t: 0 * x_t + x).eps(d, 2 * x, 2)
     assert np.isfinite(eps).all()
-    with pytest.raises(ValueError, match=rf"^t must be a step at which x0 follows from eps, got 6, where .*, in float32$"):
+    with pytest.raises(ValueError, match=r"^t must be a step at which x0 follows from eps, got 6, where .*, in float32$"):
         Diffusion([1 - 1e-16] * 6).convert(x, x, np.array([6]), "eps", "x0")
     assert Gaussian(np.zeros(1, np.float32), -400.0).kl(Gaussian(np.zeros(1, np.float32), -400.0)) == 0  # exp(200) is infinite

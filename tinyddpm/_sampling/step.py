@@ -35,7 +35,8 @@ class ArrayApiStepper:
         noise = None
         if row.std != 0.0:
             sigma: Any = row.std if std is None else std
-            noise = sigma * (self._draw(row.t) if z is None else z)
+            with quiet():
+                noise = sigma * (self._draw(row.t) if z is None else z)
         with quiet():
             self.state, self._base, self._history = reverse_step(
                 self.state, self._base, self._history, value, row_weights(row), noise, clip=self._clip, xp=xp
