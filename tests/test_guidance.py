@@ -171,6 +171,20 @@ def test_a_null_is_a_value_of_the_labels_dtype(library: Library) -> None:
     assert library.host(seen).tolist() == [True, True]
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64"])
+def test_labels_of_any_integer_dtype_reach_the_network(dtype: str) -> None:
+    """As the same classes: Torch looks up 32 and 64 bits only. A bool is no class."""
+    torch = pytest.importorskip("torch")
+    from tinyddpm.nn import UNet
+
+    net = UNet(8, 1, channels=4, mults=(1, 2), res_blocks=1, attention=(), classes=3, norm_groups=2).eval().requires_grad_(False)
+    x, t, y = torch.from_numpy(batch(2, 1, 8, 8)).float(), torch.tensor([1, 20]), torch.tensor([1, 2])
+    ours = guidance.classifier_free(net, y.to(getattr(torch, dtype)), 2.0, 3)(x, t)
+    assert ours.equal(guidance.classifier_free(net, y, 2.0, 3)(x, t))
+    with pytest.raises(ValueError, match=r"^y must be integers of shape \(2,\), got torch.bool"):
+        net(x, t, y == 1)
+
+
 # -------------------------------------------------------------------------------------- the order of the clip and the shift
 
 TWO = [GaussianData(np.array([m]), 0.02) for m in (-0.5, 0.5)]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tinyddpm._arrays.check import as_bool, as_int, as_real
@@ -137,7 +138,7 @@ def check_inputs(config: dict[str, Any], x: Tensor, t: Tensor, y: Tensor | None)
         return
     if classes is None:
         raise ValueError("y must be None for a network without classes, got a tensor")
-    if y.shape != x.shape[:1] or y.is_floating_point():
+    if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(f"y must be integers of shape ({x.shape[0]},), got {y.dtype} of shape {tuple(y.shape)}")
     most, none = (classes, f", or {classes} for no class,") if config["null_class"] else (classes - 1, ",")
     if y.device.type == "cpu" and y.numel() and not 0 <= int(y.min()) <= int(y.max()) <= most:

@@ -157,7 +157,7 @@ class UNet(nn.Module):
         embedded = self.time(time_embedding(t, self.config["channels"], cos_first, freq_shift).to(x.dtype))
         if self.label is not None:
             none = self.label.num_embeddings - 1
-            embedded = embedded + self.label(torch.full_like(t, none, dtype=torch.long) if y is None else y)
+            embedded = embedded + self.label(torch.full_like(t, none, dtype=torch.long) if y is None else y.long())
         embedded = F.silu(embedded)
         skips = [self.conv_in(x)]
         for layer in self.down:
