@@ -21,7 +21,7 @@ settings.load_profile("default")
 
 TINY = [
     *("--data", "digits", "--steps", "3", "--T", "6", "--channels", "4", "--mults", "1,2", "--res-blocks", "1"),
-    *("--batch-size", "8", "--checkpoint-every", "2"),
+    *("--batch-size", "8", "--checkpoint-every", "2", "--cooldown", "0", "--precision", "float32"),
 ]
 """A run of seconds, as `tinyddpm train` takes it."""
 

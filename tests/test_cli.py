@@ -315,6 +315,9 @@ def test_evaluate_gives_the_bound_on_held_out_images(model: str, tmp_path: Path,
     assert stated["rate"]["mean"] + stated["distortion"]["mean"] == pytest.approx(stated["bits_per_dim"]["mean"])
     assert main(["evaluate", "--model", model, "--data", "digits", "-q", "--batch-size", "100"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert main(["evaluate", "--model", model, "--data", "digits", "--limit", "5"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("evaluate: 5 of 180 images, 6 network calls each, about 0 s (--limit and --steps take others)\n")
     assert lines[0] == f"bits/dim: {stated['bits_per_dim']['mean']:.4f} +- {stated['bits_per_dim']['error']:.4f}"
 
 

@@ -146,6 +146,19 @@ def test_last_may_not_lead_out_of_the_run(run: Path, begun: Path) -> None:
         find(run)
 
 
+def test_a_finished_run_without_last_gets_it_again(run: Path) -> None:
+    (run / "last").unlink()
+    go_on(run, steps=10)
+    assert os.readlink(run / "last") == "checkpoints/step-00000010"
+
+
+def test_a_run_inside_a_checkpoint_is_refused(run: Path) -> None:
+    before = sorted(run.rglob("*"))
+    with pytest.raises(ValueError, match=r"^out must be a run folder, got .*last, which is a checkpoint"):
+        go_on(run / "last", steps=12)
+    assert sorted(run.rglob("*")) == before
+
+
 # ---- with settings that change
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
 from collections.abc import Iterator
 
 import numpy as np
 
+from tinyddpm import backends
+from tinyddpm._arrays.check import as_positive_int
 from tinyddpm._commands import quality, takes_model
 from tinyddpm._commands.calibrate import best_chain
-from tinyddpm._commands.runs import held_out, open_run, score
+from tinyddpm._commands.runs import device_of, held_out, open_run, score
+from tinyddpm._io.progress import duration, say
 from tinyddpm.likelihood import VLB
+from tinyddpm.training import Images, Run
 
 EXAMPLES = (
     "--model runs/digits --data digits",
@@ -20,6 +25,7 @@ EXAMPLES = (
     "--model runs/photos --data held_out/ --limit 100 --json",
     "--model runs/fashion --data test.npz --limit 500 --distances 2000 --classifier runs/classifier",
 )
+_LIMIT = 256  # images: the standard error is then about a sixteenth of their spread
 _LABELS = {
     "bits_per_dim": "bits/dim",
     "prior": "  L_T",
@@ -35,7 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     takes_model(parser)
     data = "images to score; if the run was trained on them, only those that it held out"
     parser.add_argument("--data", required=True, metavar="digits|FOLDER|FILE", help=data)
-    parser.add_argument("--limit", type=int, metavar="N", help="score only the first N images")
+    parser.add_argument("--limit", type=int, default=_LIMIT, metavar="N", help=f"score the first N images (default {_LIMIT})")
     steps = "network calls an image: the best chain of this length, which tinyddpm calibrate found (default: the full chain)"
     parser.add_argument("--steps", type=int, metavar="N", help=steps)
     parser.add_argument("--curve", action="store_true", help="print the bound's term and the errors of x0 and eps at each t")
@@ -45,10 +51,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Iterator[str]:
     """Yield the bound and its parts in bits per dimension, and the distances, each with its standard error."""
     model = open_run(args.model, args.device)
-    images = held_out(model, args.data, args.limit)
+    found = held_out(model, args.data)
+    images = found.rows(slice(as_positive_int("limit", args.limit)))
     judged = quality.Quality.prepared(args, model)  # checks the options before the long work
     model = model if args.steps is None else best_chain(args.model, model, args.steps)
     options = {"seed": args.seed, "batch_size": args.batch_size, "progress": not args.quiet}
+    if not args.quiet and images.shape == model.shape:  # `score` refuses others
+        took = _estimate(model, images, args.batch_size)
+        say(f"evaluate: {len(images)} of {len(found)} images, {took} (--limit and --steps take others)")
     vlb = score(model, images, terms=args.curve, **options)
     parts, about = in_bits(vlb), {"images": len(images), "levels": images.levels, "calls": model.diffusion.T}
     curve, distances = _curve(vlb) if args.curve else {}, judged.measure() if judged else {}
@@ -66,6 +76,17 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         yield "t = {}: {:.5f} +- {:.5f} bits/dim, x0 rmse {:.3f} levels, eps rmse {:.5f}".format(*row)
     if distances:
         yield from quality.lines(distances)
+
+
+def _estimate(model: Run, images: Images, batch_size: int) -> str:
+    """The network calls that the bound takes, and their time by that of one."""
+    size, calls = min(len(images), as_positive_int("batch_size", batch_size)), model.diffusion.T
+    x = backends.get("torch").from_numpy(np.zeros((size, *model.shape), np.float32), device=device_of(model))
+    for _ in range(2):  # the first makes what is made once
+        began = time.perf_counter()
+        float(model.denoiser.x0(model.diffusion, x, calls).sum())
+    seconds = (time.perf_counter() - began) * calls * len(images) / size
+    return f"{calls} network calls each, about {duration(seconds)}"
 
 
 def in_bits(vlb: VLB) -> dict[str, tuple[float, float]]:

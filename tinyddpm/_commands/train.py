@@ -14,18 +14,21 @@ from typing import Any
 from tinyddpm._commands import command_line, takes_output
 from tinyddpm._io.progress import say
 from tinyddpm.nn.weights import read_json
-from tinyddpm.training import TrainConfig, train
+from tinyddpm.training import TrainConfig, presets, train
 from tinyddpm.training.checkpoint import find, read_state
 from tinyddpm.training.config import refuse_unknown
 from tinyddpm.training.fields import help_of
+from tinyddpm.training.initial import settings_of
 
 __all__ = ["EXAMPLES", "arguments", "run"]
 
 EXAMPLES = (
     "--data digits --steps 2000 --out runs/digits",
+    "--data photos/ --out runs/photos --minutes 20",
     "--data photos/ --steps 100000 --out runs/photos --channels 128 --checkpoint-every 5000",
     "--config photos.toml --lr 1e-4",
     "--out runs/photos --resume --steps 200000",
+    "--data cats/ --out runs/cats --init-from runs/photos --minutes 5",
 )
 
 
@@ -34,11 +37,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="a TOML file of such settings, lr = 1e-4; flags override it")
     parser.add_argument("--calibrate", action="store_true", help="run tinyddpm calibrate at the end")
     takes_output(parser, quiet="show no progress, and not the settings")
+    which = "settings to begin with, which the others override: cpu, gpu or ho2020 (default: by the device; none with --config)"
+    parser.add_argument("--preset", metavar="NAME", default=argparse.SUPPRESS, help=which)
+    fits = "choose the number of steps for so many minutes, by the time that the first ones take"
+    parser.add_argument("--minutes", metavar="X", type=float, default=argparse.SUPPRESS, help=fits)
     fields = dataclasses.fields(TrainConfig)
     groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(f.metadata["group"] for f in fields)}
     for field in fields:
         about, flag = field.metadata, "--" + field.name.replace("_", "-")
-        given: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help_of(field).replace("`", "").replace("%", "%%")}
+        text = help_of(field, presets.SIZED).replace("`", "").replace("%", "%%")
+        given: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
         if about["parse"]:
             given |= {"type": about["parse"], "metavar": about["metavar"]}
         else:
@@ -48,10 +56,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Iterator[str]:
     """Train; the settings, the checkpoint's path, and commands to go on with; or the first two as JSON."""
-    config = _config({k: v for k, v in vars(args).items() if k not in ("config", "quiet", "json", "calibrate")}, args.config)
+    flags = {k: v for k, v in vars(args).items() if k not in ("config", "quiet", "json", "calibrate")}
+    config, reasons = _config(flags, args.config)
     speaks = os.environ.get("RANK", "0") == "0"
     if speaks and not args.quiet and not args.json:
-        yield _as_toml(config)
+        yield "\n".join([*(f"# {reason}" for reason in reasons), _as_toml(config)])
     resume = ("train", "--out", config.out, "--resume")
     try:
         last = train(config, progress=not args.quiet)
@@ -72,7 +81,8 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     yield f"checkpoint: {last}"
     if args.calibrate:
         yield from calibrated
-    yield f"samples:    {command_line('sample', '--model', config.out, '--out', Path(config.out, 'samples.png'))}"
+    fast = ("--sampler", "dpm++2m", "--steps", min(20, config.T))
+    yield f"samples:    {command_line('sample', '--model', config.out, '--out', Path(config.out, 'samples.png'), *fast)}"
     yield f"go on:      {command_line(*resume, '--steps', 2 * config.steps)}"
 
 
@@ -85,12 +95,32 @@ def _calibrated(out: str, args: argparse.Namespace) -> Iterator[str]:
     yield from calibrate.run(parser.parse_args(["--model", out, *(["--quiet"] if args.quiet or args.json else [])]))
 
 
-def _config(flags: Mapping[str, Any], file: str | None) -> TrainConfig:
-    """The flags, over the TOML file, over the run itself where it is resumed, over the defaults."""
+def _config(flags: Mapping[str, Any], file: str | None) -> tuple[TrainConfig, list[str]]:
+    """The flags, over the TOML file, over the run itself where it is resumed, else over a preset; and lines that say why.
+
+    A file brings its own settings: without a flag for it there is no preset then.
+    """
     given = {**(_read(file) if file else {}), **flags}
-    if given.get("resume"):
-        given = {**_settings_of(given.get("out", TrainConfig.out), "data" in given), **given}
-    return TrainConfig.from_dict(given)
+    name, minutes = given.pop("preset", None), given.pop("minutes", None)
+    if given.get("resume") and (own := _settings_of(given.get("out", TrainConfig.out), "data" in given)):
+        for key, value in (("preset", name), ("minutes", minutes)):
+            if value is not None:
+                raise ValueError(f"{key} must not be given to a run that goes on with its own settings, got {value}")
+        return TrainConfig.from_dict({**own, **given}), []
+    if given.get("init_from"):
+        given = {**settings_of(given["init_from"]), **given}
+    preset = None if file and name is None else presets.chosen(name, given)
+    reasons = list[str]()
+    if minutes is not None:
+        given["steps"], reason = presets.steps_in(minutes, _settled(preset, given))
+        reasons.append(reason)
+    config = _settled(preset, given)
+    return config, [presets.reason(preset, name is not None, given, config), *reasons] if preset else reasons
+
+
+def _settled(preset: str | None, given: Mapping[str, Any]) -> TrainConfig:
+    """What is given, over the preset if there is one."""
+    return TrainConfig.from_dict(dict(given)) if preset is None else presets.preset(preset, **given)
 
 
 def _settings_of(out: str, starts: bool) -> dict[str, Any]:

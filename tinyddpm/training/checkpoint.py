@@ -32,10 +32,12 @@ __all__ = [
     "LOCK",
     "OPTIMIZER",
     "SAMPLER",
+    "STATE",
     "WEIGHTS",
     "CheckpointError",
     "about",
     "find",
+    "link",
     "locked",
     "read_state",
     "restore",
@@ -117,12 +119,11 @@ def save(
             hashes[EMA_WEIGHTS] = ema.write(folder, EMA_WEIGHTS)
             state = {"step": step, **about, "files": hashes}
             weights.write_json(folder / STATE, {**state, "sha256": _digest(state)})
-        _link(out, target)
-        weights.sync_folder(out)
+        link(out, target)
     _prune(target, keep)
 
 
-def _link(out: Path, target: Path) -> None:
+def link(out: Path, target: Path) -> None:
     """Make ``last`` a link to `target`, or a copy of it where the file system has no links.
 
     A folder, as copies of a run have it, is moved aside first; if the process is killed then, `find` takes the newest checkpoint.
@@ -139,6 +140,7 @@ def _link(out: Path, target: Path) -> None:
     elif fresh.is_dir() and not fresh.is_symlink():
         last.unlink(missing_ok=True)
     os.replace(fresh, last)
+    weights.sync_folder(out)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -90,15 +90,21 @@ class TrainConfig:
     classes: bool = switch("classes", "give the network the data's labels, so that it can draw a chosen class")
     label_dropout: float = real(0.1, "classes", "share of labels hidden from the network, which guidance needs", 0.0, 1.0)
 
+    init_from: str | None = name(
+        "network",
+        "a run, a saved network or a diffusers pipeline whose weights a new run starts with, as far as they fit; its widths, "
+        "blocks and levels replace those given here",
+    )
     channels: int = integer(32, "network", "width of the network", 1, 2**14)
     mults: tuple[int, ...] | None = sizes(
         "network", "width of each level in units of channels; by default 1,2,2,2, or 1,2,2 for images that are small or odd"
     )
     res_blocks: int = integer(2, "network", "residual blocks in each level", 1, 2**14)
     attention: tuple[int, ...] | None = sizes(
-        "network", "heights of the levels with attention; by default the first below the top of at most 16 pixels a side",
+        "network", "heights of the levels with attention; by default the first below the top of at most attention_side pixels",
         empty=True,
     )  # fmt: skip
+    attention_side: int = integer(16, "network", "largest side of the level that has attention by default")
     dropout: float = real(0.0, "network", "dropout in each block", 0.0, 0.999)
 
     flip: bool = switch("images", "mirror every other image, on average")
@@ -248,7 +254,7 @@ class TrainConfig:
             mults = (1, 2, 2, 2) if halvings > 2 and min(height, width) >= 32 else (1, 2, 2)
         attention = self.attention
         if attention is None:
-            attention = tuple([height >> i for i in range(1, len(mults)) if max(height, width) >> i <= 16][:1])
+            attention = tuple([height >> i for i in range(1, len(mults)) if max(height, width) >> i <= self.attention_side][:1])
         return UNet(
             height if height == width else (height, width),
             in_channels=channels,

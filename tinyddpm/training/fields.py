@@ -72,13 +72,13 @@ def check(settings: Any) -> None:
             object.__setattr__(settings, each.name, each.metadata["check"](each.name, value))
 
 
-def help_of(setting: Field[Any]) -> str:
-    """The help text of a field for the command line, with what it takes and its default."""
+def help_of(setting: Field[Any], sized: frozenset[str] = frozenset()) -> str:
+    """The help text of a field for the command line, with what it takes and its default, which a preset has for those `sized`."""
     about = setting.metadata
     some = "some" if about["parse"] is _words else "one"
     takes = [f"{some} of {', '.join(about['choices'])}"] if about["choices"] else [about["bounds"]] if about["bounds"] else []
     if setting.default is not None and about["parse"]:
-        takes.append(f"default {setting.default}")
+        takes.append("default by the preset" if setting.name in sized else f"default {setting.default}")
     return f"{about['help']} ({'; '.join(takes)})" if takes else about["help"]
 
 

@@ -69,6 +69,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
         After SIGINT or SIGTERM, once the step is saved.
     """
     out = Path(as_instance("config", config, TrainConfig).out)
+    if (out / checkpoint.STATE).exists():
+        raise ValueError(f"out must be a run folder, got {out}, which is a checkpoint")
     with join(config) as world:
         if world.rank == 0 and (out / checkpoint.LOCK).exists():  # fail before the data are read
             with checkpoint.locked(out):
@@ -108,6 +110,11 @@ def _resume(trainer: Trainer) -> None:
         if not config.resume:
             raise ValueError(f"out must be a new folder unless resume is set, but {config.out} holds a run")
         trainer.restore(last)
+        if trainer.world.rank == 0 and not Path(config.out, checkpoint.LAST).is_dir():
+            with writing(f"out {config.out}"):
+                checkpoint.link(Path(config.out), last)
+    else:
+        trainer.begin()
 
 
 def _about(trainer: Trainer) -> str:

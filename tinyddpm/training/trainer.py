@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tinyddpm import losses
 from tinyddpm.nn import UNet
-from tinyddpm.training import checkpoint
+from tinyddpm.training import checkpoint, initial
 from tinyddpm.training.batches import Batch, Batches
 from tinyddpm.training.config import FREE, LIVE, TrainConfig
 from tinyddpm.training.data import pixels
@@ -52,7 +52,7 @@ class Trainer:
         self.notes: list[str] = []
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(config.seed)
-            net = config.unet(pictures)
+            net = initial.new_network(config, pictures)
         self.net: UNet = net.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.net).eval().requires_grad_(False)
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
@@ -161,6 +161,11 @@ class Trainer:
         self.batches.sampler.load_state_dict({key: value.numpy() for key, value in learned.items()})
         for p in self.parameters:
             self.optimizer.state[p]["step"].fill_(state.get("updates", self.start))
+
+    def begin(self) -> None:
+        """Take over the weights of `init_from`, if it is given."""
+        self.notes += initial.start_from(self.net, self.config)
+        self.ema.load_state_dict(self.net.state_dict())
 
     def _compare(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError if a setting that must stay, or what is known of the data, differs from the run's."""
