@@ -34,7 +34,9 @@ def takes_device(parser: argparse.ArgumentParser) -> None:
 
 def takes_model(parser: argparse.ArgumentParser) -> None:
     """Add ``--model``, ``--batch-size``, ``--device``, ``--seed``, ``--quiet`` and ``--json``."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="run folder, or one of its checkpoints")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="run, saved network with its chain, or diffusers pipeline: its folder"
+    )
     parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="images per call of the network (default 250)")
     takes_device(parser)
     takes_output(parser)

@@ -11,7 +11,7 @@ from pathlib import Path
 from tinyddpm import backends
 from tinyddpm._arrays.check import as_positive_int
 from tinyddpm._commands import takes_model
-from tinyddpm._commands.runs import check_shape, device_of, network_digest, open_run, trained_on
+from tinyddpm._commands.runs import check_shape, data_of, device_of, network_digest, open_run, trained_on
 from tinyddpm.calibration import Calibration
 from tinyddpm.likelihood import calibrate
 from tinyddpm.training import Images, Run
@@ -34,7 +34,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Iterator[str]:
     """Measure, write ``calibration.json`` into the run, and yield what was used and the bounds that follow."""
     model = open_run(args.model, args.device)
-    images = trained_on(model, args.data or model.config.data, args.limit)
+    data = data_of(model, args.data)
+    images = trained_on(model, data, args.limit)
     found = measure(
         model, images, seed=args.seed, batch_size=args.batch_size, per_dimension=args.per_dimension, progress=not args.quiet
     )
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         )
         return
     kind = "a variance for each pixel" if args.per_dimension else "one variance a step"
-    yield f"calibration: {file} ({found.rows} images of {args.data or model.config.data}, none held out; {kind})"
+    yield f"calibration: {file} ({found.rows} images of {data}, none held out; {kind})"
     for n, (bits, error) in table.items():
         best = ", the best of all lengths" if n == max(table) else ""
         yield f"{n} calls: {bits:.3f} +- {error:.3f} bits/dim{best}"

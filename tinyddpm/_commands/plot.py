@@ -61,12 +61,13 @@ def _schedules(args: argparse.Namespace) -> Figure:
 
 
 def _forward(args: argparse.Namespace) -> Figure:
+    from tinyddpm._commands.runs import data_of
     from tinyddpm.training import load
 
     if args.model is None:
         return plots.forward(Diffusion(), load(args.data or "digits").scaled(slice(8)), seed=args.seed)
     model = _run(args)
-    images = dataclasses.replace(model.config, data=args.data or model.config.data).images()
+    images = dataclasses.replace(model.config, data=data_of(model, args.data)).images()
     return plots.forward(model.diffusion, images.scaled(slice(8)), seed=args.seed)
 
 
@@ -85,10 +86,10 @@ def _loss(args: argparse.Namespace) -> Figure:
 
 
 def _of_bound(figure: str, args: argparse.Namespace) -> Figure:
-    from tinyddpm._commands.runs import held_out, score
+    from tinyddpm._commands.runs import data_of, held_out, score
 
     model = _run(args)
-    images = held_out(model, args.data or model.config.data, args.limit)
+    images = held_out(model, data_of(model, args.data), args.limit)
     bound = score(model, images, seed=args.seed, terms=True, progress=not args.quiet)
     return plots.bound(bound) if figure == "bound" else plots.rate_distortion(bound)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from tinyddpm import backends, samplers
 from tinyddpm._arrays.check import as_int
+from tinyddpm._commands.models import Saved
 from tinyddpm._commands.runs import batches, device_of, held_out
 from tinyddpm.training import Images, Run, to_levels
 from tinyddpm.training.evaluation import fid
@@ -61,6 +62,8 @@ class Quality:
         run.diffusion.trajectory(run.denoiser, (0, *run.shape), backend="torch", **_options(args))  # checks the options at once
         if args.fid:
             fid.measure()
+        if isinstance(run, Saved):
+            raise ValueError("distances need a run: a saved model does not say on which images it was trained")
         training, real = run.config.images().split(run.config.held_out)[0], held_out(run, args.data)
         as_int("data: the number of images", len(real), 2 * GROUPS, 2**62)
         if args.classifier is not None and Path(args.classifier).exists():

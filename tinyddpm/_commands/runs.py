@@ -14,6 +14,7 @@ import numpy as np
 
 from tinyddpm import backends
 from tinyddpm._arrays.check import as_positive_int
+from tinyddpm._commands.models import Saved, is_saved, open_saved
 from tinyddpm._io.progress import progress_bar
 from tinyddpm.likelihood import VLB, vlb
 from tinyddpm.samplers import Step
@@ -21,12 +22,27 @@ from tinyddpm.training import Images, Run, load_run
 
 
 def open_run(model: str, device: str | None = None) -> Run:
-    """Load the run in the folder `model` to `device`; the default is this process's CUDA device, else the CPU."""
+    """Load the run, the saved network with its chain or the diffusers pipeline in the folder `model`.
+
+    The default device is this process's CUDA device, else the CPU.
+    """
     torch = backends.get("torch")
     if device is None:
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if len(torch.devices()) > 1 else "cpu"
     torch.from_numpy(np.empty(0, np.float32), device=device)  # refuses a wrong device by name
-    return load_run(model, device)
+    return open_saved(model, device) if is_saved(model) else load_run(model, device)
+
+
+def data_of(run: Run, data: str | None) -> str:
+    """The given data, else those that the run was trained on."""
+    if data is None and isinstance(run, Saved):
+        raise ValueError("data must be given, as the model does not say what it was trained on: --data digits|FOLDER|FILE")
+    return run.config.data if data is None else data
+
+
+def is_own(run: Run, data: str) -> bool:
+    """Whether the run was trained on `data`."""
+    return not isinstance(run, Saved) and data == run.config.data
 
 
 def device_of(run: Run) -> str:
@@ -37,7 +53,7 @@ def device_of(run: Run) -> str:
 def held_out(run: Run, data: str, limit: int | None = None) -> Images:
     """The images of `data`; if the run was trained on `data`, only those that it held out."""
     images = dataclasses.replace(run.config, data=data).images()
-    if data == run.config.data:
+    if is_own(run, data):
         images = images.split(run.config.held_out)[1]
     if not len(images):
         raise ValueError(f"data must have images that the run held out, got {data}")
@@ -47,7 +63,7 @@ def held_out(run: Run, data: str, limit: int | None = None) -> Images:
 def trained_on(run: Run, data: str, limit: int) -> Images:
     """At most `limit` of the images of `data`, evenly spaced; if the run was trained on `data`, none that it held out."""
     images = dataclasses.replace(run.config, data=data).images()
-    if data == run.config.data:
+    if is_own(run, data):
         images = images.split(run.config.held_out)[0]
     if not len(images):
         raise ValueError(f"data must have images that the run was trained on, got {data}")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from tinyddpm.nn._arguments import widths_of
-from tinyddpm.nn.layers import Attention, Block, Downsample, DropoutKey, Upsample
+from tinyddpm.nn.layers import Attention, Block, Downsample, DropoutKey, Upsample, variance_scaling
 
 
 def build_levels(
@@ -48,3 +48,16 @@ def build_levels(
 def takes_skip(layer: nn.Module) -> bool:
     """Whether a layer of the way up takes an output of the way down beside its input; those that double the size do not."""
     return isinstance(layer, Block) and layer.resample is None
+
+
+def initialize(net: Any) -> None:
+    """Draw the initial weights of Ho et al. for a `UNet`."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            variance_scaling(module)
+    for module in (net.conv_out, *(m.conv2 for m in net.modules() if isinstance(m, Block))):
+        variance_scaling(module, 1e-10)
+    for module in net.modules():
+        if isinstance(module, Attention):
+            variance_scaling(module.qkv, fan=2 * module.qkv.in_features)
+            variance_scaling(module.out, 1e-10)

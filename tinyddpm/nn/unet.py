@@ -16,14 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyddpm.denoiser import Denoiser
+from tinyddpm.diffusion import Diffusion
 from tinyddpm.nn import weights
 from tinyddpm.nn._arguments import check_inputs, checked, norm_groups_of, widths_of
-from tinyddpm.nn._levels import build_levels, takes_skip
-from tinyddpm.nn.layers import Attention, Block, DropoutKey, cast_weights, time_embedding, variance_scaling
+from tinyddpm.nn._chain import described
+from tinyddpm.nn._levels import build_levels, initialize, takes_skip
+from tinyddpm.nn.layers import DropoutKey, cast_weights, time_embedding
 
 __all__ = ["UNet"]
 
-CONFIG, WEIGHTS, EMA_WEIGHTS = "unet.json", "model.safetensors", "ema.safetensors"
+CONFIG, WEIGHTS, EMA_WEIGHTS, CHAIN = "unet.json", "model.safetensors", "ema.safetensors", "chain.json"
 _ADDED: dict[str, Any] = {  # arguments that files of version 0.1 do not hold
     "heads_upsample": None, "first_channels": None, "resblock_updown": False, "mid_norm_groups": None, "null_class": True
 }  # fmt: skip
@@ -171,20 +174,12 @@ class UNet(nn.Module):
 
     def reset(self) -> None:
         """Draw the initial weights of Ho et al. from Torch's global random state."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                variance_scaling(module)
-        for module in (self.conv_out, *(m.conv2 for m in self.modules() if isinstance(m, Block))):
-            variance_scaling(module, 1e-10)
-        for module in self.modules():
-            if isinstance(module, Attention):
-                variance_scaling(module.qkv, fan=2 * module.qkv.in_features)
-                variance_scaling(module.out, 1e-10)
+        initialize(self)
 
     def cast_for_autocast(self, dtype: torch.dtype) -> UNet:
         """Return a network whose weights are cast now, as autocast to `dtype` would cast them at every call.
 
-        The result shares everything else with this network, hooks included. It does not follow later changes of the weights.
+        It shares all else with this network, hooks included, and does not follow later changes of the weights.
 
         Parameters
         ----------
@@ -203,21 +198,26 @@ class UNet(nn.Module):
         """Return a new network as Ho et al. used for CIFAR-10, with 35 746 307 parameters."""
         return cls(image_size=32)
 
-    def save(self, dir: str | os.PathLike[str]) -> None:
+    def save(self, dir: str | os.PathLike[str], diffusion: Diffusion | None = None, denoiser: Denoiser | None = None) -> None:
         """Write the weights and the constructor's arguments to a folder, completely or not at all.
 
         Parameters
         ----------
         dir : path
             The folder. An earlier save in it is replaced.
+        diffusion, denoiser : Diffusion, Denoiser, optional
+            The network's chain and how the network is read, which `load_model` and the commands need.
 
         Raises
         ------
-        ValueError
-            If the folder holds other files.
+        TypeError, ValueError
+            If only one of the two is given, `denoiser` has another network or a variance for each pixel, or `dir` other files.
         """
-        with weights.new_folder(weights.as_path("dir", dir), replaces=frozenset({CONFIG, WEIGHTS})) as folder:
+        chain = described(self, diffusion, denoiser)
+        with weights.new_folder(weights.as_path("dir", dir), replaces=frozenset({CONFIG, WEIGHTS, CHAIN})) as folder:
             self.write(folder, WEIGHTS)
+            if chain is not None:
+                weights.write_json(folder / CHAIN, chain)
 
     def write(self, folder: Path, name: str) -> str:
         """Write the two files of `save` into a folder.

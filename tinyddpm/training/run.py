@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,18 +68,23 @@ class Run:
         TypeError, ValueError
             If `label` is not a class of the run, or `scale` not a number or given without a label.
         """
-        scale = as_real("scale", scale)
+        scale, free = as_real("scale", scale), self.net.config["null_class"]
+        if label is None and not free:
+            raise ValueError(f"label must be one of 0..{int(self.classes or 1) - 1}: the network has none for no class")
         if label is None:
             if scale != 1.0:
                 raise ValueError(f"scale must be 1 without a label, got {scale}")
             return self.denoiser
         if self.classes is None:
             raise ValueError(f"label must be None, as the run was trained without classes, got {label!r}")
+        if scale != 1.0 and not free:
+            raise ValueError(f"scale must be 1, as the network has no class for no class, got {scale}")
         rows: Any = label if hasattr(label, "__iter__") else [label]
         given = [as_int("label", k, 0, self.classes - 1) for k in rows]
         y = torch.tensor(given, dtype=torch.long, device=next(self.net.parameters()).device)
         net = self.net if rows is label else partial(_spread, self.net)
-        return self.config.denoiser(guidance.classifier_free(net, y, scale, self.classes))
+        null = self.classes if free else 0  # not used without guidance
+        return replace(self.denoiser, net=guidance.classifier_free(net, y, scale, null))
 
 
 def _spread(net: UNet, x: Tensor, t: Tensor, y: Tensor) -> Any:
