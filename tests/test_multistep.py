@@ -115,6 +115,32 @@ def test_weights_of_short_steps_keep_their_digits(h: float) -> None:
     np.testing.assert_allclose(rows._phi(-h), [float(value) for value in phi], rtol=2e-15)
 
 
+def chain_of(*h: float) -> Diffusion:
+    """A chain whose log(a / sigma) rises by these amounts in its steps from T to 1."""
+    lam = 1.5 - np.concatenate([[0.0], np.cumsum(h[::-1])])
+    return Diffusion(schedules.from_alpha_bar(1 / (1 + np.exp(-2 * lam))))
+
+
+@pytest.mark.parametrize("size", [0.2, 1.0, 2.0])
+@pytest.mark.parametrize(("earlier", "before", "third"), [
+    (0.9 * 2**-10, 1, False), (1.1 * 2**-10, 1, True), (1, 0.9 * 2**-10, False), (1, 1.1 * 2**-10, True),
+    (0.9 * 2**-5.5, 2**-5.5, False), (1.1 * 2**-5.5, 2**-5.5, True),
+])  # fmt: skip
+def test_the_third_order_falls_back_where_it_would_magnify_rounding(
+    size: float, earlier: float, before: float, third: bool
+) -> None:  # fmt: skip
+    """It divides differences by both r's and their sum. Below 2^-10 the rows are those of the second order."""
+    d = chain_of(size * earlier, size * before, size, size)
+    plan = tuple(range(d.T, -1, -1))
+    second, ours = samplers.NAMES["dpm++2m"](d, plan, 0.0), samplers.NAMES["dpm++3m"](d, plan, 0.0)
+    assert [(row.t, row.s) for row in ours] == [(t, t - 1) for t in plan[:-1]]
+    assert len(ours[2].state) == (4 if third else 3)
+    for k in (0, 1, 4) if third else (0, 1, 2, 4):
+        np.testing.assert_allclose(ours[k].state, [*second[k].state, 0.0][: len(ours[k].state)], rtol=1e-12)
+    for row, other in zip(ours, second, strict=True):  # a constant prediction gives the exact solution
+        np.testing.assert_allclose(sum(row.state[1:]), sum(other.state[1:]), rtol=1e-9)
+
+
 @pytest.mark.parametrize("sampler", samplers.NAMES)
 def test_intervals_of_no_length(sampler: Any) -> None:
     """Betas of 1e-300 leave log-SNR as it is: steps that do nothing, and no earlier interval to extrapolate from."""
