@@ -433,3 +433,16 @@ def test_losses_whose_squares_overflow_have_probabilities() -> None:
     for _ in range(10):
         sampler.update(torch.tensor([1, 2]), torch.tensor([3e200, 1e200], dtype=torch.float64, requires_grad=True))
     np.testing.assert_allclose(sampler.prob, 0.999 * np.array([0.75, 0.25]) + 0.0005, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_losses_of_half_precision_are_rounded_from_float32(dtype: str) -> None:
+    """A score of 1e8 is infinite in float16; the bound's term, of which it is a part, is not."""
+    torch = pytest.importorskip("torch")
+    d, model = Diffusion([1e-16, 0.3]), Denoiser(lambda x, t: -1e8 * x, "score")
+    x0, eps = (torch.tensor(v, dtype=getattr(torch, dtype)) for v in ([[0.25, -0.5]], [[0.5, 0.75]]))
+    for loss in (losses.vlb, losses.hybrid, losses.simple, partial(losses.weighted, weighting="min_snr")):
+        half, single = loss(d, model, x0, 2, eps), loss(d, model, x0.float(), 2, eps.float())
+        assert half.dtype == x0.dtype
+        assert float(half) == pytest.approx(float(single.to(x0.dtype)), rel=2e-2)  # x_t is rounded to 8 bits
+    assert not torch.isnan(losses.vlb(d, model, x0, 1, eps, "density")).any()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tinyddpm._arrays.check import as_real, one_of
-from tinyddpm._arrays.namespace import A, Table, quiet
+from tinyddpm._arrays.namespace import A, Table, cast_like, quiet
 from tinyddpm._arrays.steps import Named, Steps, gather
 from tinyddpm._losses.call import Decoder, call_on_noised, check_range, detached, eps_error, mean_square, vlb_term
 from tinyddpm._losses.times import LossAwareT, UniformT
@@ -61,7 +61,7 @@ def simple(d: Process, denoiser: Denoiser, x0: A, t: Steps, eps: A) -> A:
     [2.5]
     """
     call = call_on_noised(d, denoiser, x0, t, eps)
-    return mean_square(call.error, call.xp)  # type: ignore[no-any-return]
+    return cast_like(mean_square(call.error, call.xp), x0, call.xp)  # type: ignore[no-any-return]
 
 
 def vlb(d: Process, denoiser: Denoiser, x0: A, t: Steps, eps: A, decoder: Decoder = "exact") -> A:
@@ -140,7 +140,7 @@ def hybrid(d: Process, denoiser: Denoiser, x0: A, t: Steps, eps: A, weight: floa
     call = call_on_noised(d, denoiser, x0, t, eps)
     bound = vlb_term(d, denoiser, call._replace(value=detached(call.value)), decoder)
     with quiet():
-        return mean_square(call.error, call.xp) + weight * d.T * bound  # type: ignore[no-any-return]
+        return cast_like(mean_square(call.error, call.xp) + weight * d.T * bound, x0, call.xp)  # type: ignore[no-any-return]
 
 
 def weighted(
@@ -184,11 +184,11 @@ def weighted(
     call = call_on_noised(d, denoiser, x0, t, eps)
     loss = mean_square(call.error, call.xp)
     if weighting == "uniform":
-        return loss  # type: ignore[no-any-return]
+        return cast_like(loss, x0, call.xp)  # type: ignore[no-any-return]
     power = default if gamma is None else as_real("gamma", gamma, 0.0)
     factor = gather(Named(d, _factor, (weighting, power, denoiser.predicts)), call.t, loss, call.xp)
     with quiet():
-        return factor * loss  # type: ignore[no-any-return]
+        return cast_like(factor * loss, x0, call.xp)  # type: ignore[no-any-return]
 
 
 def _factor(d: Process, weighting: str, gamma: float, predicts: Kind) -> Table:

@@ -47,8 +47,8 @@ class Call(NamedTuple):
     @property
     @quietly
     def error(self) -> Array:
-        """Target minus prediction, (B, ...)."""
-        return self.target - self.value
+        """Target minus prediction, (B, ...), at least in float32."""
+        return self.target - widened(self.value, self.xp)
 
 
 def call_on_noised(d: Process, denoiser: Denoiser, x0: Array, t: Steps, eps: Array) -> Call:
@@ -61,7 +61,8 @@ def call_on_noised(d: Process, denoiser: Denoiser, x0: Array, t: Steps, eps: Arr
     steps, eps = check_steps("t", t, x0, xp, 1, d.T), cast_like(eps, x0, xp)
     x_t = d._q_sample(x0, steps, eps, xp)
     value, raw = denoiser.call(d, x_t, steps, xp, clip=False)
-    return Call(x0, x_t, steps, target(d, denoiser.predicts, x0, x_t, steps, eps, xp), value, raw, xp)
+    truth = target(d, denoiser.predicts, widened(x0, xp), widened(x_t, xp), steps, widened(eps, xp), xp)
+    return Call(x0, x_t, steps, truth, value, raw, xp)
 
 
 @quietly
@@ -96,7 +97,8 @@ def check_range(name: str, x0: Array, levels: int, decoder: Decoder) -> None:
 def vlb_term(d: Process, denoiser: Denoiser, call: Call, decoder: Decoder) -> Array:
     """L_{t-1} in nats per dimension, (B,), from the network's unclipped output."""
     x_t, t, xp = call.x_t, call.t, call.xp
-    log_var = denoiser.log_var_from(d, call.raw, x_t, t, None, xp)
+    raw = None if call.raw is None else widened(call.raw, xp)
+    log_var = denoiser.log_var_from(d, raw, widened(x_t, xp), t, None, xp)
     first = t == 1
     known = isinstance(t, int | np.ndarray)  # then nothing is computed that no row needs
     some, all_first = (bool(np.any(first)), bool(np.all(first))) if isinstance(t, np.ndarray) else (first, first)
@@ -119,10 +121,10 @@ def _reconstruction(x0: Array, mean: Array, log_var: Any, decoder: Decoder) -> A
 
 def _divergence(d: Process, denoiser: Denoiser, call: Call, log_var: Any) -> Array:
     """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), elementwise; the gap of the means comes from the prediction's error."""
-    error = widened(call.error, call.xp)
+    error = call.error
     gap = d._slope(error, call.t, denoiser.predicts, "mu", call.xp) * error
-    log_beta_tilde = d._step_weights(call.t, None, call.x_t, call.xp).log_beta_tilde
-    return gaussian.kl(gap, log_beta_tilde, call.xp.zeros_like(gap), log_var)
+    log_beta_tilde = d._step_weights(call.t, None, error, call.xp).log_beta_tilde
+    return cast_like(gaussian.kl(gap, log_beta_tilde, call.xp.zeros_like(gap), log_var), call.x0, call.xp)
 
 
 def mean_over_dims(x: Array, xp: Any) -> Array:
