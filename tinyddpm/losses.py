@@ -61,7 +61,8 @@ def simple(d: Process, denoiser: Denoiser, x0: A, t: Steps, eps: A) -> A:
     [2.5]
     """
     call = call_on_noised(d, denoiser, x0, t, eps)
-    return cast_like(mean_square(call.error, call.xp), x0, call.xp)  # type: ignore[no-any-return]
+    with quiet():
+        return cast_like(mean_square(call.error, call.xp), x0, call.xp)  # type: ignore[no-any-return]
 
 
 def vlb(d: Process, denoiser: Denoiser, x0: A, t: Steps, eps: A, decoder: Decoder = "exact") -> A:
@@ -184,7 +185,8 @@ def weighted(
     call = call_on_noised(d, denoiser, x0, t, eps)
     loss = mean_square(call.error, call.xp)
     if weighting == "uniform":
-        return cast_like(loss, x0, call.xp)  # type: ignore[no-any-return]
+        with quiet():
+            return cast_like(loss, x0, call.xp)  # type: ignore[no-any-return]
     power = default if gamma is None else as_real("gamma", gamma, 0.0)
     factor = gather(Named(d, _factor, (weighting, power, denoiser.predicts)), call.t, loss, call.xp)
     with quiet():

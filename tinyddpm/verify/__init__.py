@@ -15,13 +15,20 @@ import numpy as np
 
 from tinyddpm import backends
 from tinyddpm._arrays.check import one_of
-from tinyddpm.verify import _bound, _gaussians, _process, _sampling, _tables
+from tinyddpm.verify import _bound, _edges, _gaussians, _process, _sampling, _tables
 from tinyddpm.verify._core import Identity, Place
 from tinyddpm.verify._truth import exactly
 
 __all__ = ["NAMES", "Result", "identities"]
 
-_IDENTITIES = (*_tables.identities, *_process.identities, *_gaussians.identities, *_bound.identities, *_sampling.identities)
+_IDENTITIES = (
+    *_tables.identities,
+    *_process.identities,
+    *_gaussians.identities,
+    *_bound.identities,
+    *_sampling.identities,
+    *_edges.identities,
+)
 
 NAMES = tuple(identity.name for identity in _IDENTITIES)
 """The names of all identities, in the order of measurement."""
