@@ -320,3 +320,18 @@ def test_state_of_another_kind_is_refused(run: Path) -> None:
         with pytest.raises((ValueError, LookupError), match=f"{key}|lerning_rate"):
             load_run(run)
     assert dataclasses.asdict(TrainConfig.from_dict(state["config"])).keys() == state["config"].keys()
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_a_lock_that_is_no_file_is_refused_and_nothing_is_emptied(tmp_path: Path, kind: str) -> None:
+    """A link would be followed and its target emptied; a FIFO would wait for ever."""
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "run").mkdir()
+    lock = tmp_path / "run" / ".lock"
+    if kind == "link":
+        lock.symlink_to(tmp_path / "precious")
+    else:
+        os.mkfifo(lock)
+    with pytest.raises(ValueError, match=r"\.lock must be a regular file"), locked(tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == "precious"

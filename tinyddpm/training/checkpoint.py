@@ -17,10 +17,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from tinyddpm._io.files import open_in_place
 from tinyddpm.nn import UNet, weights
 from tinyddpm.nn._files import open_regular
 from tinyddpm.nn.unet import CONFIG, EMA_WEIGHTS, WEIGHTS
@@ -196,7 +197,7 @@ def locked(out: Path) -> Iterator[None]:
 
     with writing(f"out {out}"):
         out.mkdir(parents=True, exist_ok=True)
-        stream = open(out / LOCK, "w")  # noqa: SIM115
+        stream = open_in_place(out / LOCK)
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -209,7 +210,7 @@ def locked(out: Path) -> Iterator[None]:
             _locks.discard(stream)
 
 
-_locks: set[TextIO] = set()
+_locks: set[BinaryIO] = set()
 
 
 def _release_locks() -> None:
