@@ -97,6 +97,8 @@ def test_guidance_leaves_the_variance_to_the_conditional_network(library: Librar
     np.testing.assert_allclose(free[:, :2], 3 * library.host(x))
     assert (free[:, 2:] == 0.5).all()
     led = Denoiser(guidance.classifier(net, lambda x, t: xp.ones_like(x), 2.0), variance="learned", clip_x0=False)
+    direct = library.host(led.net(x, t))
+    np.testing.assert_allclose(direct, np.concatenate([library.host(x) + 2, np.full((3, 2, 4), 0.5)], axis=1), rtol=1e-12)
     value, raw = led.call(CHAIN, x, 5, library.xp)
     np.testing.assert_allclose(library.host(value), library.host(x) - 2 * CHAIN.sqrt_one_minus_alpha_bar[5], rtol=1e-12)
     assert (library.host(raw) == 0.5).all()
@@ -166,6 +168,10 @@ def test_a_null_is_a_value_of_the_labels_dtype(library: Library) -> None:
     for label, null in ((y, 0.5), (y, True), (flags, 1), (flags, 0.0)):
         with pytest.raises(TypeError, match=r"^null must be "):
             guidance.classifier_free(classed, label, 0.0, null)
+    small = library.array(np.array([1, 2], np.uint8))
+    for null in (0, 255):
+        seen = guidance.classifier_free(lambda x, t, y: y, small, 0.0, null)(library.array(batch(2, 3)), None)
+        assert library.host(seen).tolist() == [null, null]
     seen = guidance.classifier_free(lambda x, t, y: y, flags, 0.0, True)(library.array(batch(2, 3)), None)
     assert seen.dtype == flags.dtype
     assert library.host(seen).tolist() == [True, True]
@@ -252,12 +258,16 @@ def test_a_net_that_clips_is_asked_for_it_on_shorter_chains_and_not_by_losses() 
 
 def test_two_classifiers_are_one_with_the_sum_of_their_gradients() -> None:
     """The inner one is told the chain and the range too; x_0 is clipped once, before both shifts."""
-    grad, x = towards_the_second(CHAIN), 3 * batch(4, 1)
-    inner = guidance.classifier(BOTH.net(CHAIN), grad, 7.0)
+    grad, x, exact = towards_the_second(CHAIN), 3 * batch(4, 1), BOTH.net(CHAIN)
+
+    def rough(x_t: Any, t: Any) -> Any:
+        return 0.3 * exact(x_t, t)  # whose x_0 leaves the range
+
+    inner = guidance.classifier(rough, grad, 7.0)
     for clip in (True, False):
         twice, once = (
             Denoiser(net, clip_x0=clip).x0(CHAIN, x, T)
-            for net in (guidance.classifier(inner, grad, 2.0), guidance.classifier(BOTH.net(CHAIN), grad, 9.0))
+            for net in (guidance.classifier(inner, grad, 2.0), guidance.classifier(rough, grad, 9.0))
         )
         np.testing.assert_allclose(twice, once, rtol=1e-9, atol=1e-12)
 

@@ -117,7 +117,7 @@ def checked_scale(scale: Any) -> Scale:
         return scale
     if not hasattr(scale, "shape") or isinstance(scale, np.generic):
         return as_real("scale", scale)
-    if isinstance(scale, np.ma.MaskedArray) or str(scale.dtype).rpartition(".")[2][:3] not in ("int", "uin", "flo", "bfl"):
+    if isinstance(scale, np.ma.MaskedArray) or not namespace_of_labels(scale).isdtype(scale.dtype, ("integral", "real floating")):
         raise TypeError(f"scale must be real numbers, got {type(scale).__name__} of {scale.dtype}")
     if len(scale.shape) > 1:
         raise ValueError(f"scale must be a number or an array of shape (B,), got shape {tuple(scale.shape)}")
