@@ -204,7 +204,9 @@ def test_a_rising_lr_after_the_cooldown_is_said(tmp_path: Path, capsys: pytest.C
 # ---- a file that breaks
 
 
-def test_steps_before_a_broken_file_are_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, bytes, dict[str, Any]]:
+    """One of 24 images, which has its turn in the fifth step; it is truncated once a whole run has been made."""
     from PIL import Image
 
     from tinyddpm.training.data import sources
@@ -214,17 +216,51 @@ def test_steps_before_a_broken_file_are_saved(tmp_path: Path, monkeypatch: pytes
         Image.fromarray(pixels).save(tmp_path / "data" / f"{i:02d}.png")
     monkeypatch.setattr(sources, "IN_MEMORY", 0)
     options = {"data": str(tmp_path / "data"), "checkpoint_every": 100, "batch_size": 4, "held_out": 0.0}
-    train(config(tmp_path / "whole", steps=12, **options), progress=False)
+    train(config(tmp_path / "whole", steps=8, **options), progress=False)
     file = tmp_path / "data" / "05.png"
     whole = file.read_bytes()
     file.write_bytes(whole[:60])
-    with pytest.raises(ValueError, match=r"05\.png.*; step \d is saved") as caught:
-        train(config(tmp_path / "run", steps=12, **options), progress=False)
+    message = r"05\.png.*; step 4 is saved, and --resume --bad-files skip goes on without it"
+    with pytest.raises(ValueError, match=message) as caught:
+        train(config(tmp_path / "run", steps=8, **options), progress=False)
     assert not isinstance(caught.value, CheckpointError)
-    assert load_run(tmp_path / "run").step == 4  # its turn is the fifth
+    assert load_run(tmp_path / "run").step == 4
+    return file, whole, options
+
+
+def test_steps_before_a_broken_file_are_saved(broken: tuple[Path, bytes, dict[str, Any]], tmp_path: Path) -> None:
+    file, whole, options = broken
     file.write_bytes(whole)
-    go_on(tmp_path / "run", steps=12, **options)
+    go_on(tmp_path / "run", steps=8, **options)
     assert same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_broken_file_is_skipped_and_the_others_keep_their_turns(
+    broken: tuple[Path, bytes, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next image stands in: from the second epoch on a run goes as one whose broken file is a copy of the next."""
+    file, _, options = broken
+    shutil.copytree(tmp_path / "run", tmp_path / "twin", symlinks=True)
+    for steps in (6, 8):  # resumed twice: the numbering is the run's still
+        train(config(tmp_path / "run", steps=steps, resume=True, **options, bad_files="skip"))
+    assert capsys.readouterr().err.count("bad_files: 1 images are left out; others keep their turns") == 2
+    shutil.copy(file.with_name("06.png"), file)
+    go_on(tmp_path / "twin", steps=8, **options)
+    assert tensors(tmp_path / "run") == tensors(tmp_path / "twin")
+
+
+def test_what_is_held_out_stays_held_out_when_files_break(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from tinyddpm.training import load
+
+    for i in range(40):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i:02d}.png")
+    before = [part.pixels[:, 0, 0, 0].tolist() for part in load(tmp_path).split(0.2)]
+    for broken in (0, 3, 17, 39):
+        (tmp_path / f"{broken:02d}.png").write_bytes(b"no picture")
+    after = [part.pixels[:, 0, 0, 0].tolist() for part in load(tmp_path, bad_files="skip").split(0.2)]
+    assert after == [[k for k in part if k not in (0, 3, 17, 39)] for part in before]
 
 
 def test_numbers_of_numpy_are_written_as_pythons(tmp_path: Path) -> None:

@@ -66,10 +66,15 @@ class Batches:
 
     def __init__(self, config: TrainConfig, pictures: Images, world: World) -> None:
         self.config, self.pictures, self.world = config, pictures, world
-        self.order = Order(config.seed, len(pictures), config.batch_size)
+        self.order: Callable[[int], NDArray[np.int64]] = Order(config.seed, len(pictures), config.batch_size)
         kind = {"uniform": losses.UniformT, "loss_aware": losses.LossAwareT}[config.time_sampler]
         self.sampler: losses.UniformT = kind(config.T)
         self._read: Callable[[NDArray[np.int64]], Tensor] = _reader_if_it_fits(pictures, world.device) or self._from_host
+
+    def keep_order(self, rows: NDArray[np.int64]) -> None:
+        """Draw from `rows`, which stand for the images that a run had before some were left out."""
+        before = Order(self.config.seed, len(rows), self.config.batch_size)
+        self.order = lambda step: rows[before(step)]
 
     def parts(self) -> list[range]:
         """This process's rows of every global batch, one range for each micro-batch."""

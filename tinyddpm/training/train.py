@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
         if world.rank == 0 and (out / checkpoint.LOCK).exists():  # fail before the data are read
             with checkpoint.locked(out):
                 pass
-        pictures, _ = config.images().split(config.held_out)
+        pictures, others = config.images().split(config.held_out)
         if not len(pictures):
             raise ValueError(f"held_out must leave an image of {config.data} to train on, got {config.held_out}")
         require_loggers(config.log_to)
@@ -87,7 +88,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
                 stack.enter_context(checkpoint.locked(out))
             _resume(trainer)
             screen = Screen(trainer.start, progress and world.rank == 0)
-            for line in (_about(trainer), *trainer.notes):
+            for line in (*_about(trainer, len(others)), *trainer.notes):
                 screen.say(line)
             log = stack.enter_context(_start_log(trainer, out)) if world.rank == 0 else None
             stack.enter_context(trainer.batches.reading_ahead(trainer.start + 1))
@@ -117,12 +118,16 @@ def _resume(trainer: Trainer) -> None:
         trainer.begin()
 
 
-def _about(trainer: Trainer) -> str:
-    """What is trained, where, and which steps."""
+def _about(trainer: Trainer, held_out: int) -> Iterator[str]:
+    """What is trained on what, where, and which steps."""
+    images = trainer.pictures
+    classes = "" if images.classes is None else f", {images.classes} classes{'' if trainer.config.classes else ' (not used)'}"
+    skipped = f", {len(images.skipped)} that can't be read" if images.skipped else ""
+    yield f"images: {len(images)} of {'x'.join(map(str, images.shape))} ({held_out} more held out){classes}{skipped}"
     config, size = trainer.config, sum(p.numel() for p in trainer.parameters)
     count = f"{size / 1e6:.1f} M" if size >= 1e5 else str(size)
     steps = f"steps {trainer.start + 1} to {config.steps} of {config.batch_size} images each"
-    return f"network: {count} parameters, {config.precision}; device {machine(trainer.world.device)}; {steps}"
+    yield f"network: {count} parameters, {config.precision}; device {machine(trainer.world.device)}; {steps}"
 
 
 def _start_log(trainer: Trainer, out: Path) -> Log:
@@ -176,7 +181,8 @@ def _save_before(
         _report(trainer, log, screen, waiting, step - 1, since)
     log.sync()
     trainer.save(step - 1)
-    raise ValueError(f"{error}; step {step - 1} is saved") from error
+    remedy = ", and --resume --bad-files skip goes on without it" if str(error).startswith("data: ") else ""
+    raise ValueError(f"{error}; step {step - 1} is saved{remedy}") from error
 
 
 def _report(trainer: Trainer, log: Log | None, screen: Screen, waiting: list[Tensor], step: int, since: float) -> None:

@@ -23,6 +23,7 @@ from tinyddpm.training.batches import Batch, Batches
 from tinyddpm.training.config import FREE, LIVE, TrainConfig
 from tinyddpm.training.data import pixels
 from tinyddpm.training.data.images import Images
+from tinyddpm.training.data.order import rows_before
 from tinyddpm.training.fields import spelled
 from tinyddpm.training.world import World
 
@@ -176,6 +177,12 @@ class Trainer:
                 old, new = spelled(theirs[key]), spelled(mine[key])
                 remedy = f"without --{key.replace('_', '-')} the run goes on, and another --out starts a new one"
                 raise ValueError(f"{key} must stay {old}, as in the run in {out}, got {new}; {remedy}")
+        numbers, skipped = self.pictures.numbers, len(self.pictures.skipped)
+        rows = None if numbers is None else rows_before(numbers, skipped, state.get("images", 0), self.config.held_out)
+        if rows is not None:
+            self.batches.keep_order(rows)
+            self.about["images"] = len(rows)
+            self.notes.append(f"bad_files: {len(rows) - len(self.pictures)} images are left out; others keep their turns")
         for key in ("shape", "levels", "images"):
             if state.get(key) != self.about[key]:
                 raise ValueError(f"data must have {key} {state.get(key)}, as the run in {out} has, got {self.about[key]}")

@@ -7,9 +7,7 @@ the images of large sets are read when they are needed.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 
 from tinyddpm._arrays.check import as_int, as_real, one_of
 from tinyddpm.training.data import arrays
+from tinyddpm.training.data.order import is_held_out, read_ahead
 from tinyddpm.training.data.pictures import SUFFIXES, fit
 from tinyddpm.training.data.shards import Folder, Shards, expand
 from tinyddpm.training.data.sources import Rows, Source, open_pictures
@@ -27,7 +26,6 @@ from tinyddpm.training.data.sources import Rows, Source, open_pictures
 __all__ = ["BAD_FILES", "Images", "load"]
 
 BAD_FILES = ("stop", "skip")
-_GOLDEN = 0.6180339887498949
 _MAX_SIDE = 2**14
 
 
@@ -47,6 +45,8 @@ class Images:
         The number of classes, which may exceed those in `labels`. Default: the largest label plus one.
     skipped : tuple of str
         The error of each file that was left out. Default: none.
+    numbers : int64 array (N,), optional
+        The images' places among all, those left out included. Default: 0..N-1, as none was left out.
     """
 
     pixels: NDArray[Any] | Rows
@@ -54,6 +54,7 @@ class Images:
     labels: NDArray[np.int64] | None = None
     classes: int | None = None
     skipped: tuple[str, ...] = ()
+    numbers: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.labels is not None and self.classes is None:
@@ -98,7 +99,7 @@ class Images:
         context manager
             Its value is an iterator over `scaled` of each of `orders`.
         """
-        return closing(_read_ahead(self, orders, 0 if isinstance(self.pixels, np.ndarray) else ahead))
+        return closing(read_ahead(self.scaled, orders, 0 if isinstance(self.pixels, np.ndarray) else ahead))
 
     def rows(self, which: Any) -> Images:
         """Some of the images.
@@ -114,13 +115,14 @@ class Images:
             The chosen ones, with their labels.
         """
         pixels = self.pixels.take(which) if isinstance(self.pixels, Rows) else self.pixels[which]
-        return replace(self, pixels=pixels, labels=None if self.labels is None else self.labels[which])
+        labels, numbers = (None if each is None else each[which] for each in (self.labels, self.numbers))
+        return replace(self, pixels=pixels, labels=labels, numbers=numbers)
 
     def split(self, held_out: float = 0.1) -> tuple[Images, Images]:
         """Split into the images to train on and those held out.
 
         Image i is held out if the fractional part of i times the golden ratio is at least ``1 - held_out``. So they are
-        evenly spread, the same on every machine, and do not change if images are appended.
+        evenly spread, the same on every machine, and do not change if images are appended or left out.
 
         Parameters
         ----------
@@ -138,7 +140,7 @@ class Images:
             If `held_out` is not such a number.
         """
         share = as_real("held_out", held_out, 0, 1)
-        out = np.arange(len(self)) * _GOLDEN % 1 >= 1 - share
+        out = is_held_out(np.arange(len(self)) if self.numbers is None else self.numbers, share)
         return self.rows(~out), self.rows(out)
 
 
@@ -194,7 +196,8 @@ def load(
     if files is not None:
         pixels, kept, skipped = open_pictures(files, size, skip, threads)
         labels, classes = files.labels() or (None, None)
-        return Images(pixels, 256, None if labels is None else labels[kept], classes, skipped)
+        numbers = kept if skipped else None
+        return Images(pixels, 256, None if labels is None else labels[kept], classes, skipped, numbers)
     path = Path(source)
     reader = {".npy": arrays.array, ".npz": arrays.archive}.get(path.suffix.lower(), arrays.idx)
     try:
@@ -277,21 +280,3 @@ def _fit_all(pixels: NDArray[np.uint8], size: tuple[int, int], top: int = 255) -
     for image, original in zip(images, pixels, strict=True):
         image[:] = fit(original.transpose(1, 2, 0), size, top).transpose(2, 0, 1)
     return images
-
-
-def _read_ahead(images: Images, orders: Iterable[Any], ahead: int) -> Generator[NDArray[np.float32], None, None]:
-    if not ahead:
-        yield from map(images.scaled, orders)
-        return
-    waiting = deque[Future[NDArray[np.float32]]]()
-    with ThreadPoolExecutor(1, "tinyddpm-reader") as thread:
-        try:
-            for rows in orders:
-                waiting.append(thread.submit(images.scaled, rows))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
