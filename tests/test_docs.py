@@ -77,7 +77,7 @@ def test_commands_parse(line: str) -> None:
     name, *words = words
     assert name in COMMANDS
     if words and words != ["--help"]:
-        parser(name).parse_args(words)
+        parser(name).parse_intermixed_args(words)
 
 
 @cache

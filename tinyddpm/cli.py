@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": "train on images of digits, draw new ones, score the model: a few minutes on two cores",
     "train": "train a U-Net on images",
     "sample": "draw samples from a trained run",
+    "edit": "change pictures: fill in a part, go from one to another, redraw one",
     "evaluate": "score images under a trained run in bits per dimension, compare its samples with them",
     "calibrate": "find the best chain of any number of network calls for a trained run",
     "plot": "draw a figure: schedules, the forward process, a run's loss or its bound, ...",
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name is None:
             return _no_command(words)
-        args = parser(name).parse_args(words[1:])
+        args = parser(name).parse_intermixed_args(words[1:])
         for line in import_module(f"tinyddpm._commands.{name}").run(args):
             try:
                 print(line, flush=True)

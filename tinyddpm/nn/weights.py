@@ -23,6 +23,7 @@ from tinyddpm.nn._folders import new_folder, reading_whole
 __all__ = [
     "as_path",
     "new_folder",
+    "open_regular",
     "parse_json",
     "read_file",
     "read_json",

@@ -1,0 +1,54 @@
+"""Pictures as a command's input: read, cropped and resized to the model's shape, with a line that says so."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyddpm._io.progress import say
+from tinyddpm.nn.weights import as_path, open_regular
+from tinyddpm.training.data.pictures import decode, fit, refusing_oversized
+
+
+def read_picture(name: str, file: str, shape: tuple[int, int, int], *, quiet: bool) -> NDArray[np.float32]:
+    """Return a picture as a model of this (channels, height, width) takes it, in [-1, 1]; say what was changed."""
+    channels, *size = shape
+    stored = _decoded(name, file)
+    picture, changes = stored, []
+    if stored.shape[2] != channels:
+        changes.append("made grey" if channels == 1 else "grey, in three equal channels")
+        picture = _grey(stored) if channels == 1 else stored.repeat(3, axis=2)
+    if stored.shape[:2] != tuple(size):
+        cropped = "" if stored.shape[0] * size[1] == stored.shape[1] * size[0] else "cropped and "
+        changes.append(f"{cropped}resized from {stored.shape[1]}x{stored.shape[0]} to {size[1]}x{size[0]}")
+    if changes and not quiet:
+        say(f"{name}: {file}: {', '.join(changes)}")
+    return np.asarray(fit(picture, (size[0], size[1])).transpose(2, 0, 1) / 127.5 - 1, np.float32)
+
+
+def read_mask(name: str, file: str, image: tuple[str, str], shape: tuple[int, int, int]) -> NDArray[np.bool_]:
+    """Return where a mask is black, as (1, 1, height, width): there the image, given by its name and file, is kept."""
+    mask, expected = _grey(_decoded(name, file)), _decoded(*image).shape[:2]
+    if mask.shape[:2] != expected:
+        given, wanted = (f"{width}x{height}" for height, width in (mask.shape[:2], expected))
+        raise ValueError(f"{name} must have the size of the image, {wanted}, got {given}")
+    keep = fit(mask, (shape[1], shape[2]))[None, None, ..., 0] < 128
+    if keep.all():
+        raise ValueError(f"{name} must have white parts, which are filled in, got {file} without any")
+    return np.asarray(keep)
+
+
+def _decoded(name: str, file: str) -> NDArray[np.uint8]:
+    """A file's pixels (height, width, C); errors begin with the argument's name."""
+    try:
+        with open_regular(as_path(name, file), links=True) as (stream, _), refusing_oversized():
+            return decode(stream, file)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{name}: {str(error).removeprefix('data: ')}") from None
+
+
+def _grey(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The picture in one channel, by the weights of ITU-R 601-2, as Pillow's."""
+    if picture.shape[2] == 1:
+        return picture
+    return np.asarray(np.rint(picture @ np.array([0.299, 0.587, 0.114])), np.uint8)[..., None]
