@@ -81,3 +81,31 @@ def test_training_ends_with_it_if_asked(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["train", *TINY, "--out", str(tmp_path / "run"), "--calibrate", "--quiet"]) == 0
     assert "calibration: " in capsys.readouterr().out
     assert likelihood.Calibration.load(tmp_path / "run" / "calibration.json").rows == 512
+
+
+def test_plot_plan_draws_every_way(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A curve for each plan with each variance, at the bounds that `evaluate` would print."""
+    pytest.importorskip("matplotlib")
+    from tinyddpm._commands import planning
+
+    seen: list[Any] = []
+    draw = planning.figure
+    monkeypatch.setattr(planning, "figure", lambda table: (seen.append(table), draw(table))[1])
+    assert main(["plot", "plan", str(tmp_path / "plan.png"), "--model", run, "--limit", "4", "-q"]) == 0
+    (table,) = seen
+    assert len(table) == 3 * 3 + 1
+    assert {name: sorted(bounds) for name, bounds in table.items()}["even, beta"] == [5, 6]
+    lines = draw(table).axes[0].lines
+    for line, bounds in zip(lines, table.values(), strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), [bounds[n][0] for n in sorted(bounds)])
+
+
+def test_the_benchmark_measures_and_writes(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    script = __import__("tightest_bound")
+    words = ["--model", run, "--calibrate", "20", "--limit", "5", "--calls", "2,3", "--out", str(tmp_path)]
+    script.main([*words, "--name", "tightest_bound_digits"])
+    found = json.loads((tmp_path / "tightest_bound_digits.json").read_text())
+    assert set(found["table"]["best plan, a variance for each dimension"]) == {"2", "3"}
+    assert "even, Analytic-DPM" in found["table"]
+    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".md", ".png"}

@@ -121,6 +121,26 @@ def test_the_best_chain_beats_the_usual_ones() -> None:
                 assert ours < likelihood.vlb(D.respaced(plan), usual, fresh, levels=17).bits_per_dim.mean()
 
 
+def test_a_call_pays_where_precision_grows_faster_than_snr() -> None:
+    """For any network; for the best one of data that are no Gaussian it always does, so that the full chain is best."""
+    bad, snr = made_up(0, 9), np.exp(made_up(0, 9).d.log_snr)
+    for t, u, s in itertools.combinations(range(8, 0, -1), 3):
+        pays = 1 / bad.x0_mse[u] - 1 / bad.x0_mse[t] > snr[u] - snr[t]
+        assert (bad.bits_per_dim((9, t, u, s, 0)) < bad.bits_per_dim((9, t, s, 0))) == pays
+    values, weights = np.array([-0.7, 0.1, 0.6]), np.array([0.3, 0.3, 0.4])
+    z, share = np.polynomial.hermite_e.hermegauss(80)
+    mse = np.full(T + 1, np.nan)
+    for t in range(1, T + 1):  # of E[x_0 | x_t] by Bayes' rule, averaged by quadrature
+        x = D.sqrt_alpha_bar[t] * values[:, None] + D.sqrt_one_minus_alpha_bar[t] * z
+        logit = np.log(weights) - (x[..., None] - D.sqrt_alpha_bar[t] * values) ** 2 / (2 * D.one_minus_alpha_bar[t])
+        p = np.exp(logit - logit.max(axis=-1, keepdims=True))
+        p /= p.sum(axis=-1, keepdims=True)
+        mse[t] = weights @ ((p @ values**2 - (p @ values) ** 2) @ share) / share.sum()
+    groups = np.zeros((1, T + 1))
+    exact = replace(made_up(0, 9), d=D, x0_mse=mse, last_scale=groups[0], group_mse=groups, group_last=1e3 * D.beta_tilde[None])
+    assert len(exact.timesteps()) == T + 1
+
+
 def test_the_errors_are_those_of_the_bound(scalar: Calibration, each: Calibration) -> None:
     """The same noise as `vlb` has, so the same errors; a dimension's mean over dimensions is the scalar."""
     errors = likelihood.vlb(D, Denoiser(NET), X0, levels=17).x0_mse.mean(axis=0)

@@ -108,6 +108,17 @@ def _sampler_error(args: argparse.Namespace) -> Figure:
     return plots.sampler_error(errors)
 
 
+def _plan(args: argparse.Namespace) -> Figure:
+    from tinyddpm._commands import planning
+    from tinyddpm._commands.calibrate import read_calibration
+    from tinyddpm._commands.runs import held_out
+
+    model = _run(args)
+    found, images = read_calibration(_model_path(args), model), held_out(model, args.data or model.config.data, args.limit)
+    table = planning.bounds(model, found, images, planning.CALLS, seed=args.seed, progress=not args.quiet)
+    return planning.figure(table)
+
+
 def _one_jump(args: argparse.Namespace) -> Figure:
     from tinyddpm._commands.runs import device_of, follow
 
@@ -144,6 +155,7 @@ _FIGURES: dict[str, Callable[[argparse.Namespace], Figure]] = {
     "rate-distortion": partial(_of_bound, "rate-distortion"),
     "sampler-error": _sampler_error,
     "one-jump": _one_jump,
+    "plan": _plan,
     "kl": lambda args: lessons.kl_divergence(),
     "decoder": lambda args: lessons.decoder_bins(),
     "objectives": lambda args: lessons.objectives(_run(args).diffusion if args.model else Diffusion()),
