@@ -276,7 +276,7 @@ def test_inversion_where_alpha_bar_ends_at_zero() -> None:
 
 
 def test_inversion_in_float32_and_on_every_library(library: Library) -> None:
-    d = Diffusion(schedules.cosine(30))
+    d = Diffusion(schedules.linear(12, 1e-3, 0.4))
     x0 = MIXTURE.sample(20, 1)
     truth = edit.invert(d, exact(d), x0)
     ours = edit.invert(d, exact(d), library.array(x0))
@@ -285,7 +285,7 @@ def test_inversion_in_float32_and_on_every_library(library: Library) -> None:
     x_T = edit.invert(d, exact(d), single)
     assert x_T.dtype == single.dtype
     back = d.sample(exact(d), x0.shape, sampler="ddim", x_T=x_T, backend=library.name)
-    np.testing.assert_allclose(library.host(back), x0, atol=2e-5)  # 30 moves of float32 rounding
+    np.testing.assert_allclose(library.host(back), x0, atol=2e-5)  # 12 steps of float32 rounding
 
 
 def test_interpolation_ends_at_its_ends() -> None:
@@ -368,13 +368,13 @@ def test_inversion_goes_there_and_back_on_every_schedule(name: str, dims: int) -
     predicts v is as good as its rounding; one that predicts eps loses it times 1 / sqrt(alpha_bar_T).
     """
     d, data = Diffusion(schedules.NAMES[name]()), GaussianData(np.linspace(-0.5, 0.5, dims), np.geomspace(0.3, 0.01, dims))
-    v, x0 = Denoiser(v_net(d, data), "v", clip_x0=False), data.sample(20, 1)
+    v, x0 = Denoiser(v_net(d, data), "v", clip_x0=False), data.sample(8, 1)
     denoiser = exact(d, data) if d.alpha_bar[-1] else v
     for steps, error in ((20, 3e-4), (50, 1e-6)):
         z = edit.invert(d, denoiser, x0, steps=steps)
         np.testing.assert_allclose(d.sample(denoiser, x0.shape, sampler="ddim", steps=steps, x_T=z), x0, rtol=0, atol=error)
-    ends = edit.interpolate(d, denoiser, x0[:10], x0[10:], [0.0, 1.0], encode="invert", steps=50)
-    np.testing.assert_allclose(ends, [x0[:10], x0[10:]], rtol=0, atol=1e-6)
+    ends = edit.interpolate(d, denoiser, x0[:4], x0[4:], [0.0, 1.0], encode="invert", steps=50)
+    np.testing.assert_allclose(ends, [x0[:4], x0[4:]], rtol=0, atol=1e-6)
     single: Any = x0.astype(np.float32)
     z = edit.invert(d, v, single, steps=50)
     np.testing.assert_allclose(d.sample(v, x0.shape, sampler="ddim", steps=50, x_T=z), single, rtol=0, atol=1e-5)
