@@ -39,7 +39,7 @@ _LABELS = {
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     takes_model(parser)
-    data = "images to score; if the run was trained on them, only those that it held out"
+    data = "images to score; those that the run was trained on are left out, whatever the folder is called"
     parser.add_argument("--data", required=True, metavar="digits|FOLDER|FILE", help=data)
     parser.add_argument("--limit", type=int, default=_LIMIT, metavar="N", help=f"score the first N images (default {_LIMIT})")
     steps = "network calls an image: the best chain of this length, which tinyddpm calibrate found (default: the full chain)"
@@ -51,7 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Iterator[str]:
     """Yield the bound and its parts in bits per dimension, and the distances, each with its standard error."""
     model = open_run(args.model, args.device)
-    found = held_out(model, args.data)
+    found = held_out(model, args.data, tell=not args.quiet)
     images = found.rows(slice(as_positive_int("limit", args.limit)))
     judged = quality.Quality.prepared(args, model)  # checks the options before the long work
     model = model if args.steps is None else best_chain(args.model, model, args.steps)

@@ -15,7 +15,7 @@ import numpy as np
 from tinyddpm import backends
 from tinyddpm._arrays.check import as_positive_int
 from tinyddpm._commands.models import Saved, is_saved, open_saved
-from tinyddpm._io.progress import progress_bar
+from tinyddpm._io.progress import progress_bar, say
 from tinyddpm.likelihood import VLB, vlb
 from tinyddpm.samplers import Step
 from tinyddpm.training import Images, Run, load_run
@@ -40,33 +40,47 @@ def data_of(run: Run, data: str | None) -> str:
     return run.config.data if data is None else data
 
 
-def is_own(run: Run, data: str) -> bool:
-    """Whether the run was trained on `data`."""
-    return not isinstance(run, Saved) and data == run.config.data
-
-
 def device_of(run: Run) -> str:
     """The name of the device that holds the run's network."""
     return str(next(run.net.parameters()).device)
 
 
-def held_out(run: Run, data: str, limit: int | None = None) -> Images:
-    """The images of `data`; if the run was trained on `data`, only those that it held out."""
+def held_out(run: Run, data: str, limit: int | None = None, tell: bool = False) -> Images:
+    """The images of `data` without those that the run was trained on; with `tell`, a line says which these are."""
     images = dataclasses.replace(run.config, data=data).images()
-    if is_own(run, data):
-        images = images.split(run.config.held_out)[1]
-    if not len(images):
+    chosen, told = _unseen(run, data, images)
+    if tell:
+        say(f"data: {told}")
+    if not len(chosen):
         raise ValueError(f"data must have images that the run held out, got {data}")
-    return images if limit is None else images.rows(slice(as_positive_int("limit", limit)))
+    return chosen if limit is None else chosen.rows(slice(as_positive_int("limit", limit)))
+
+
+def _unseen(run: Run, data: str, images: Images) -> tuple[Images, str]:
+    """The images that the run was not trained on, and what is known of them."""
+    if run.record is None:
+        if not isinstance(run, Saved) and data == run.config.data:
+            chosen = images.split(run.config.held_out)[1]
+            return chosen, f"the {len(chosen)} images of {data} that the run held out by its name, as it records no images"
+        return images, f"{len(images)} images of {data}; the model does not record on which it was trained"
+    held, trained = run.record.parts(images)
+    if not (held | trained).any():
+        return images, f"{len(images)} images of {data}, none of which the run was trained on"
+    chosen = images.rows(~trained)
+    new = f" and {len(chosen) - held.sum()} others" if len(chosen) > held.sum() else ""
+    left = f"; {trained.sum()} that it was trained on are left out" if trained.any() else ""
+    return chosen, f"{held.sum()} images of {data} that the run held out{new}{left}"
 
 
 def trained_on(run: Run, data: str, limit: int) -> Images:
-    """At most `limit` of the images of `data`, evenly spaced; if the run was trained on `data`, none that it held out."""
+    """At most `limit` of the images of `data`, evenly spaced; none that the run held out."""
     images = dataclasses.replace(run.config, data=data).images()
-    if is_own(run, data):
+    if run.record is not None:
+        images = images.rows(run.record.never_held_out(images))
+    elif not isinstance(run, Saved) and data == run.config.data:
         images = images.split(run.config.held_out)[0]
     if not len(images):
-        raise ValueError(f"data must have images that the run was trained on, got {data}")
+        raise ValueError(f"data must have images that the run did not hold out, got {data}")
     count = min(len(images), as_positive_int("limit", limit))
     return images.rows(np.arange(count) * len(images) // count)
 

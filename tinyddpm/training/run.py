@@ -19,6 +19,7 @@ from tinyddpm.diffusion import Diffusion
 from tinyddpm.nn import UNet
 from tinyddpm.training.checkpoint import STATE, find, read_state
 from tinyddpm.training.config import TrainConfig
+from tinyddpm.training.data.record import Record, read_record
 
 __all__ = ["Run", "load_run"]
 
@@ -41,6 +42,8 @@ class Run:
     """One image's (channels, height, width)."""
     levels: int
     """The number of levels of the images that it was trained on."""
+    record: Record | None = None
+    """Which images it was trained on and which were held out; None if it does not say."""
 
     @property
     def classes(self) -> int | None:
@@ -118,11 +121,11 @@ def load_run(dir: str | os.PathLike[str], device: str | None = None) -> Run:
         raise FileNotFoundError(f"model: {os.fspath(dir)}: {fault}")
     state = read_state(folder)
     try:
-        config = TrainConfig.from_dict(state["config"])
+        config, record = TrainConfig.from_dict(state["config"]), read_record(state)
     except (TypeError, ValueError, LookupError) as error:
         raise ValueError(f"{folder / STATE}: {error}") from None
     net = UNet.load(folder)
     return Run(
         net.to(device or "cpu", memory_format=torch.channels_last).requires_grad_(False),  # type: ignore[call-overload]
-        config.diffusion(), config.denoiser(net), config, state["step"], tuple(state["shape"]), state["levels"],
+        config.diffusion(), config.denoiser(net), config, state["step"], tuple(state["shape"]), state["levels"], record,
     )  # fmt: skip

@@ -76,7 +76,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
         if world.rank == 0 and (out / checkpoint.LOCK).exists():  # fail before the data are read
             with checkpoint.locked(out):
                 pass
-        pictures, others = config.images().split(config.held_out)
+        images = config.images()
+        pictures, others = images.split(config.held_out)
         if not len(pictures):
             raise ValueError(f"held_out must leave an image of {config.data} to train on, got {config.held_out}")
         require_loggers(config.log_to)
@@ -87,6 +88,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             if world.rank == 0:
                 stack.enter_context(checkpoint.locked(out))
             _resume(trainer)
+            if world.rank == 0:
+                trainer.remember(images)
             screen = Screen(trainer.start, progress and world.rank == 0)
             for line in (*_about(trainer, len(others)), *trainer.notes):
                 screen.say(line)
@@ -135,6 +138,7 @@ def _start_log(trainer: Trainer, out: Path) -> Log:
     checkpoint.sweep(out)
     count = sum(p.numel() for p in trainer.parameters)
     about = {**trainer.about, "parameters": count, "processes": trainer.world.size}
+    about.pop("data", None)  # the digests are for checkpoints only
     about["skipped"] = list(trainer.pictures.skipped)
     with writing(f"out {out}"), replacing(out / "config.json") as stream:
         stream.write(json.dumps(about, indent=2).encode())

@@ -24,6 +24,7 @@ from tinyddpm.training.config import FREE, LIVE, TrainConfig
 from tinyddpm.training.data import pixels
 from tinyddpm.training.data.images import Images
 from tinyddpm.training.data.order import rows_before
+from tinyddpm.training.data.record import Record, read_record
 from tinyddpm.training.fields import spelled
 from tinyddpm.training.world import World
 
@@ -51,6 +52,7 @@ class Trainer:
         self.start = 0
         self.changed: dict[str, list[Any]] = {}
         self.notes: list[str] = []
+        self._earlier: Record | None = None
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(config.seed)
             net = initial.new_network(config, pictures)
@@ -156,6 +158,7 @@ class Trainer:
                 f"steps must be at least the {self.start} that the run in {self.config.out} has made, got {self.config.steps}"
             )
         self._note_changes(state)
+        self._earlier = read_record(state)
         tensors = self.tensors()
         checkpoint.restore(folder, state, {**tensors, checkpoint.EMA_WEIGHTS: dict(self.ema.state_dict())})
         learned = tensors.get(checkpoint.SAMPLER, {})
@@ -167,6 +170,15 @@ class Trainer:
         """Take over the weights of `init_from`, if it is given."""
         self.notes += initial.start_from(self.net, self.config)
         self.ema.load_state_dict(self.net.state_dict())
+
+    def remember(self, images: Images) -> None:
+        """Record in every checkpoint which of the run's images are held out."""
+        record, new = Record.of(images, self.config.held_out), 0
+        if self._earlier is not None:
+            record, new = record.after(self._earlier)
+        if new:
+            self.notes.append(f"data: {new} of {len(images)} images are not those that the run began with")
+        self.about["data"] = record.as_json()
 
     def _compare(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError if a setting that must stay, or what is known of the data, differs from the run's."""

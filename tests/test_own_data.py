@@ -1,0 +1,141 @@
+"""A run knows its images by content: no name of a folder makes it score what it was trained on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("PIL")
+
+from runs import config, encoded
+
+from tinyddpm._commands.runs import held_out, trained_on
+from tinyddpm.cli import main
+from tinyddpm.training import load, load_run, train
+from tinyddpm.training.data import record, sources
+from tinyddpm.training.data.record import Record, digests
+
+ONE_STEP: dict[str, Any] = {"steps": 1, "T": 20, "batch_size": 4, "mults": (1,), "sample_every": 0}
+
+
+def folder(path: Path, count: int = 40, seed: int = 0, names: str = "{:02d}.png") -> Path:
+    for i, pixels in enumerate(np.random.RandomState(seed).randint(0, 256, (count, 8, 8, 3), np.uint8)):
+        file = path / names.format(i)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded(pixels))
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty photos and a run on them that holds out a fifth."""
+    place = tmp_path_factory.mktemp("own")
+    folder(place / "photos")
+    train(config(place / "run", data=f"{place}/photos/", held_out=0.2, **ONE_STEP), progress=False)
+    return place
+
+
+def spellings(place: Path, work: Path) -> dict[str, str]:
+    """The same forty images, by other names and in other containers."""
+    photos = place / "photos"
+    shutil.copytree(photos, work / "moved")
+    (work / "linked").symlink_to(photos)
+    (work / "links").mkdir()
+    for file in photos.iterdir():
+        (work / "links" / file.name).symlink_to(file)
+    with tarfile.open(work / "photos.tar", "w") as packed:
+        packed.add(photos, "photos")
+    np.save(work / "photos.npy", load(photos).pixels[:])
+    again = {name: str(work / name) for name in ("moved", "linked", "links", "photos.tar", "photos.npy")}
+    return {**again, "plain": str(photos), "dots": f"{photos}/../photos/.", "relative": os.path.relpath(photos)}
+
+
+def test_the_held_out_images_are_scored_however_the_folder_is_spelled(place: Path, tmp_path: Path) -> None:
+    run = load_run(place / "run")
+    expected = load(place / "photos").split(0.2)[1].pixels
+    assert len(expected) == 7
+    for name, data in spellings(place, tmp_path).items():
+        np.testing.assert_array_equal(held_out(run, data).pixels[:], expected, err_msg=name)
+        used = set(digests(trained_on(run, data, 100)).tolist())
+        assert len(used) == 33, name
+        assert not used & set(digests(held_out(run, data)).tolist()), name
+
+
+def test_evaluate_says_what_it_scores(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--model", str(place / "run"), "--data", str(place / "photos"), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["images"] == 7
+    assert "7 images of " in shown.err
+    assert "that the run held out; 33 that it was trained on are left out" in shown.err
+
+
+def test_another_folder_of_that_name_is_scored_whole(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(place / "run", tmp_path / "run", symlinks=True)
+    run = load_run(tmp_path / "run")
+    shutil.rmtree(shutil.copytree(place / "photos", tmp_path / "photos"))
+    folder(tmp_path / "photos", seed=1)
+    monkeypatch.chdir(tmp_path)
+    assert len(held_out(run, "photos")) == 40
+    folder(tmp_path / "mixed", 40)
+    folder(tmp_path / "mixed", 5, seed=2, names="new{}.png")
+    assert len(held_out(run, "mixed")) == 7 + 5
+    folder(tmp_path / "part", 3)  # trained on, all of them but one
+    seen = load(place / "photos").split(0.2)[0]
+    np.save(tmp_path / "seen.npy", seen.pixels[:])
+    with pytest.raises(ValueError, match=r"^data must have images that the run held out"):
+        held_out(run, "seen.npy")
+
+
+def test_a_large_set_is_known_by_a_part_of_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "IN_MEMORY", 0)
+    monkeypatch.setattr(record, "_MOST_ON_DISK", 7)
+    images = load(place / "photos")
+    found = Record.of(images, 0.2)
+    assert (len(found.held_out), len(found.trained_on), found.complete) == (7, 7, False)
+    held, trained = Record.from_json(found.as_json()).parts(images)
+    assert held.sum() == 7
+    assert trained.sum() == 33
+
+
+def test_of_images_that_are_alike_as_many_are_held_out_as_were(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.repeat(np.arange(4, dtype=np.uint8), 10)[:, None, None] * np.ones((1, 8, 8), np.uint8))
+    images = load(tmp_path / "a.npy")
+    held, trained = Record.of(images, 0.2).parts(images)
+    assert (held.sum(), trained.sum()) == (7, 33)
+
+
+def test_a_run_of_before_goes_by_the_name_and_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from dataclasses import replace
+
+    run = replace(load_run(place / "run"), record=None)
+    assert len(held_out(run, f"{place}/photos/", tell=True)) == 7
+    assert "by its name, as it records no images" in capsys.readouterr().err
+    assert len(held_out(run, f"{place}/photos", tell=True)) == 40
+    assert "does not record on which it was trained" in capsys.readouterr().err
+
+
+def test_images_that_came_in_later_count_as_trained_on(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = shutil.copytree(place / "photos", tmp_path / "data")
+    options = {"data": str(data), "held_out": 0.2, **ONE_STEP}
+    train(config(tmp_path / "run", **options), progress=False)
+    before = load_run(tmp_path / "run").record
+    for file in data.iterdir():
+        file.rename(data / f"x{99 - int(file.stem)}.png")  # the same images in another order
+    train(config(tmp_path / "run", **{**options, "steps": 2, "resume": True}))
+    after = load_run(tmp_path / "run").record
+    assert before is not None
+    assert after is not None
+    assert not set(after.held_out.tolist()) & set(before.trained_on.tolist())
+    folder(data, 40, seed=3, names="x{:02d}.png")
+    for i in range(40):
+        (data / f"x{60 + i}.png").unlink()
+    train(config(tmp_path / "run", **{**options, "steps": 3, "resume": True}))
+    assert "data: 40 of 40 images are not those that the run began with" in capsys.readouterr().err

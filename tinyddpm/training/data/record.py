@@ -1,0 +1,115 @@
+"""What a run knows of its data: each image's digest and whether it was held out, so that names of folders decide nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyddpm.training.data.images import Images
+
+__all__ = ["Record", "digests", "read_record"]
+
+_MOST, _MOST_ON_DISK = 2**17, 2**14  # images of each part that a run remembers; those on the disk are decoded for it
+_BLOCK = 1024
+_HEX = 16  # digits of a digest
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """The images of a run's data."""
+
+    held_out: NDArray[np.uint64]
+    """Digests of the images that were held out."""
+    trained_on: NDArray[np.uint64]
+    """Digests of the others."""
+    complete: bool
+    """Whether these are all images, or as many as are kept of a large set."""
+
+    @classmethod
+    def of(cls, images: Images, held_out: float) -> Record:
+        """The record of a run on the images with that share held out."""
+        most = _MOST if isinstance(images.pixels, np.ndarray) else _MOST_ON_DISK
+        trained, held = images.split(held_out)
+        parts = [digests(part.rows(_spread(len(part), most))) for part in (held, trained)]
+        return cls(parts[0], parts[1], max(len(held), len(trained)) <= most)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Record:
+        """The record that `as_json` described; `ValueError` if it is malformed."""
+        given = value if isinstance(value, dict) else {}
+        held, trained = (given.get(name) for name in ("held_out", "trained_on"))
+        for text in (held, trained):
+            if not isinstance(text, str) or len(text) % _HEX or not re.fullmatch("[0-9a-f]*", text):
+                raise ValueError("the digests of the data are malformed")
+        parts = [np.frombuffer(bytes.fromhex(str(text)), ">u8").astype(np.uint64) for text in (held, trained)]
+        return cls(parts[0], parts[1], given.get("complete") is True)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        held, trained = (part.astype(">u8").tobytes().hex() for part in (self.held_out, self.trained_on))
+        return {"held_out": held, "trained_on": trained, "complete": self.complete}
+
+    def after(self, earlier: Record) -> tuple[Record, int]:
+        """The record of a run that went on with these images after `earlier`, and how many of these are new to it.
+
+        Whatever was trained on once counts as trained on.
+        """
+        mine, theirs = (np.sort(np.concatenate([r.held_out, r.trained_on])) for r in (self, earlier))
+        if np.array_equal(mine, theirs) and np.array_equal(np.sort(self.held_out), np.sort(earlier.held_out)):
+            return self, 0
+        trained = np.union1d(self.trained_on, earlier.trained_on)
+        held = np.concatenate([self.held_out, earlier.held_out])
+        found = replace(
+            self, held_out=np.setdiff1d(held, trained), trained_on=trained, complete=self.complete and earlier.complete
+        )
+        return found, int((~np.isin(mine, theirs)).sum())
+
+    def parts(self, images: Images) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which images were held out, and which may have been trained on; the rest are new to the run.
+
+        Of images with the same content, as many are held out as there were.
+        """
+        found = digests(images)
+        left, held = Counter(self.held_out.tolist()), np.zeros(len(found), bool)
+        for i, digest in enumerate(found.tolist()):
+            held[i] = left[digest] > 0
+            left[digest] -= 1
+        trained = np.isin(found, self.trained_on)
+        if not self.complete and (held | trained).any():
+            trained[:] = True
+        return held, trained & ~held
+
+    def never_held_out(self, images: Images) -> NDArray[np.bool_]:
+        """Which images have no copy among those held out, as far as the record tells."""
+        found = digests(images)
+        held, trained = np.isin(found, self.held_out), np.isin(found, self.trained_on)
+        return trained & ~held if not self.complete and (held | trained).any() else ~held
+
+
+def digests(images: Images) -> NDArray[np.uint64]:
+    """64 bits of BLAKE2 of each image's pixels and their shape: the same for any file and folder that holds it."""
+    shape = np.array(images.shape, "<i8").tobytes()
+    found = np.empty(len(images), np.uint64)
+    for start in range(0, len(images), _BLOCK):
+        for i, image in enumerate(np.ascontiguousarray(images.pixels[start : start + _BLOCK]), start):
+            digest = hashlib.blake2b(image.tobytes(), digest_size=_HEX // 2, key=shape).digest()
+            found[i] = int.from_bytes(digest, "big")
+    return found
+
+
+def read_record(state: Mapping[str, Any]) -> Record | None:
+    """The record in a checkpoint's state; None if the run has none."""
+    return None if state.get("data") is None else Record.from_json(state["data"])
+
+
+def _spread(count: int, most: int) -> NDArray[np.int64]:
+    """All numbers below `count`, or `most` of them, evenly spaced."""
+    few = min(count, most)
+    return np.arange(few) * count // max(few, 1)
