@@ -30,15 +30,15 @@ class Record:
     trained_on: NDArray[np.uint64]
     """Digests of the others."""
     complete: bool
-    """Whether these are all images, or as many as are kept of a large set."""
+    """Whether these are all images: of a large set only some are kept, and none that can't be read."""
 
     @classmethod
     def of(cls, images: Images, held_out: float) -> Record:
         """The record of a run on the images with that share held out."""
         most = _MOST if isinstance(images.pixels, np.ndarray) else _MOST_ON_DISK
         trained, held = images.split(held_out)
-        parts = [digests(part.rows(_spread(len(part), most))) for part in (held, trained)]
-        return cls(parts[0], parts[1], max(len(held), len(trained)) <= most)
+        parts = [_readable(part.rows(_spread(len(part), most))) for part in (held, trained)]
+        return cls(parts[0], parts[1], sum(map(len, parts)) == len(images))
 
     @classmethod
     def from_json(cls, value: Any) -> Record:
@@ -102,6 +102,17 @@ def digests(images: Images) -> NDArray[np.uint64]:
             digest = hashlib.blake2b(image.tobytes(), digest_size=_HEX // 2, key=shape).digest()
             found[i] = int.from_bytes(digest, "big")
     return found
+
+
+def _readable(images: Images) -> NDArray[np.uint64]:
+    """The digests of the images that can be read; a run stops at the others when their turn comes."""
+    try:
+        return digests(images)
+    except ValueError:
+        if len(images) < 2:
+            return np.empty(0, np.uint64)
+        half = len(images) // 2
+        return np.concatenate([_readable(images.rows(part)) for part in (slice(half), slice(half, None))])
 
 
 def read_record(state: Mapping[str, Any]) -> Record | None:
