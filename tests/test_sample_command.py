@@ -146,12 +146,13 @@ def test_a_foreign_file_in_the_place_of_ours_is_refused_and_kept(
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize(("sampler", "spacing"), [("ddpm", "even"), ("ddim", "quadratic"), ("dpm++2m", "quadratic")])
+@pytest.mark.parametrize(("sampler", "spacing"), [("ddpm", "even"), ("ddim", "quadratic"), ("dpm++2m-sde", "log_snr")])
 def test_fewer_steps_are_spaced_as_is_best_for_the_sampler(model: str, tmp_path: Path, sampler: str, spacing: str) -> None:
     file = tmp_path / "samples.npz"
     draw = ["sample", "--model", model, "--out", str(file), "-n", "4", "-q", "--steps", "3", "--sampler", sampler]
     assert main(draw) == 0
-    assert json.loads(zipfile.ZipFile(file).comment)["spacing"] == spacing
+    noted = json.loads(zipfile.ZipFile(file).comment)
+    assert (noted["spacing"], noted["eta"]) == (spacing, 1.0 if sampler == "dpm++2m-sde" else 0.0)
     run = training.load_run(model)
     own = run.diffusion.sample(run.denoiser, (4, 1, 8, 8), sampler=sampler, steps=3, spacing=spacing, backend="torch")
     assert np.allclose(images(file).astype(int), training.to_uint8(own.numpy()), atol=1)
