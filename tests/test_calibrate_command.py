@@ -90,7 +90,12 @@ def test_plot_plan_draws_every_way(run: str, tmp_path: Path, monkeypatch: pytest
 
     seen: list[Any] = []
     draw = planning.figure
-    monkeypatch.setattr(planning, "figure", lambda table: (seen.append(table), draw(table))[1])
+
+    def kept(table: Any) -> Any:
+        seen.append(table)
+        return draw(table)
+
+    monkeypatch.setattr(planning, "figure", kept)
     assert main(["plot", "plan", str(tmp_path / "plan.png"), "--model", run, "--limit", "4", "-q"]) == 0
     (table,) = seen
     assert len(table) == 3 * 3 + 1
@@ -109,3 +114,12 @@ def test_the_benchmark_measures_and_writes(run: str, tmp_path: Path, monkeypatch
     assert set(found["table"]["best plan, a variance for each dimension"]) == {"2", "3"}
     assert "even, Analytic-DPM" in found["table"]
     assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".md", ".png"}
+
+
+def test_the_samples_benchmark_measures_every_sampler(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("diffusers")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    __import__("few_calls").main(["--model", run, "--samples", "30", "--calls", "3", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "few_calls.json").read_text())["table"]
+    assert len(found) == 12
+    assert all(row["3"][0] > 0 for row in found.values())
