@@ -42,6 +42,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_registered", known)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers
 @pytest.mark.parametrize("page", [page for page in pages.PAGES if with_code(page)], ids=pages.name)
 def test_the_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: None) -> None:
     for library in set(re.findall(r"^(?:from|import) (torch|diffusers|jax|PIL)\b", text(page), flags=re.MULTILINE)):
