@@ -39,7 +39,7 @@ __all__ = ["Calibration"]
 class Calibration(FrozenValue):
     """The errors of a network at each step of a chain, as `likelihood.calibrate` measures them, and the chains that follow.
 
-    Tables have T + 1 entries, indexed by the paper's t; entry 0 is NaN. Costs are in nats per dimension; a group is every tenth row.
+    Tables have T + 1 entries, by the paper's t; entry 0 is NaN. Costs are in nats per dimension. A group is every tenth row.
 
     Examples
     --------
