@@ -17,8 +17,8 @@ pytest.importorskip("PIL")
 
 from runs import config, encoded
 
-from tinyddpm._commands.runs import held_out, trained_on
-from tinyddpm.cli import main
+from tinyddpm._commands.runs import class_numbers, held_out, trained_on
+from tinyddpm.cli import main, parser
 from tinyddpm.training import load, load_run, train
 from tinyddpm.training.data import record, sources
 from tinyddpm.training.data.record import Record, digests
@@ -139,3 +139,53 @@ def test_images_that_came_in_later_count_as_trained_on(place: Path, tmp_path: Pa
         (data / f"x{60 + i}.png").unlink()
     train(config(tmp_path / "run", **{**options, "steps": 3, "resume": True}))
     assert "data: 40 of 40 images are not those that the run began with" in capsys.readouterr().err
+
+
+# ---- classes go by name
+
+
+@pytest.fixture(scope="module")
+def fruit(place: Path) -> Path:
+    """A class-conditional run on the folders apple, ball and cat."""
+    for i, name in enumerate(("apple", "ball", "cat")):
+        folder(place / "fruit", 8, i, name + "/{}.png")
+    train(config(place / "named", data=str(place / "fruit"), classes=True, **ONE_STEP), progress=False)
+    return place / "named"
+
+
+def test_a_class_is_drawn_by_its_name(fruit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sample", "--model", str(fruit), "-n", "2", "--steps", "2", "--quiet"]
+    for name, label in (("a", "cat,apple"), ("b", "2,0")):
+        assert main([*words, "--out", str(tmp_path / f"{name}.npz"), "--label", label]) == 0
+    one, two = (np.load(tmp_path / f"{name}.npz")["images"] for name in "ab")
+    np.testing.assert_array_equal(one, two)
+    assert main([*words, "--out", str(tmp_path / "c.npz"), "--label", "pear"]) == 2
+    assert "label must be K or K,K,... with names of apple, ball, cat, got 'pear'" in capsys.readouterr().err
+
+
+def test_labels_of_other_folders_are_those_of_the_run(fruit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ball and cat are 1 and 2 there too, where they would be 0 and 1 by themselves."""
+    from tinyddpm._commands import quality
+
+    monkeypatch.setattr(quality, "train_classifier", lambda images, **_: images)
+    for name in ("cat", "ball"):
+        folder(tmp_path / "test", 30, 7 if name == "cat" else 8, name + "/{}.png")
+    model, options = str(fruit), ["--distances", "1000", "--sampler", "ddim", "--sampler-steps", "2"]
+    args = parser("evaluate").parse_args(["--model", model, "--data", str(tmp_path / "test"), *options])
+    found = quality.Quality.prepared(args, load_run(fruit))
+    assert found is not None
+    assert found.real.labels is not None
+    assert found.real.labels.tolist() == [1] * 30 + [2] * 30
+    folder(tmp_path / "test", 2, names="dog/{}.png")
+    with pytest.raises(ValueError, match=r"^data: class 'dog' is none of the run's, which are apple, ball, cat"):
+        quality.Quality.prepared(args, load_run(fruit))
+
+
+def test_a_class_whose_name_is_a_number_goes_by_its_name() -> None:
+    from types import SimpleNamespace as Some
+
+    ten: Any = Some(class_names=("1", "10", "2"))
+    assert class_numbers(ten, "10,2") == (1, 2)
+    with pytest.raises(ValueError, match="label must be"):
+        class_numbers(ten, "0")
+    assert class_numbers(Some(class_names=("red, green", "blue")), "red, green") == (0,)  # type: ignore[arg-type]

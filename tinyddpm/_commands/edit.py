@@ -17,7 +17,7 @@ from tinyddpm import edit as editing
 from tinyddpm._arrays.check import as_int, as_positive_int, as_real, lookup
 from tinyddpm._commands import takes_model
 from tinyddpm._commands.inputs import read_mask, read_picture
-from tinyddpm._commands.runs import batches, device_of, open_run
+from tinyddpm._commands.runs import batches, class_numbers, device_of, open_run
 from tinyddpm.denoiser import Denoiser
 from tinyddpm.training import Run, image_grid, save_png, to_uint8
 
@@ -50,7 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", metavar="NAME", help=names)
     times = "how often inpaint repeats each 10 steps, so that the parts come to agree (default 10)"
     parser.add_argument("--resamplings", type=int, default=10, metavar="N", help=times)
-    parser.add_argument("--label", type=int, metavar="K", help="class, if the model has classes")
+    parser.add_argument("--label", metavar="K", help="class, its name or its number, if the model has classes")
     parser.add_argument("--guidance", type=float, default=1.0, metavar="S", help="guidance scale, with --label (default 1)")
     parser.add_argument("--columns", type=int, metavar="N", help="columns of the grid (default 8; interpolate: --count)")
     parser.add_argument("--scale", type=int, default=1, metavar="N", help="factor by which pixels of the grid are enlarged")
@@ -152,7 +152,10 @@ def _repeated(model: Run, picture: NDArray[np.float32], index: range) -> Any:
 
 def _denoiser(args: argparse.Namespace, model: Run) -> Denoiser:
     """The model's denoiser for the class that is asked for."""
-    return model.denoiser_for(args.label, args.guidance)
+    label = None if args.label is None else class_numbers(model, args.label)
+    if label and len(label) > 1:
+        raise ValueError(f"label must be one class, got {args.label}")
+    return model.denoiser_for(label and label[0], args.guidance)
 
 
 def _steps(args: argparse.Namespace, model: Run) -> int:

@@ -15,6 +15,7 @@ from tinyddpm._arrays.check import as_int
 from tinyddpm._commands.models import Saved
 from tinyddpm._commands.runs import batches, device_of, held_out
 from tinyddpm.training import Images, Run, to_levels
+from tinyddpm.training.data.record import by_name
 from tinyddpm.training.evaluation import fid
 from tinyddpm.training.evaluation.classifier import Classifier, train_classifier
 from tinyddpm.training.evaluation.distances import GROUPS, Estimate, compare
@@ -65,6 +66,8 @@ class Quality:
         if isinstance(run, Saved):
             raise ValueError("distances need a run: a saved model does not say on which images it was trained")
         training, real = run.config.images().split(run.config.held_out)[0], held_out(run, args.data)
+        training = by_name(training, run.class_names)
+        real = by_name(real, training.class_names)
         as_int("data: the number of images", len(real), 2 * GROUPS, 2**62)
         if args.classifier is not None and Path(args.classifier).exists():
             classifier = Classifier.load(args.classifier).to(device_of(run))

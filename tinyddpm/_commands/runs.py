@@ -85,6 +85,18 @@ def trained_on(run: Run, data: str, limit: int) -> Images:
     return images.rows(np.arange(count) * len(images) // count)
 
 
+def class_numbers(run: Run, text: str) -> tuple[int, ...]:
+    """The classes in a text: names or numbers, with commas between; only names if one of the names is a number."""
+    names = run.class_names
+    words = [text] if text in names else text.split(",")
+    numbered = not any(name.isdecimal() for name in names)
+    for word in words:
+        if word not in names and not (numbered and word.isdecimal()):
+            known = f"names of {', '.join(names)}" if names else "class numbers"
+            raise ValueError(f"label must be K or K,K,... with {known}, got {word!r}")
+    return tuple(names.index(word) if word in names else int(word) for word in words)
+
+
 def check_shape(run: Run, images: Images) -> None:
     """Raise ValueError unless the images have the shape of the run's."""
     if images.shape != run.shape:

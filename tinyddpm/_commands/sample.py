@@ -17,7 +17,7 @@ from tinyddpm._arrays.check import as_int, as_positive_int, as_real
 from tinyddpm._commands import takes_model
 from tinyddpm._commands.calibrate import read_calibration
 from tinyddpm._commands.drawing import Drawing, processes
-from tinyddpm._commands.runs import open_run
+from tinyddpm._commands.runs import class_numbers, open_run
 from tinyddpm._commands.saving import save_array, save_folder
 from tinyddpm._io.files import replacing
 from tinyddpm.calibration import Calibration
@@ -29,6 +29,7 @@ EXAMPLES = (
     "--model runs/digits --out samples.npz -n 50000 --sampler dpm++2m --steps 20",
     "--model runs/digits --out grid.png --steps 20 --plan best",
     "--model runs/classes --out grid.png --label 0,1,2,3 --guidance 2 --columns 4",
+    "--model runs/fruit --out apples.png --label apple",
     "--model runs/digits --out folder -n 50000 --index 10000:20000",
 )
 _OUT = """FILE.png: a grid; FILE.gif: an animation of the grid, from noise to samples; FILE.npz: a uint8 array `images`
@@ -50,8 +51,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eta", type=float, metavar="X", help="noise of ddim (default 0: none) and dpm++2m-sde (default 1)")
     plan = "best: the plan and the variances that tinyddpm calibrate found best for the bound (with ddpm)"
     parser.add_argument("--plan", choices=("best",), help=plan)
-    label = "class to draw, if the run was trained with classes; with K,K,... the samples get these classes in turn"
-    parser.add_argument("--label", type=_labels, default=(), metavar="K", help=label)
+    label = "class to draw, its name or its number, if the run was trained with classes; the samples get those of K,K,... in turn"
+    parser.add_argument("--label", metavar="K", help=label)
     guidance = "guidance scale: 1 (default) for the conditional model, more for samples more typical of their class"
     parser.add_argument("--guidance", type=float, default=1.0, metavar="S", help=guidance)
     parser.add_argument("--columns", type=int, default=8, metavar="N", help="columns of the grid (default 8)")
@@ -69,10 +70,11 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         "eta": samplers.DEFAULT_ETA.get(args.sampler, 0.0) if args.eta is None else args.eta,
     }  # fmt: skip
     calibration = _best_plan(args, model, options) if args.plan else None
+    labels = () if args.label is None else class_numbers(model, args.label)
     batch, show = as_positive_int("batch_size", args.batch_size), not args.quiet and rank == 0
     index = _index(args.n, args.index)
-    drawing = Drawing(model, index, batch, options, args.label, _guidance(args), show, rank, size, calibration)
-    drawing.trajectory(range(len(args.label)))  # every option is checked before anything is written
+    drawing = Drawing(model, index, batch, options, labels, _guidance(args), show, rank, size, calibration)
+    drawing.trajectory(range(len(labels)))  # every option is checked before anything is written
     kind = "" if out.is_dir() else out.suffix.lower()
     _check_kind(kind, out, model.shape[0], size)
     scale = max(1, 64 // max(model.shape[1:])) if args.scale is None else args.scale
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     except OSError as error:
         raise OSError(f"out {out} can't be written: {error.strerror or error}") from error
     about = {"out": os.fspath(out), "index": [index.start, index.stop], **options}
-    about |= {"label": args.label, "guidance": args.guidance}
+    about |= {"label": labels, "guidance": args.guidance}
     yield json.dumps(about, indent=2) if args.json else os.fspath(out)
 
 
@@ -131,17 +133,10 @@ def _save_gif(frames: list[NDArray[np.uint8]], file: Path) -> None:
         first.save(stream, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 
-def _labels(text: str) -> tuple[int, ...]:
-    """Parse K or K,K,..."""
-    if not all(word.isdecimal() for word in text.split(",")):
-        raise argparse.ArgumentTypeError(f"must be K or K,K,... with class numbers K, got {text!r}")
-    return tuple(int(word) for word in text.split(","))
-
-
 def _guidance(args: argparse.Namespace) -> float:
     """The guidance scale, which needs a class unless it is 1."""
     scale = as_real("guidance", args.guidance)
-    if scale != 1.0 and not args.label:
+    if scale != 1.0 and args.label is None:
         raise ValueError(f"guidance must be 1 without --label, got {scale}")
     return scale
 

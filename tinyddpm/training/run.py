@@ -19,7 +19,7 @@ from tinyddpm.diffusion import Diffusion
 from tinyddpm.nn import UNet
 from tinyddpm.training.checkpoint import STATE, find, read_state
 from tinyddpm.training.config import TrainConfig
-from tinyddpm.training.data.record import Record, read_record
+from tinyddpm.training.data.record import Record, read_names, read_record
 
 __all__ = ["Run", "load_run"]
 
@@ -44,6 +44,8 @@ class Run:
     """The number of levels of the images that it was trained on."""
     record: Record | None = None
     """Which images it was trained on and which were held out; None if it does not say."""
+    class_names: tuple[str, ...] = ()
+    """The names of its data's classes, those of their folders; empty if they have none."""
 
     @property
     def classes(self) -> int | None:
@@ -121,11 +123,12 @@ def load_run(dir: str | os.PathLike[str], device: str | None = None) -> Run:
         raise FileNotFoundError(f"model: {os.fspath(dir)}: {fault}")
     state = read_state(folder)
     try:
-        config, record = TrainConfig.from_dict(state["config"]), read_record(state)
+        config = TrainConfig.from_dict(state["config"])
+        record, names = read_record(state), read_names(state)
     except (TypeError, ValueError, LookupError) as error:
         raise ValueError(f"{folder / STATE}: {error}") from None
     net = UNet.load(folder)
     return Run(
         net.to(device or "cpu", memory_format=torch.channels_last).requires_grad_(False),  # type: ignore[call-overload]
-        config.diffusion(), config.denoiser(net), config, state["step"], tuple(state["shape"]), state["levels"], record,
+        config.diffusion(), config.denoiser(net), config, state["step"], tuple(state["shape"]), state["levels"], record, names,
     )  # fmt: skip

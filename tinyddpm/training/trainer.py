@@ -24,7 +24,7 @@ from tinyddpm.training.config import FREE, LIVE, TrainConfig
 from tinyddpm.training.data import pixels
 from tinyddpm.training.data.images import Images
 from tinyddpm.training.data.order import rows_before
-from tinyddpm.training.data.record import Record, read_record
+from tinyddpm.training.data.record import Record, read_names, read_record
 from tinyddpm.training.fields import spelled
 from tinyddpm.training.world import World
 
@@ -178,7 +178,7 @@ class Trainer:
             record, new = record.after(self._earlier)
         if new:
             self.notes.append(f"data: {new} of {len(images)} images are not those that the run began with")
-        self.about["data"] = record.as_json()
+        self.about |= {"data": record.as_json(), "class_names": list(images.class_names)}
 
     def _compare(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError if a setting that must stay, or what is known of the data, differs from the run's."""
@@ -195,6 +195,11 @@ class Trainer:
             self.batches.keep_order(rows)
             self.about["images"] = len(rows)
             self.notes.append(f"bad_files: {len(rows) - len(self.pictures)} images are left out; others keep their turns")
+        names, now = read_names(state), self.pictures.class_names
+        if self.config.classes and names and now != names:
+            raise ValueError(
+                f"data must have the classes {', '.join(names)}, as the run in {out} has, got {', '.join(now) or 'none'}"
+            )
         for key in ("shape", "levels", "images"):
             if state.get(key) != self.about[key]:
                 raise ValueError(f"data must have {key} {state.get(key)}, as the run in {out} has, got {self.about[key]}")

@@ -47,6 +47,8 @@ class Images:
         The error of each file that was left out. Default: none.
     numbers : int64 array (N,), optional
         The images' places among all, those left out included. Default: 0..N-1, as none was left out.
+    class_names : tuple of str
+        The classes' names, those of their folders. Default: they have none.
     """
 
     pixels: NDArray[Any] | Rows
@@ -55,6 +57,7 @@ class Images:
     classes: int | None = None
     skipped: tuple[str, ...] = ()
     numbers: NDArray[np.int64] | None = None
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.labels is not None and self.classes is None:
@@ -195,9 +198,9 @@ def load(
     files = _files(os.fspath(source))
     if files is not None:
         pixels, kept, skipped = open_pictures(files, size, skip, threads)
-        labels, classes = files.labels() or (None, None)
+        labels, classes, names = files.labels() or (None, None, ())
         numbers = kept if skipped else None
-        return Images(pixels, 256, None if labels is None else labels[kept], classes, skipped, numbers)
+        return Images(pixels, 256, None if labels is None else labels[kept], classes, skipped, numbers, names)
     path = Path(source)
     reader = {".npy": arrays.array, ".npz": arrays.archive}.get(path.suffix.lower(), arrays.idx)
     try:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tinyddpm.training.data.images import Images
 
-__all__ = ["Record", "digests", "read_record"]
+__all__ = ["Record", "by_name", "digests", "read_names", "read_record"]
 
 _MOST, _MOST_ON_DISK = 2**17, 2**14  # images of each part that a run remembers; those on the disk are decoded for it
 _BLOCK = 1024
@@ -118,6 +118,25 @@ def _readable(images: Images) -> NDArray[np.uint64]:
 def read_record(state: Mapping[str, Any]) -> Record | None:
     """The record in a checkpoint's state; None if the run has none."""
     return None if state.get("data") is None else Record.from_json(state["data"])
+
+
+def read_names(state: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes' names in a checkpoint's state."""
+    names = state.get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("class_names must be a list of names")
+    return tuple(names)
+
+
+def by_name(images: Images, names: tuple[str, ...]) -> Images:
+    """The images with the numbers that their classes have in `names`; `ValueError` for a class that is not there."""
+    if not names or not images.class_names or images.labels is None:
+        return images
+    for name in images.class_names:
+        if name not in names:
+            raise ValueError(f"data: class {name!r} is none of the run's, which are {', '.join(names)}")
+    number = np.array([names.index(name) for name in images.class_names], np.int64)
+    return replace(images, labels=number[images.labels], classes=len(names), class_names=names)
 
 
 def _spread(count: int, most: int) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,14 @@ _MAX_SHARDS = 10**5
 _WITHOUT_CONTENT = (
     tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE
 )  # fmt: skip
+
+
+class Labels(NamedTuple):
+    """Each image's class, the number of classes, and their names if they have any."""
+
+    of: NDArray[np.int64]
+    classes: int
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +64,13 @@ class Folder:
     def open(self, i: int) -> BinaryIO:
         return open_regular(self.root / self.names[i])
 
-    def labels(self) -> tuple[NDArray[np.int64], int] | None:
-        """The number of each file's folder in `root`, and the number of folders; None if a file is in `root` itself."""
+    def labels(self) -> Labels | None:
+        """The number of each file's folder in `root`; None if a file is in `root` itself."""
         tops = [name.split(os.sep)[0] for name in self.names if os.sep in name]
         if len(tops) != len(self.names):
             return None
         number = {top: k for k, top in enumerate(sorted(set(tops)))}
-        return np.array([number[top] for top in tops], np.int64), len(number)
+        return Labels(np.array([number[top] for top in tops], np.int64), len(number), tuple(number))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +120,9 @@ class Shards:
         with open_regular(self.shards[shard]) as stream:
             return io.BytesIO(os.pread(stream.fileno(), size, start))
 
-    def labels(self) -> tuple[NDArray[np.int64], int] | None:
-        """The numbers in the images' ``.cls`` and the number of classes; None if there are no ``.cls``."""
-        return None if self.numbers is None else (self.numbers, int(self.numbers.max()) + 1)
+    def labels(self) -> Labels | None:
+        """The numbers in the images' ``.cls``; None if there are no ``.cls``."""
+        return None if self.numbers is None else Labels(self.numbers, int(self.numbers.max()) + 1, ())
 
 
 def expand(pattern: str) -> tuple[Path, ...]:
