@@ -64,12 +64,14 @@ def _unseen(run: Run, data: str, images: Images) -> tuple[Images, str]:
             return chosen, f"the {len(chosen)} images of {data} that the run held out by its name, as it records no images"
         return images, f"{len(images)} images of {data}; the model does not record on which it was trained"
     held, trained = run.record.parts(images)
-    if not (held | trained).any():
+    count = int((held >= 0).sum())
+    if not count and not trained.any():
         return images, f"{len(images)} images of {data}, none of which the run was trained on"
-    chosen = images.rows(~trained)
-    new = f" and {len(chosen) - held.sum()} others" if len(chosen) > held.sum() else ""
+    rows = np.argsort(np.where(held < 0, len(run.record.held_out), held), kind="stable")  # the run's order gives each its noise
+    chosen = images.rows(rows[~trained[rows]])
+    new = f" and {len(chosen) - count} others" if len(chosen) > count else ""
     left = f"; {trained.sum()} that it was trained on are left out" if trained.any() else ""
-    return chosen, f"{held.sum()} images of {data} that the run held out{new}{left}"
+    return chosen, f"{count} images of {data} that the run held out{new}{left}"
 
 
 def trained_on(run: Run, data: str, limit: int) -> Images:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -72,6 +73,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     out = Path(as_instance("config", config, TrainConfig).out)
     if (out / checkpoint.STATE).exists():
         raise ValueError(f"out must be a run folder, got {out}, which is a checkpoint")
+    if out.exists() and os.path.exists(config.data) and os.path.samefile(out, config.data):
+        raise ValueError(f"out must not be the folder of the data, got {out}")
     with join(config) as world:
         if world.rank == 0 and (out / checkpoint.LOCK).exists():  # fail before the data are read
             with checkpoint.locked(out):
@@ -126,7 +129,10 @@ def _about(trainer: Trainer, held_out: int) -> Iterator[str]:
     images = trainer.pictures
     classes = "" if images.classes is None else f", {images.classes} classes{'' if trainer.config.classes else ' (not used)'}"
     skipped = f", {len(images.skipped)} that can't be read" if images.skipped else ""
+    if images.class_names:
+        classes += f": {', '.join(images.class_names[:12])}{', ...' if len(images.class_names) > 12 else ''}"
     yield f"images: {len(images)} of {'x'.join(map(str, images.shape))} ({held_out} more held out){classes}{skipped}"
+    yield from (f"images: {note}" for note in images.notes)
     config, size = trainer.config, sum(p.numel() for p in trainer.parameters)
     count = f"{size / 1e6:.1f} M" if size >= 1e5 else str(size)
     steps = f"steps {trainer.start + 1} to {config.steps} of {config.batch_size} images each"

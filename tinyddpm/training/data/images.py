@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 from tinyddpm._arrays.check import as_int, as_real, one_of
 from tinyddpm.training.data import arrays
 from tinyddpm.training.data.order import is_held_out, read_ahead
-from tinyddpm.training.data.pictures import SUFFIXES, fit
+from tinyddpm.training.data.pictures import SUFFIXES
 from tinyddpm.training.data.shards import Folder, Shards, expand
-from tinyddpm.training.data.sources import Rows, Source, open_pictures
+from tinyddpm.training.data.sources import Fitted, Rows, fit_all, open_pictures
 
 __all__ = ["BAD_FILES", "Images", "load"]
 
 BAD_FILES = ("stop", "skip")
 _MAX_SIDE = 2**14
+_DARK = 31
+_PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,8 @@ class Images:
         The images' places among all, those left out included. Default: 0..N-1, as none was left out.
     class_names : tuple of str
         The classes' names, those of their folders. Default: they have none.
+    notes : tuple of str
+        What was ignored, and what may be a mistake. Default: nothing.
     """
 
     pixels: NDArray[Any] | Rows
@@ -58,6 +62,7 @@ class Images:
     skipped: tuple[str, ...] = ()
     numbers: NDArray[np.int64] | None = None
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.labels is not None and self.classes is None:
@@ -200,12 +205,13 @@ def load(
         pixels, kept, skipped = open_pictures(files, size, skip, threads)
         labels, classes, names = files.labels() or (None, None, ())
         numbers = kept if skipped else None
-        return Images(pixels, 256, None if labels is None else labels[kept], classes, skipped, numbers, names)
+        labels = None if labels is None else labels[kept]
+        return Images(pixels, 256, labels, classes, skipped, numbers, names, _notes(pixels, files.ignored, names))
     path = Path(source)
     reader = {".npy": arrays.array, ".npz": arrays.archive}.get(path.suffix.lower(), arrays.idx)
     try:
         pixels, labels = reader(path)
-        return _fitted(Images(pixels, labels=labels), size)
+        return _fitted(Images(pixels, labels=labels, notes=_notes(pixels)), size)
     except MemoryError:
         raise ValueError(f"data: {path}: must fit into memory") from None
 
@@ -234,6 +240,16 @@ def _files(source: str) -> Folder | Shards | None:
     return None
 
 
+def _notes(pixels: NDArray[Any] | Rows, ignored: str = "", names: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """What a user should know of images that were read."""
+    told = [f"ignored {ignored}"] if ignored else []
+    if isinstance(pixels, np.ndarray) and (top := int(pixels.max(initial=0))) <= _DARK:
+        told.append(f"the largest value is {top}, where 255 is white: nearly black; values 0..{top} are to be spread over 0..255")
+    if len(names) > 1 and {name.lower() for name in names} <= _PARTS:
+        told.append(f"the folders {', '.join(names)} are taken for classes; to read one of them, name it as the data")
+    return tuple(told)
+
+
 def _digits() -> Images:
     from sklearn.datasets import load_digits
 
@@ -256,30 +272,5 @@ def _fitted(images: Images, size: tuple[int, int] | None) -> Images:
     if size is None or images.shape[1:] == size:
         return images
     if isinstance(images.pixels, Rows):
-        return replace(images, pixels=replace(images.pixels, source=_Fitted(images.pixels.source, size)))
-    return replace(images, pixels=_fit_all(images.pixels, size, images.levels - 1))
-
-
-@dataclass(frozen=True, eq=False)
-class _Fitted:
-    """A source's images at another size."""
-
-    source: Source
-    size: tuple[int, int]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.source.shape[0], *self.size
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return _fit_all(self.source.read(rows), self.size)
-
-
-def _fit_all(pixels: NDArray[np.uint8], size: tuple[int, int], top: int = 255) -> NDArray[np.uint8]:
-    images = np.empty((*pixels.shape[:2], *size), np.uint8)
-    for image, original in zip(images, pixels, strict=True):
-        image[:] = fit(original.transpose(1, 2, 0), size, top).transpose(2, 0, 1)
-    return images
+        return replace(images, pixels=replace(images.pixels, source=Fitted(images.pixels.source, size)))
+    return replace(images, pixels=fit_all(images.pixels, size, images.levels - 1))

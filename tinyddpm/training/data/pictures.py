@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SUFFIXES", "Header", "decode", "fit", "read_header", "refusing_oversized"]
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"})
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+SUFFIXES = frozenset({
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
+    ".avif", ".tga",
+})  # fmt: skip
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "AVIF")
 _ORIENTATION = 0x0112
 
 
@@ -100,7 +103,7 @@ def _open_picture(stream: BinaryIO, name: str) -> Iterator[Image]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(stream, formats=_FORMATS) as picture:
+        with Image.open(stream, formats=_formats(name)) as picture:
             if _deep(picture):
                 raise ValueError(f"must have 8 bits per channel, got more ({picture.mode})")
             yield picture
@@ -108,6 +111,18 @@ def _open_picture(stream: BinaryIO, name: str) -> Iterator[Image]:
         raise ValueError(f"data: {name}: must be a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image") from None
     except Exception as error:  # on damaged files Pillow's readers raise nearly everything
         raise ValueError(f"data: {name}: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def _formats(name: str) -> tuple[str, ...]:
+    """The formats that a file may have; TGA's content has no mark, so that its name must tell."""
+    from PIL import Image
+
+    if name.lower().endswith(".tga"):
+        return ("TGA",)
+    Image.preinit()
+    if "AVIF" not in Image.OPEN:
+        Image.init()
+    return tuple(form for form in _FORMATS if form in Image.OPEN)
 
 
 def _deep(picture: Image) -> bool:

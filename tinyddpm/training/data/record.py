@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -71,20 +71,19 @@ class Record:
         )
         return found, int((~np.isin(mine, theirs)).sum())
 
-    def parts(self, images: Images) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which images were held out, and which may have been trained on; the rest are new to the run.
+    def parts(self, images: Images) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Each image's place among those that were held out, -1 if it was not; and which may have been trained on.
 
         Of images with the same content, as many are held out as there were.
         """
-        found = digests(images)
-        left, held = Counter(self.held_out.tolist()), np.zeros(len(found), bool)
-        for i, digest in enumerate(found.tolist()):
-            held[i] = left[digest] > 0
-            left[digest] -= 1
+        found, places = digests(images), defaultdict[int, list[int]](list)
+        for k, digest in reversed(list(enumerate(self.held_out.tolist()))):
+            places[digest].append(k)
+        held = np.array([places[d].pop() if places.get(d) else -1 for d in found.tolist()], np.int64)
         trained = np.isin(found, self.trained_on)
-        if not self.complete and (held | trained).any():
+        if not self.complete and (trained.any() or held.max(initial=-1) >= 0):
             trained[:] = True
-        return held, trained & ~held
+        return held, trained & (held < 0)
 
     def never_held_out(self, images: Images) -> NDArray[np.bool_]:
         """Which images have no copy among those held out, as far as the record tells."""

@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ _BLOCK = 512
 _MAX_NAME = 2**16  # bytes of a header that holds the next member's name
 _MAX_FILE = 2**28  # bytes of one image file, read whole
 _MAX_SHARDS = 10**5
+_KINDS = 6  # of what is ignored, named
 _WITHOUT_CONTENT = (
     tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE
 )  # fmt: skip
@@ -44,16 +46,29 @@ class Folder:
 
     root: Path
     names: tuple[str, ...]
+    ignored: str = ""
+    """What else is there, with counts."""
 
     @classmethod
     def of(cls, root: Path) -> Folder:
-        """Every image file below `root`; links to files are followed, links to folders are not."""
-        names = list[str]()
-        for folder, _, files in os.walk(root, onerror=_refuse):
+        """Every image file below `root`, except in hidden folders and in runs.
+
+        Links to files are followed, and those to folders within `root`, but not from within such a folder.
+        """
+        names, ignored = list[str](), Counter[str]()
+        for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
+            reasons = {name: _why_not(root, Path(folder, name)) for name in folders}
+            ignored.update(reason for reason in reasons.values() if reason)
+            folders[:] = sorted(name for name in folders if not reasons[name])
             inside = os.path.relpath(folder, root)
-            images = (name for name in files if _is_image(name) and not name.startswith("."))
-            names.extend(os.path.normpath(os.path.join(inside, name)) for name in images)
-        return cls(root, tuple(sorted(names, key=lambda name: name.split(os.sep))))
+            for name in files:
+                if _is_image(name) and not is_hidden(name):
+                    names.append(os.path.normpath(os.path.join(inside, name)))
+                else:
+                    ignored[
+                        "hidden file" if is_hidden(name) else os.path.splitext(name)[1].lower() or "file without a suffix"
+                    ] += 1
+        return cls(root, tuple(sorted(names, key=lambda name: name.split(os.sep))), counted(ignored))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -82,20 +97,27 @@ class Shards:
     places: NDArray[np.int64]
     """Each image's archive, its first byte there, and its number of bytes, shape (N, 3)."""
     numbers: NDArray[np.int64] | None
+    ignored: str = ""
+    """What else is there, with counts."""
 
     @classmethod
     def of(cls, shards: tuple[Path, ...]) -> Shards:
         """The images in the archives; only the headers of their members are read, and the labels."""
         names, places, numbers = list[str](), list[tuple[int, int, int]](), dict[tuple[int, str], int]()
+        ignored = Counter[str]()
         for k, shard in enumerate(shards):
             try:
                 with open_regular(shard) as stream:
                     for name, start, size in _members(stream):
-                        if name.endswith(".cls"):
+                        if any(map(is_hidden, name.split("/"))):
+                            ignored["hidden file"] += 1
+                        elif name.endswith(".cls"):
                             numbers[k, _key(name)] = _number(os.pread(stream.fileno(), 32, start)[:size], name)
                         elif _is_image(name):
                             names.append(name)
                             places.append((k, start, size))
+                        else:
+                            ignored[_kind(name)] += 1
             except (OSError, ValueError, tarfile.HeaderError) as error:
                 raise ValueError(f"data: {shard}: {getattr(error, 'strerror', None) or error}") from None
         if not names:
@@ -105,7 +127,7 @@ class Shards:
             if key not in numbers:
                 raise ValueError(f"data: {shards[key[0]]}: {name} must have a .cls, as others have")
         labels = np.array([numbers[key] for key in keys], np.int64) if numbers else None
-        return cls(shards, tuple(names), np.array(places, np.int64), labels)
+        return cls(shards, tuple(names), np.array(places, np.int64), labels, counted(ignored))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -123,6 +145,37 @@ class Shards:
     def labels(self) -> Labels | None:
         """The numbers in the images' ``.cls``; None if there are no ``.cls``."""
         return None if self.numbers is None else Labels(self.numbers, int(self.numbers.max()) + 1, ())
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is no data: hidden ones, and those that macOS and network stores add."""
+    return (name.startswith(".") and name not in (".", "..")) or name in ("__MACOSX", "@eaDir")
+
+
+def counted(ignored: Counter[str]) -> str:
+    """Such as "3 .heic, 2 hidden folders", the most frequent first."""
+    most = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))[:_KINDS]
+    rest = ignored.total() - sum(count for _, count in most)
+    shown = [f"{count} {what}{'s' if count > 1 and ' ' in what else ''}" for what, count in most]
+    return ", ".join([*shown, *([f"{rest} others"] if rest else [])])
+
+
+def _kind(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "file without a suffix"
+
+
+def _why_not(root: Path, folder: Path) -> str:
+    """Why a folder below `root` is left out; empty if it is not."""
+    if is_hidden(folder.name):
+        return "hidden folder"
+    if (folder / "log.jsonl").exists() or (folder / "checkpoints").is_dir():
+        return "run folder"
+    if not folder.is_symlink():
+        return ""
+    target, top = folder.resolve(), root.resolve()
+    linked = any(parent.is_symlink() for parent in folder.parents if parent != root and parent.is_relative_to(root))
+    within = target.is_relative_to(top) and not folder.parent.resolve().is_relative_to(target)
+    return "" if within and not linked else "linked folder"
 
 
 def expand(pattern: str) -> tuple[Path, ...]:

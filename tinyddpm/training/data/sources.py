@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tinyddpm.training.data.pictures import Header, decode, fit, read_header, refusing_oversized
 
-__all__ = ["IN_MEMORY", "Files", "Pictures", "Rows", "Source", "each", "open_pictures", "open_regular"]
+__all__ = ["IN_MEMORY", "Files", "Fitted", "Pictures", "Rows", "Source", "each", "fit_all", "open_pictures", "open_regular"]
 
 IN_MEMORY = 2**28
 """Bytes up to which images are kept in memory."""
@@ -76,6 +76,32 @@ class Rows:
     def take(self, which: Any) -> Rows:
         """Some of the rows; nothing is read."""
         return replace(self, index=self.index[which])
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A source's images at another size."""
+
+    source: Source
+    size: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.source.shape[0], *self.size
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return fit_all(self.source.read(rows), self.size)
+
+
+def fit_all(pixels: NDArray[np.uint8], size: tuple[int, int], top: int = 255) -> NDArray[np.uint8]:
+    """Images (N, C, H, W) at that size."""
+    images = np.empty((*pixels.shape[:2], *size), np.uint8)
+    for image, original in zip(images, pixels, strict=True):
+        image[:] = fit(original.transpose(1, 2, 0), size, top).transpose(2, 0, 1)
+    return images
 
 
 @dataclass(frozen=True, eq=False)
