@@ -253,3 +253,51 @@ def test_nearly_black_images_and_parts_taken_for_classes_are_said(tmp_path: Path
     assert load(tmp_path / "data").notes == (
         "the folders test, train are taken for classes; to read one of them, name it as the data",
     )
+
+
+# ---- what values stand for
+
+
+def test_levels_and_background(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.eye(8, dtype=np.uint8)[None].repeat(3, 0))
+    images = load(tmp_path / "a.npy", levels=2)
+    assert (sorted(set(images.scaled().ravel().tolist())), images.notes) == ([-1, 1], ())
+    with pytest.raises(ValueError, match=r"^levels must be more than the largest value in .*photos, which is 255, got 2"):
+        load(folder(tmp_path / "photos", 2), levels=2)
+    drawing = np.zeros((8, 8, 4), np.uint8)
+    drawing[2:4, :, 3] = 255  # black lines on nothing
+    (tmp_path / "drawing").mkdir()
+    (tmp_path / "drawing/a.png").write_bytes(encoded(drawing))
+    assert "--background white" in load(tmp_path / "drawing").notes[0]
+    seen = load(tmp_path / "drawing", background="white")
+    assert (seen.pixels[0, 0] == np.where(drawing[..., 3] == 255, 0, 255)).all()
+    options = {"data": str(tmp_path / "drawing"), "background": "white", "held_out": 0.0, **ONE_STEP}
+    train(config(tmp_path / "run", **options), progress=False)
+    assert trained_on(load_run(tmp_path / "run"), str(tmp_path / "drawing"), 9).pixels[:].max() == 255
+
+
+def test_exif_behind_a_pngs_pixels_turns_it(tmp_path: Path) -> None:
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.RandomState(0).randint(0, 256, (4, 8, 3), np.uint8)
+    first = encoded(pixels, exif=exif)
+    at = first.index(b"eXIf") - 4
+    end = at + 12 + int.from_bytes(first[at : at + 4], "big")
+    late = first[:at] + first[end:-12] + first[at:end] + first[-12:]
+    for i, content in enumerate((first, late)):
+        (tmp_path / f"{i}.png").write_bytes(content)
+    images = load(tmp_path)
+    assert images.shape == (3, 8, 4)
+    for turned in images.pixels[:]:
+        np.testing.assert_array_equal(turned.transpose(1, 2, 0), np.rot90(pixels, -1))
+
+
+def test_an_archive_as_guided_diffusion_writes_it(tmp_path: Path) -> None:
+    pixels = np.random.RandomState(0).randint(0, 256, (5, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", pixels, np.arange(5))
+    images = load(tmp_path / "a.npz")
+    np.testing.assert_array_equal(images.pixels[:], pixels.transpose(0, 3, 1, 2))
+    assert images.labels is not None
+    assert images.labels.tolist() == [0, 1, 2, 3, 4]

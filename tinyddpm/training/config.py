@@ -59,6 +59,10 @@ class TrainConfig:
         "images", "a side, or height and width, that images are cut and resized to; by default they stay as they are"
     )
     bad_files: str = choice("stop", "images", "whether an image that cannot be read stops the run or is left out", SKIP)
+    background: str | None = name("images", "colour behind transparent parts, such as white or #ff8000; black by default")
+    levels: int | None = integer(
+        None, "images", "levels of the images, whose values are 0..levels-1; by default 256, and 17 for the digits", 2, 256
+    )
     workers: int | None = integer(
         None, "images", "threads that read images; by default as many as there are CPUs, up to 8", 0, 256
     )
@@ -221,7 +225,10 @@ class TrainConfig:
 
         size = self.image_size
         side = size if size is None or isinstance(size, int) else (size[0], size[1])
-        return load(self.data, image_size=side, bad_files=self.bad_files, workers=self.workers)
+        return load(
+            self.data, image_size=side, bad_files=self.bad_files, workers=self.workers, background=self.background or "black",
+            levels=self.levels,
+        )  # fmt: skip
 
     def unet(self, images: Images) -> UNet:
         """A new network for such images.

@@ -96,11 +96,11 @@ def archive(file: Path) -> Found:
     """The images of an ``.npz`` file, and its labels if there are any."""
     with _named(file), open_regular(file) as stream, zipfile.ZipFile(stream) as packed:
         names = [name.removesuffix(".npy") for name in packed.namelist()]
-        name = next((n for n in ("images", "x") if n in names), names[0] if len(names) == 1 else None)
+        name = next((n for n in ("images", "x", "arr_0") if n in names), names[0] if len(names) == 1 else None)
         if name is None:
             raise ValueError(f"must have an array called images, got {', '.join(names) or 'none'}")
         images = _channels_first(_member(packed, name))
-        beside = next((n for n in ("labels", "y") if n in names and n != name), None)
+        beside = next((n for n in ("labels", "y", *(["arr_1"] if name == "arr_0" else [])) if n in names and n != name), None)
         return images, None if beside is None else _labels(_member(packed, beside), len(images))
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tinyddpm._arrays.check import as_int, as_real, one_of
 from tinyddpm.training.data import arrays
+from tinyddpm.training.data.notes import check_colour, dark, of_folder
 from tinyddpm.training.data.order import is_held_out, read_ahead
 from tinyddpm.training.data.pictures import SUFFIXES
 from tinyddpm.training.data.shards import Folder, Shards, expand
@@ -27,8 +28,6 @@ __all__ = ["BAD_FILES", "Images", "load"]
 
 BAD_FILES = ("stop", "skip")
 _MAX_SIDE = 2**14
-_DARK = 31
-_PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +157,8 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     bad_files: str = "stop",
     workers: int | None = None,
+    background: str = "black",
+    levels: int | None = None,
 ) -> Images:
     """Load a set of images.
 
@@ -166,7 +167,7 @@ def load(
     - A ``.tar`` file, a folder of them, or a pattern such as ``train-{000..099}.tar`` or ``train-*.tar``: their images, with
       the labels of the ``.cls`` members of the same name, as in WebDataset.
     - ``.npy`` or ``.npz``: integers 0..255 of shape (N, H, W), (N, H, W, C) or (N, C, H, W), with C up to 4; in an ``.npz``,
-      the array ``images``, ``x`` or the only one, and the labels ``labels`` or ``y``.
+      the array ``images``, ``x``, ``arr_0`` or the only one, and the labels ``labels``, ``y`` or, beside ``arr_0``, ``arr_1``.
     - Any other file is read as idx, gzipped or not; its labels are in the file with "labels" for "images" in its name.
 
     Parameters
@@ -181,6 +182,10 @@ def load(
         file is decoded once in advance.
     workers : int, optional
         Threads that decode images, in 0..256; the images do not depend on it. Default: the number of CPUs, up to 8.
+    background : str
+        The colour behind transparent parts, such as "white" or "#ff8000". Default: black.
+    levels : int, optional
+        The number of levels, in 2..256: values are 0..levels-1. Default: 256, and 17 for the digits.
 
     Returns
     -------
@@ -198,20 +203,32 @@ def load(
         raise TypeError(f"data must be a name or a path, got {type(source).__name__}")
     size, skip = _size(image_size), one_of("bad_files", bad_files, BAD_FILES) == "skip"
     threads = min(os.cpu_count() or 1, 8) if workers is None else as_int("workers", workers, 0, 256)
+    check_colour(background)
+    images = _read(source, size, skip, threads, background)
+    if levels is None:
+        return images if images.levels != 256 else replace(images, notes=(*images.notes, *dark(images.pixels)))
+    levels, pixels = as_int("levels", levels, 2, 256), images.pixels
+    if isinstance(pixels, np.ndarray) and pixels.max(initial=0) >= levels:
+        raise ValueError(f"levels must be more than the largest value in {source}, which is {pixels.max()}, got {levels}")
+    return replace(images, levels=levels)
+
+
+def _read(source: str | os.PathLike[str], size: tuple[int, int] | None, skip: bool, threads: int, background: str) -> Images:
+    """The images of checked arguments, with the levels that their source has."""
     if source == "digits":
         return _fitted(_digits(), size)
     files = _files(os.fspath(source))
     if files is not None:
-        pixels, kept, skipped = open_pictures(files, size, skip, threads)
+        pixels, kept, skipped = open_pictures(files, size, skip, threads, background)
         labels, classes, names = files.labels() or (None, None, ())
         numbers = kept if skipped else None
         labels = None if labels is None else labels[kept]
-        return Images(pixels, 256, labels, classes, skipped, numbers, names, _notes(pixels, files.ignored, names))
+        return Images(pixels, 256, labels, classes, skipped, numbers, names, of_folder(files.ignored, names))
     path = Path(source)
     reader = {".npy": arrays.array, ".npz": arrays.archive}.get(path.suffix.lower(), arrays.idx)
     try:
         pixels, labels = reader(path)
-        return _fitted(Images(pixels, labels=labels, notes=_notes(pixels)), size)
+        return _fitted(Images(pixels, labels=labels), size)
     except MemoryError:
         raise ValueError(f"data: {path}: must fit into memory") from None
 
@@ -238,16 +255,6 @@ def _files(source: str) -> Folder | Shards | None:
     if named != (path,):
         raise ValueError(f"data: {source}: must match .tar files only")
     return None
-
-
-def _notes(pixels: NDArray[Any] | Rows, ignored: str = "", names: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """What a user should know of images that were read."""
-    told = [f"ignored {ignored}"] if ignored else []
-    if isinstance(pixels, np.ndarray) and (top := int(pixels.max(initial=0))) <= _DARK:
-        told.append(f"the largest value is {top}, where 255 is white: nearly black; values 0..{top} are to be spread over 0..255")
-    if len(names) > 1 and {name.lower() for name in names} <= _PARTS:
-        told.append(f"the folders {', '.join(names)} are taken for classes; to read one of them, name it as the data")
-    return tuple(told)
 
 
 def _digits() -> Images:

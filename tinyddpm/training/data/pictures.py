@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Exif, Image
 
 __all__ = ["SUFFIXES", "Header", "decode", "fit", "read_header", "refusing_oversized"]
 
@@ -44,16 +44,16 @@ def read_header(stream: BinaryIO, name: str) -> Header:
     with _open_picture(stream, name) as picture:
         width, height = picture.size
         # For EXIF behind a PNG's pixels, Pillow would decode them.
-        has_exif = picture.format != "PNG" or "exif" in picture.info
-        if has_exif and picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
+        late = picture.format == "PNG" and "exif" not in picture.info
+        if (_late_exif(stream) if late else picture.getexif()).get(_ORIENTATION, 1) in (5, 6, 7, 8):
             # Some versions of Pillow have already turned a TIFF's size.
             tiff = picture.format == "TIFF"
             width, height = ImageOps.exif_transpose(picture).size if tiff else (height, width)
         return Header(height, width, 1 if _grey(picture) else 3)
 
 
-def decode(stream: BinaryIO, name: str) -> NDArray[np.uint8]:
-    """The pixels (height, width, C), turned as EXIF says, with transparent parts on black; C is 1 if the file is grey, else 3."""
+def decode(stream: BinaryIO, name: str, background: str = "black") -> NDArray[np.uint8]:
+    """The pixels (height, width, C), turned as EXIF says, before the background; C is 1 if the file is grey, else 3."""
     from PIL import Image, ImageOps
 
     with _open_picture(stream, name) as stored:
@@ -61,7 +61,7 @@ def decode(stream: BinaryIO, name: str) -> NDArray[np.uint8]:
         picture = ImageOps.exif_transpose(stored)
         if picture.mode == "P" or "a" in picture.mode.lower() or "transparency" in picture.info:
             picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, background), picture)
         array = np.asarray(picture.convert("L" if grey else "RGB"))
     return array.reshape(*array.shape[:2], -1)
 
@@ -111,6 +111,23 @@ def _open_picture(stream: BinaryIO, name: str) -> Iterator[Image]:
         raise ValueError(f"data: {name}: must be a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image") from None
     except Exception as error:  # on damaged files Pillow's readers raise nearly everything
         raise ValueError(f"data: {name}: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def _late_exif(stream: BinaryIO) -> Exif:
+    """The EXIF of a PNG, by its chunks."""
+    from PIL import Image
+
+    exif, place = Image.Exif(), 8
+    while True:
+        stream.seek(place)
+        head = stream.read(8)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if len(head) < 8 or kind == b"IEND":
+            return exif
+        if kind == b"eXIf" and length < 2**16:
+            exif.load(stream.read(length))
+            return exif
+        place += 12 + length
 
 
 def _formats(name: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
@@ -111,6 +112,7 @@ class Pictures:
     files: Files
     shape: tuple[int, int, int]
     workers: int
+    background: str = "black"
 
     def __len__(self) -> int:
         return len(self.files)
@@ -124,7 +126,7 @@ class Pictures:
 
     def image(self, row: int) -> NDArray[np.uint8]:
         """One image; a grey one is repeated over the channels of `shape`."""
-        picture = fit(_with(decode, self.files, row), self.shape[1:]).transpose(2, 0, 1)
+        picture = fit(_with(partial(decode, background=self.background), self.files, row), self.shape[1:]).transpose(2, 0, 1)
         if picture.shape[1:] != self.shape[1:] or len(picture) > self.shape[0]:
             raise ValueError(f"data: {self.files.name(row)}: changed after its header was read")
         return np.broadcast_to(picture, self.shape)
@@ -139,7 +141,7 @@ class Pictures:
 
 
 def open_pictures(
-    files: Files, size: tuple[int, int] | None, skip: bool, workers: int
+    files: Files, size: tuple[int, int] | None, skip: bool, workers: int, background: str
 ) -> tuple[Rows | NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
     """The images of the files, in memory if they are few; the numbers of these files; the errors of the files left out.
 
@@ -154,7 +156,7 @@ def open_pictures(
             size_i, size_1 = f"{header.width}x{header.height}", f"{one.width}x{one.height}"
             what = f"is {size_i}, but {files.name(first).rpartition('/')[2]} is {size_1}"
             raise ValueError(f"data: {files.name(i)}: {what}; image_size must be given if images differ in size")
-    source = Pictures(files, (channels, *(size or (one.height, one.width))), workers)
+    source = Pictures(files, (channels, *(size or (one.height, one.width))), workers, background)
     kept = list(headers)
     if skip:
         bad |= {i: fault for i, fault in zip(kept, each(source.fault, kept, workers), strict=True) if fault}
