@@ -159,6 +159,7 @@ def test_a_class_is_drawn_by_its_name(fruit: Path, tmp_path: Path, capsys: pytes
         assert main([*words, "--out", str(tmp_path / f"{name}.npz"), "--label", label]) == 0
     one, two = (np.load(tmp_path / f"{name}.npz")["images"] for name in "ab")
     np.testing.assert_array_equal(one, two)
+    assert load(tmp_path / "a.npz").labels.tolist() == [2, 0]  # type: ignore[union-attr]
     assert main([*words, "--out", str(tmp_path / "c.npz"), "--label", "pear"]) == 2
     assert "label must be K or K,K,... with names of apple, ball, cat, got 'pear'" in capsys.readouterr().err
 

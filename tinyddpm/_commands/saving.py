@@ -115,6 +115,10 @@ def _write_array(drawing: Drawing, stream: BinaryIO, start: int, file: Path, abo
                 if (content := _read_batch(stream, len(part) * math.prod(shape))) is None:
                     raise ValueError(f"out: {file}.part changed while it was read; run the command again")
                 entry.write(content)
+        if drawing.labels:
+            labels = np.array([drawing.labels[k % len(drawing.labels)] for k in drawing.index], np.int64)
+            with archive.open("labels.npy", "w") as entry:
+                np.lib.format.write_array(entry, labels, version=(1, 0))
 
 
 def _check_picture(file: Path, shape: tuple[int, ...]) -> None:

@@ -30,7 +30,7 @@ class Record:
     trained_on: NDArray[np.uint64]
     """Digests of the others."""
     complete: bool
-    """Whether these are all images: of a large set only some are kept, and none that can't be read."""
+    """Whether these are all images. Of a large set only some are kept, and none that can't be read."""
 
     @classmethod
     def of(cls, images: Images, held_out: float) -> Record:
