@@ -54,7 +54,8 @@ def spellings(place: Path, work: Path) -> dict[str, str]:
     with tarfile.open(work / "photos.tar", "w") as packed:
         packed.add(photos, "photos")
     np.save(work / "photos.npy", load(photos).pixels[::-1])
-    again = {name: str(work / name) for name in ("moved", "linked", "links", "photos.tar", "photos.npy")}
+    shutil.make_archive(str(work / "photos"), "zip", place, "photos")
+    again = {name: str(work / name) for name in ("moved", "linked", "links", "photos.tar", "photos.npy", "photos.zip")}
     return {**again, "plain": str(photos), "dots": f"{photos}/../photos/.", "relative": os.path.relpath(photos)}
 
 
@@ -302,3 +303,17 @@ def test_an_archive_as_guided_diffusion_writes_it(tmp_path: Path) -> None:
     np.testing.assert_array_equal(images.pixels[:], pixels.transpose(0, 3, 1, 2))
     assert images.labels is not None
     assert images.labels.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_zip_is_the_folder_that_was_packed(tmp_path: Path) -> None:
+    for i, name in enumerate(("apple", "ball", "__MACOSX", ".hidden")):
+        folder(tmp_path / "fruit" / name, 3, i)
+    file = Path(shutil.make_archive(str(tmp_path / "a"), "zip", tmp_path, "fruit"))
+    packed, plain = load(file), load(tmp_path / "fruit")
+    np.testing.assert_array_equal(packed.pixels[:], plain.pixels[:])
+    assert (packed.class_names, packed.notes) == (("apple", "ball"), ("ignored 6 hidden files",))
+    content = file.read_bytes()
+    for end in (0, 10, len(content) // 2, len(content) - 5):
+        file.write_bytes(content[:end])
+        with pytest.raises(ValueError, match=r"^data: .*a\.zip: "):
+            load(file)

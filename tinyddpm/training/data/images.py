@@ -23,6 +23,7 @@ from tinyddpm.training.data.order import is_held_out, read_ahead
 from tinyddpm.training.data.pictures import SUFFIXES
 from tinyddpm.training.data.shards import Folder, Shards, expand
 from tinyddpm.training.data.sources import Fitted, Rows, fit_all, open_pictures
+from tinyddpm.training.data.zips import Zip
 
 __all__ = ["BAD_FILES", "Images", "load"]
 
@@ -166,6 +167,7 @@ def load(
     - A folder: all images in it and below, in the order of their names; the folders in it are the labels.
     - A ``.tar`` file, a folder of them, or a pattern such as ``train-{000..099}.tar`` or ``train-*.tar``: their images, with
       the labels of the ``.cls`` members of the same name, as in WebDataset.
+    - A ``.zip`` file: as the folder that was packed.
     - ``.npy`` or ``.npz``: integers 0..255 of shape (N, H, W), (N, H, W, C) or (N, C, H, W), with C up to 4; in an ``.npz``,
       the array ``images``, ``x``, ``arr_0`` or the only one, and the labels ``labels``, ``y`` or, beside ``arr_0``, ``arr_1``.
     - Any other file is read as idx, gzipped or not; its labels are in the file with "labels" for "images" in its name.
@@ -233,7 +235,7 @@ def _read(source: str | os.PathLike[str], size: tuple[int, int] | None, skip: bo
         raise ValueError(f"data: {path}: must fit into memory") from None
 
 
-def _files(source: str) -> Folder | Shards | None:
+def _files(source: str) -> Folder | Shards | Zip | None:
     """The image files or archives that `source` names; None if it is a file of another kind."""
     path = Path(source)
     if path.is_dir():
@@ -252,6 +254,8 @@ def _files(source: str) -> Folder | Shards | None:
         raise FileNotFoundError(f"data: {source}: no file matches")
     if all(file.suffix.lower() == ".tar" for file in named):
         return Shards.of(named)
+    if named == (path,) and path.suffix.lower() == ".zip":
+        return Zip.of(path)
     if named != (path,):
         raise ValueError(f"data: {source}: must match .tar files only")
     return None

@@ -9,7 +9,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from tinyddpm.training.data.pictures import SUFFIXES
 from tinyddpm.training.data.sources import open_regular
 
-__all__ = ["Folder", "Shards", "expand"]
+__all__ = [
+    "MAX_FILE", "Folder", "Labels", "Shards", "counted", "expand", "folder_labels", "is_hidden", "is_image", "kind",
+]  # fmt: skip
 
 _BLOCK = 512
 _MAX_NAME = 2**16  # bytes of a header that holds the next member's name
-_MAX_FILE = 2**28  # bytes of one image file, read whole
+MAX_FILE = 2**28  # bytes of one image file, read whole
 _MAX_SHARDS = 10**5
 _KINDS = 6  # of what is ignored, named
 _WITHOUT_CONTENT = (
@@ -62,7 +64,7 @@ class Folder:
             folders[:] = sorted(name for name in folders if not reasons[name])
             inside = os.path.relpath(folder, root)
             for name in files:
-                if _is_image(name) and not is_hidden(name):
+                if is_image(name) and not is_hidden(name):
                     names.append(os.path.normpath(os.path.join(inside, name)))
                 else:
                     ignored[
@@ -81,11 +83,7 @@ class Folder:
 
     def labels(self) -> Labels | None:
         """The number of each file's folder in `root`; None if a file is in `root` itself."""
-        tops = [name.split(os.sep)[0] for name in self.names if os.sep in name]
-        if len(tops) != len(self.names):
-            return None
-        number = {top: k for k, top in enumerate(sorted(set(tops)))}
-        return Labels(np.array([number[top] for top in tops], np.int64), len(number), tuple(number))
+        return folder_labels([tuple(name.split(os.sep)) for name in self.names])
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +111,11 @@ class Shards:
                             ignored["hidden file"] += 1
                         elif name.endswith(".cls"):
                             numbers[k, _key(name)] = _number(os.pread(stream.fileno(), 32, start)[:size], name)
-                        elif _is_image(name):
+                        elif is_image(name):
                             names.append(name)
                             places.append((k, start, size))
                         else:
-                            ignored[_kind(name)] += 1
+                            ignored[kind(name)] += 1
             except (OSError, ValueError, tarfile.HeaderError) as error:
                 raise ValueError(f"data: {shard}: {getattr(error, 'strerror', None) or error}") from None
         if not names:
@@ -137,14 +135,22 @@ class Shards:
 
     def open(self, i: int) -> BinaryIO:
         shard, start, size = self.places[i].tolist()
-        if size > _MAX_FILE:
-            raise ValueError(f"data: {self.name(i)}: must have at most {_MAX_FILE} bytes, got {size}")
+        if size > MAX_FILE:
+            raise ValueError(f"data: {self.name(i)}: must have at most {MAX_FILE} bytes, got {size}")
         with open_regular(self.shards[shard]) as stream:
             return io.BytesIO(os.pread(stream.fileno(), size, start))
 
     def labels(self) -> Labels | None:
         """The numbers in the images' ``.cls``; None if there are no ``.cls``."""
         return None if self.numbers is None else Labels(self.numbers, int(self.numbers.max()) + 1, ())
+
+
+def folder_labels(names: Sequence[tuple[str, ...]]) -> Labels | None:
+    """The number of the folder that each name begins with; None if one has no folder."""
+    if any(len(name) < 2 for name in names):
+        return None
+    number = {top: k for k, top in enumerate(sorted({name[0] for name in names}))}
+    return Labels(np.array([number[name[0]] for name in names], np.int64), len(number), tuple(number))
 
 
 def is_hidden(name: str) -> bool:
@@ -160,7 +166,8 @@ def counted(ignored: Counter[str]) -> str:
     return ", ".join([*shown, *([f"{rest} others"] if rest else [])])
 
 
-def _kind(name: str) -> str:
+def kind(name: str) -> str:
+    """What files such as this one are called in counts."""
     return os.path.splitext(name)[1].lower() or "file without a suffix"
 
 
@@ -223,7 +230,8 @@ def _long_name(text: bytes, pax: bool) -> str:
     return text.rstrip(b"\0").decode("utf-8", "surrogateescape")
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether the suffix is an image's."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
