@@ -83,6 +83,26 @@ def test_training_ends_with_it_if_asked(tmp_path: Path, capsys: pytest.CaptureFi
     assert likelihood.Calibration.load(tmp_path / "run" / "calibration.json").rows == 512
 
 
+def test_a_run_on_continuous_data_has_the_bound_of_their_density(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In training, evaluation and calibration alike: 64 dimensions of density are not those of 17 levels, log2 8 bits apart."""
+    run = str(tmp_path / "run")
+    options = ("--objective", "vlb", "--decoder", "density")
+    assert main(["train", *TINY, *options, "--out", run, "--quiet"]) == 0
+    assert main(["calibrate", "--model", run, "--limit", "20", "--quiet"]) == 0
+    loaded = training.load_run(run)
+    held = loaded.config.images().split(loaded.config.held_out)[1].rows(slice(20))
+    x0 = __import__("torch").from_numpy(held.scaled(slice(None)))
+    bound = likelihood.vlb(loaded.diffusion, loaded.denoiser, x0, decoder="density")
+    found = answer(capsys, "evaluate", "--model", run, "--data", "digits", "--limit", "20")
+    assert found["bits_per_dim"]["mean"] == pytest.approx(bound.bits_per_dim.mean(), rel=1e-6)
+    assert found["bound_of"] == "density"
+    assert likelihood.Calibration.load(Path(run, "calibration.json")).decoder == "density"
+    log = [json.loads(line)["loss"] for line in Path(run, "log.jsonl").read_text().splitlines()]
+    exact = str(tmp_path / "exact")
+    assert main(["train", *TINY, "--objective", "vlb", "--out", exact, "--quiet"]) == 0
+    assert log != [json.loads(line)["loss"] for line in Path(exact, "log.jsonl").read_text().splitlines()]
+
+
 def test_plot_plan_draws_every_way(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A curve for each plan with each variance, at the bounds that `evaluate` would print."""
     pytest.importorskip("matplotlib")

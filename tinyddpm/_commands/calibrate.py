@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tinyddpm import backends
 from tinyddpm._arrays.check import as_positive_int
@@ -62,8 +63,9 @@ def measure(
     """The errors of the run's network on the images."""
     check_shape(model, images)
     x0 = backends.get("torch").from_numpy(images.scaled(slice(None)), device=device_of(model))
+    decoder: Any = model.config.decoder
     found = calibrate(
-        model.diffusion, model.denoiser, x0, seed=seed, levels=images.levels, per_dimension=per_dimension,
+        model.diffusion, model.denoiser, x0, seed=seed, levels=images.levels, decoder=decoder, per_dimension=per_dimension,
         batch_size=as_positive_int("batch_size", batch_size), progress=progress,
     )  # fmt: skip
     return dataclasses.replace(found, network=network_digest(model))

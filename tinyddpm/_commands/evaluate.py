@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,9 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         took = _estimate(model, images, args.batch_size)
         say(f"evaluate: {len(images)} of {len(found)} images, {took} (--limit and --steps take others)")
     vlb = score(model, images, terms=args.curve, **options)
-    parts, about = in_bits(vlb), {"images": len(images), "levels": images.levels, "calls": model.diffusion.T}
+    about: dict[str, Any] = {"images": len(images), "levels": images.levels, "calls": model.diffusion.T}
+    about |= {"bound_of": "density"} if model.config.decoder == "density" else {}
+    parts = in_bits(vlb)
     curve, distances = _curve(vlb) if args.curve else {}, judged.measure() if judged else {}
     if args.json:
         entries = {name: {"mean": m, "error": _or_none(e)} for name, (m, e) in parts.items()}

@@ -121,7 +121,8 @@ def score(run: Run, images: Images, *, seed: int = 0, batch_size: int = 250, ter
     parts = []
     for rows, show in batches(range(len(images)), batch_size, progress):
         x0 = torch.from_numpy(images.scaled(slice(rows.start, rows.stop)), device=device)
-        options: dict[str, Any] = {"seed": seed, "index": rows, "levels": images.levels, "terms": terms, "progress": show}
+        options: dict[str, Any] = {"seed": seed, "index": rows, "levels": images.levels, "terms": terms, "progress": show,
+                                   "decoder": run.config.decoder}  # fmt: skip
         parts.append(vlb(run.diffusion, run.denoiser, x0, **options))
     return parts[0] if len(parts) == 1 else VLB(**{
         field.name: _joined([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(VLB)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["DEMO", "FREE", "HO2020", "LIVE", "OBJECTIVES", "TrainConfig"]
 
 OBJECTIVES = ("simple", "vlb", "hybrid")
+DECODERS = ("exact", "density")
 OPTIMIZERS = ("adam", "adamw")
 PRECISIONS = ("float32", "bf16")
 LOGS = ("tensorboard", "wandb")
@@ -89,6 +90,10 @@ class TrainConfig:
     predicts: str = choice("eps", "diffusion", "what the network returns", KINDS)
     objective: str = choice("simple", "diffusion", "the loss", OBJECTIVES)
     variance: str = choice("beta", "diffusion", "variance of the reverse process", VARIANCES)
+    decoder: str = choice(
+        "exact", "diffusion", "L_0 of the losses vlb and hybrid and of evaluate: the mass of a level, or a density, for "
+        "continuous data", DECODERS,
+    )  # fmt: skip
     time_sampler: str = choice("uniform", "diffusion", "how t is drawn; loss_aware draws a t of large loss more often", TIMES)
 
     classes: bool = switch("classes", "give the network the data's labels, so that it can draw a chosen class")

@@ -67,6 +67,8 @@ class Trainer:
         self.diffusion = config.diffusion()
         self.batches = Batches(config, pictures, world)
         self.loss = getattr(losses, config.objective)
+        if config.objective != "simple":
+            self.loss = partial(self.loss, decoder=config.decoder)
         self._network: Any = torch.compile(self.net.train()) if config.compile else self.net.train()
         if world.size > 1:
             self._network = torch.nn.parallel.DistributedDataParallel(self._network)
