@@ -56,7 +56,7 @@ WRONG = {
         "--sampler euler -> euler", "--steps 0 -> steps 0", "--steps 7 -> steps 7", "--eta 0.5 -> eta 0.5", "-n 0 -> n 0",
         "--index 9:3 -> --index 9:3", "--index 9 -> --index '9'", "-n 4 --index 0:9 -> index 0:9", "--seed -1 -> seed -1",
         "--batch-size 0 -> batch_size 0", "--device tpu:7 -> tpu:7", "--out {out}.jpg -> .jpg", "--spacing odd -> odd",
-        "--label 1 -> label 1", "--label one -> --label 'one'", "--guidance 2 -> guidance 2.0",
+        "--label 1 -> label 1", "--label one -> label 'one'", "--guidance 2 -> guidance 2.0",
         "--out {out}.gif --frames 1 -> frames 1", "--out {out}.png --columns 0 -> columns 0",
         "--out {data}/file/a.png -> file", "--out {data}/file/a.npz -> file", "--out {data}/file/folder -> file",
         "--out {data}/mixed -> mixed",
@@ -88,11 +88,12 @@ LINES = [f"{command} {case}" for command, cases in WRONG.items() for case in cas
 def test_bad_input_is_refused_in_one_line_and_nothing_is_written(
     case: str, model: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each case is a command, an arrow, and the words that the message must contain."""
+    """Each case is a command, an arrow, and the words that the message must contain. What the data are may be said before it."""
     words, _, named = case.partition("->")
     before = {p: p.stat().st_mtime_ns for p in data.rglob("*")}
     assert main([word.format(out=tmp_path / "out", model=model, data=data) for word in words.split()]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    *before_it, line = capsys.readouterr().err.splitlines()
+    assert all(said.startswith(("data: ", "evaluate: ")) for said in before_it)
     assert line.startswith("tinyddpm")
     assert all(name in line for name in named.split())
     assert not list(tmp_path.iterdir())
@@ -317,7 +318,7 @@ def test_evaluate_gives_the_bound_on_held_out_images(model: str, tmp_path: Path,
     lines = capsys.readouterr().out.splitlines()
     assert main(["evaluate", "--model", model, "--data", "digits", "--limit", "5"]) == 0
     said = capsys.readouterr().err
-    assert said.startswith("evaluate: 5 of 180 images, 6 network calls each, about 0 s (--limit and --steps take others)\n")
+    assert "\nevaluate: 5 of 180 images, 6 network calls each, about 0 s (--limit and --steps take others)\n" in said
     assert lines[0] == f"bits/dim: {stated['bits_per_dim']['mean']:.4f} +- {stated['bits_per_dim']['error']:.4f}"
 
 
