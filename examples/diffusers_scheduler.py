@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tinyddpm import Diffusion, conversions, schedules
@@ -40,8 +42,9 @@ class ChainScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
-        self, trained_betas: Sequence[float] | None = None, prediction_type: str = "epsilon", clip_sample: bool = True,
-        num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, beta_schedule: str = "linear",
+        self, trained_betas: Sequence[float] | NDArray[np.float64] | None = None, prediction_type: str = "epsilon",
+        clip_sample: bool = True, num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02,
+        beta_schedule: str = "linear",
     ) -> None:  # fmt: skip
         given: dict[str, Any] = {}
         if trained_betas is not None:

@@ -23,7 +23,8 @@ class Errors:
 
     def __init__(self, x0: NDArray[Any], T: int, draws: int, levels: int, decoder: Decoder, per_dimension: bool) -> None:
         self.x0 = np.concatenate([x0] * draws)
-        self.levels, self.decoder = levels, decoder
+        self.levels = levels
+        self.decoder: Decoder = decoder
         self.rows, self.dims = x0.shape
         self.group = np.arange(len(self.x0)) % self.rows % GROUPS
         self.sizes = np.bincount(self.group)
@@ -77,10 +78,11 @@ class Errors:
         """-log p(x_0 | x_t) in nats per dimension for each row."""
         with np.errstate(divide="ignore"):
             log_var = np.broadcast_to(np.log(variance), x0.shape[1:]).astype(x0.dtype)
-        if self.decoder == "density":
+        decoder = self.decoder
+        if decoder == "density":
             log_p = Gaussian(mean, log_var).log_prob(x0)
         else:
-            log_p = discretized_log_likelihood(x0, mean, log_var / 2, self.levels, self.decoder)
+            log_p = discretized_log_likelihood(x0, mean, log_var / 2, self.levels, decoder)
         cost: Table = -log_p.mean(axis=1, dtype=np.float64)
         return cost
 

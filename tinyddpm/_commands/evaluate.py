@@ -85,10 +85,12 @@ def _estimate(model: Run, images: Images, batch_size: int) -> str:
     """The network calls that the bound takes, and their time by that of one."""
     size, calls = min(len(images), as_positive_int("batch_size", batch_size)), model.diffusion.T
     x = backends.get("torch").from_numpy(np.zeros((size, *model.shape), np.float32), device=device_of(model))
+    took = 0.0
     for _ in range(2):  # the first makes what is made once
         began = time.perf_counter()
         float(model.denoiser.x0(model.diffusion, x, calls).sum())
-    seconds = (time.perf_counter() - began) * calls * len(images) / size
+        took = time.perf_counter() - began
+    seconds = took * calls * len(images) / size
     return f"{calls} network calls each, about {duration(seconds)}"
 
 

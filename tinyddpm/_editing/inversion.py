@@ -14,12 +14,14 @@ from tinyddpm.denoiser import Denoiser
 
 def inverted(d: Process, denoiser: Denoiser, x: Array, rows: Iterable[Row], iterations: int, xp: Any) -> Array:
     """The state from which DDIM's rows, given from the last to the first, lead to x."""
+    t = 0
     for row in rows:
+        t = row.t
         x = fixed_point(inverse_step(d, denoiser, row, x, xp), x, iterations, xp)
         if on_host(x):
-            refuse_nonfinite(xp, row.t, x)
+            refuse_nonfinite(xp, t, x)
     if not on_host(x):
-        refuse_nonfinite(xp, row.t, x)
+        refuse_nonfinite(xp, t, x)
     return x
 
 

@@ -256,13 +256,12 @@ class Tables(FrozenValue):
 
 def _check_order(t: Any, s: Any) -> None:
     if isinstance(t, int) and isinstance(s, int):
-        late = s >= t
-    else:
-        t, s = np.broadcast_arrays(t, s)
-        late = bool(np.any(s >= t))
-    if late:
-        first = (t, s) if isinstance(t, int) else (t[s >= t][0], s[s >= t][0])
-        raise ValueError("s must be below t = {}, got {}".format(*first))
+        if s >= t:
+            raise ValueError(f"s must be below t = {t}, got {s}")
+        return
+    t, s = np.broadcast_arrays(t, s)
+    if np.any(late := s >= t):
+        raise ValueError(f"s must be below t = {t[late][0]}, got {s[late][0]}")
 
 
 def _read_only(table: Table) -> Table:

@@ -15,16 +15,16 @@ def described(net: nn.Module, diffusion: Diffusion | None, denoiser: Denoiser | 
     """Return the betas and the denoiser's options; None if neither is given."""
     if diffusion is None and denoiser is None:
         return None
-    diffusion = as_instance("diffusion", diffusion, Diffusion)
-    denoiser = as_instance("denoiser", denoiser, Denoiser)
-    if denoiser.net is not net:
+    chain: Diffusion = as_instance("diffusion", diffusion, Diffusion)
+    read: Denoiser = as_instance("denoiser", denoiser, Denoiser)
+    if read.net is not net:
         raise ValueError("denoiser must hold the network that is saved, got another one")
-    variance = denoiser.variance
+    variance: Any = read.variance
     if not isinstance(variance, str):
-        if variance.shape != (diffusion.T + 1,):
+        if variance.shape != (chain.T + 1,):
             raise ValueError(f"denoiser must have one variance a step to be saved, got a table of shape {variance.shape}")
         variance = variance[1:].tolist()
     return {
-        "beta": diffusion.beta[1:].tolist(), "predicts": denoiser.predicts, "variance": variance, "clip_x0": denoiser.clip_x0,
-        "first_t": denoiser.first_t,
+        "beta": chain.beta[1:].tolist(), "predicts": read.predicts, "variance": variance, "clip_x0": read.clip_x0,
+        "first_t": read.first_t,
     }  # fmt: skip

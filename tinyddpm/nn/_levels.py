@@ -35,7 +35,7 @@ def build_levels(
             skips.append(width)
     mid = [block(width, width, True), block(width, width)]
     if config["mid_norm_groups"] is not None:
-        attention = mid[0].attention
+        attention: Any = mid[0].attention
         mid[0].attention = Attention(width, config["mid_norm_groups"], eps, width // attention.heads)
     for level, (out, attend) in reversed(list(enumerate(levels))):
         for _ in range(count + 1):
