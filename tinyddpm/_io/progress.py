@@ -38,8 +38,8 @@ def progress_bar(
 def say(line: str) -> None:
     """Write a line to standard error, above a bar if there is one; one that can't be written is dropped."""
     try:
-        if "tqdm" in sys.modules:
-            sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+        if tqdm := sys.modules.get("tqdm"):
+            tqdm.tqdm.write(line, file=sys.stderr)
         else:
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
