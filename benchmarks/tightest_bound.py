@@ -28,7 +28,6 @@ def measure(
     from tinyddpm import backends, likelihood
     from tinyddpm._commands import planning, runs
     from tinyddpm._commands.calibrate import measure as calibrated
-    from tinyddpm._commands.evaluate import in_bits
 
     run = runs.open_run(model)
     known = runs.trained_on(run, run.config.data, calibrate)
@@ -47,8 +46,7 @@ def measure(
             ways["even, Analytic-DPM"] = chain, dataclasses.replace(plain, variance=variance)
         ways["best plan, a variance for each dimension"] = found[True].chain(run.diffusion, run.denoiser, n)
         for name, (d, denoiser) in ways.items():
-            scored = runs.score(dataclasses.replace(run, diffusion=d, denoiser=denoiser), images)
-            table.setdefault(name, {})[n] = in_bits(scored)["bits_per_dim"]
+            table.setdefault(name, {})[n] = planning.bound_of(run, d, denoiser, images)
         for name, per in (("best plan and variances", False), ("best plan, a variance for each dimension", True)):
             predicted.setdefault(name, {})[n] = found[per].bits_per_dim(found[per].timesteps(n))
     best = found[False].timesteps()

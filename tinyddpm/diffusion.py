@@ -111,7 +111,7 @@ class Diffusion(Process):
         """
         t = np.array(plans.checked(timesteps, self.T)[::-1])
         beta = self._pair_weights(t[1:], t[:-1]).beta
-        return self._of(np.append(0.0, beta), self._log_at(t))
+        return self._of(np.append(0.0, beta), self._log_alpha_bar.at(t))
 
     @names_unknown_options
     def sample(

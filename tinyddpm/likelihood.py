@@ -228,7 +228,8 @@ def calibrate(
     x, xp = noised.checked_data(d, denoiser, x0)
     as_instance("d", d, Diffusion)
     levels, draws = as_int("levels", levels, 2, 65536), as_positive_int("draws", draws)
-    host = backends.of(x).to_numpy(x)
+    to_numpy = backends.of(x).to_numpy
+    host = to_numpy(x)
     check_range("x0", host, levels, decoder)
     noised.existing_slope(d, denoiser.predicts, "x0", x, xp)
     rows, numbers = len(host), noise.numbers(index, len(host))
@@ -236,7 +237,7 @@ def calibrate(
     parts = [slice(k, k + size) for k in range(0, rows, size)]
     runs = [noised.noised_steps(d, denoiser, x0[k, ...], x[k, ...], seed, numbers[k], draws) for k in parts]
     errors = Errors(host.reshape(rows, -1), d.T, draws, levels, decoder, as_bool("per_dimension", per_dimension))
-    predicted, to_numpy = noised.predicted_x0(d, denoiser, xp), backends.of(x).to_numpy
+    predicted = noised.predicted_x0(d, denoiser, xp)
     with backends.no_grad(x0):
         all_steps = progress_bar(zip(*runs, strict=True), draws * d.T, enabled=as_bool("progress", progress), label="calibrate")
         for steps in all_steps:

@@ -67,14 +67,15 @@ def _demo(args: argparse.Namespace, out: Path, progress: bool) -> Iterator[tuple
     pictures = [str(out / f"{name}.png") for name in ("denoising", "forward", "loss")]
     yield f"pictures: {', '.join(pictures)}", {"pictures": pictures}
 
-    bits, error = in_bits(score(model, held_out(model, "digits"), progress=progress))["bits_per_dim"]
+    held = held_out(model, "digits")
+    bits, error = in_bits(score(model, held, progress=progress))["bits_per_dim"]
     trained = float(np.mean([record["images_per_s"] for record in records]))
     speed = {"trained": round(trained), "drawn": round(drawn, 1)}
     yield f"images/s: {speed['trained']} trained on, {speed['drawn']} drawn", {"images_per_s": speed}
     yield f"bits/dim: {bits:.3f} +- {error:.3f}", {"bits_per_dim": {"mean": bits, "error": error}}
     measure(model, trained_on(model, "digits", LIMIT), progress=progress).save(out / FILE)
     best = best_chain(args.out, model, min(CALLS, model.diffusion.T))
-    fewer, wide = in_bits(score(best, held_out(model, "digits"), progress=progress))["bits_per_dim"]
+    fewer, wide = in_bits(score(best, held, progress=progress))["bits_per_dim"]
     calls = best.diffusion.T
     yield (f"calls:    {model.diffusion.T} calls {bits:.3f}; {calls} calls {fewer:.3f} +- {wide:.3f}, the network's best chain",
            {"best_chain": {"calls": calls, "mean": fewer, "error": wide}})  # fmt: skip

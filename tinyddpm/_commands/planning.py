@@ -44,9 +44,13 @@ def bounds(model: Run, found: Calibration, images: Images, calls: Sequence[int],
     lengths = sorted({n for n in (*calls, model.diffusion.T) if n <= model.diffusion.T})
     jobs = [(n, *way) for n in lengths for way in ways(model, found, n)]
     for n, name, chain, denoiser in progress_bar(jobs, len(jobs), enabled=progress, label="plan"):
-        scored = score(dataclasses.replace(model, diffusion=chain, denoiser=denoiser), images, seed=seed)
-        table.setdefault(name, {})[n] = in_bits(scored)["bits_per_dim"]
+        table.setdefault(name, {})[n] = bound_of(model, chain, denoiser, images, seed=seed)
     return table
+
+
+def bound_of(model: Run, d: Diffusion, denoiser: Denoiser, images: Images, *, seed: int = 0) -> tuple[float, float]:
+    """Bits per dimension of the images by this chain of the model, and their standard error."""
+    return in_bits(score(dataclasses.replace(model, diffusion=d, denoiser=denoiser), images, seed=seed))["bits_per_dim"]
 
 
 def figure(table: Mapping[str, Mapping[int, tuple[float, float]]]) -> Figure:

@@ -52,7 +52,7 @@ class Tables(FrozenValue):
     @cached_property
     def alpha(self) -> Table:
         """alpha_t = 1 - beta_t, shape (T + 1,); entry 0 is 1."""
-        log = minus(self._log_at(np.arange(1, self.T + 1)), self._log_at(np.arange(self.T)))
+        log = minus(self._log_alpha_bar.at(np.arange(1, self.T + 1)), self._log_alpha_bar.at(np.arange(self.T)))
         return _read_only(np.append(1.0, double.exp(log).hi))
 
     @cached_property
@@ -77,7 +77,7 @@ class Tables(FrozenValue):
     @cached_property
     def log_snr(self) -> Table:
         """Natural log of alpha_bar_t / (1 - alpha_bar_t), shape (T + 1,); entry 0 is +inf."""
-        log = self._log_at(np.arange(1, self.T + 1))
+        log = self._log_alpha_bar.at(np.arange(1, self.T + 1))
         return _read_only(np.append(np.inf, minus(log, double.log(one_minus_exp(log))).hi))
 
     @cached_property
@@ -93,7 +93,7 @@ class Tables(FrozenValue):
     @cached_property
     def weights(self) -> Weights:
         """Weights of every pair (t, t - 1), each a table of shape (T + 1,); entry 0 is NaN."""
-        start, end = self._log_at(np.arange(1, self.T + 1)), self._log_at(np.arange(self.T))
+        start, end = self._log_alpha_bar.at(np.arange(1, self.T + 1)), self._log_alpha_bar.at(np.arange(self.T))
         columns = pair_weights(start, end, minus(start, end), double.double(self.beta[1:]))
         return Weights(*(_read_only(np.append(np.nan, column)) for column in columns))
 
@@ -195,13 +195,13 @@ class Tables(FrozenValue):
         if np.all(t - s == 1):
             w = Weights(*(table[t] for table in self.weights))
         else:
-            w = pair_weights(self._log_at(t), self._log_at(s), self._log_between(t, s))
+            w = pair_weights(self._log_alpha_bar.at(t), self._log_alpha_bar.at(s), self._log_between(t, s))
         return Weights(*map(float, w)) if t.ndim == 0 else w
 
     @np.errstate(all="ignore")
     def _log_between(self, t: NDArray[Any], s: NDArray[Any]) -> Double:
         """log alpha_{t|s}: a difference of sums, or its own sum if the digits would cancel, in a flat piece of a chain."""
-        log = minus(self._log_at(t), self._log_at(s))
+        log = minus(self._log_alpha_bar.at(t), self._log_alpha_bar.at(s))
         lost = np.abs(log.hi) < 2.0**-48 * np.abs(self._log_alpha_bar.hi[s])
         if not np.any(lost):
             return log
@@ -210,9 +210,6 @@ class Tables(FrozenValue):
             steps = double.log(double.two_sum(1.0, -self.beta[s.flat[k] + 1 : t.flat[k] + 1]))
             hi.flat[k], lo.flat[k] = math.fsum(steps.hi), math.fsum(steps.lo)
         return Double(hi, lo)
-
-    def _log_at(self, t: Any) -> Double:
-        return Double(self._log_alpha_bar.hi[t], self._log_alpha_bar.lo[t])
 
     def _log_pair(self, t: Any, s: Any) -> LogVarWeights:
         """The weights of pairs that the host can read."""
