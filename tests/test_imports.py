@@ -103,6 +103,54 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     assert not graph, f"in a circle, or above one: {sorted(graph)}"
 
 
+OPENING = {
+    "FileIO", "NamedTemporaryFile", "TemporaryFile", "TarFile", "ZipFile", "fdopen", "fromfile", "genfromtxt", "imread", "imsave",
+    "loadtxt", "memmap", "mkstemp", "mmap", "open", "open_binary", "pread", "read_bytes", "read_text", "savetxt", "savez",
+    "savez_compressed", "tofile", "write_bytes", "write_text",
+}  # fmt: skip
+WITHIN = ("stream", "packed", "archive", "target", "files", "content")  # names of what came through the door
+
+
+def opened_elsewhere(path: Path) -> Iterator[str]:
+    """The calls of a file that open files by themselves, and not what `tinyddpm._io.files` has opened."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func
+        name = called.id if isinstance(called, ast.Name) else called.attr if isinstance(called, ast.Attribute) else ""
+        of = called.value.id if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) else ""
+        first = ast.unparse(node.args[0]) if node.args else ""
+        numpys = of in ("np", "torch", "json", "pickle", "tomllib", "configparser") and name in ("load", "save")
+        ours = isinstance(called, ast.Name) and name in ("read_bytes", "write_bytes")
+        if (name in OPENING or numpys) and of not in WITHIN and first not in WITHIN and not ours:
+            yield f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)[:60]}"
+
+
+def test_files_are_opened_at_one_door() -> None:
+    allowed = {  # the door; folders; what stands in for a closed stream; the package's own page
+        "_io/files.py", "nn/_folders.py: os.open(folder, os.O_RDONLY)",
+        "cli.py: os.open(os.devnull, os.O_WRONLY)",
+        "_commands/plot.py: resources.files('tinyddpm._commands').joinpath('play.html').",
+    }  # fmt: skip
+    found = set()
+    for path in FILES:
+        for call in opened_elsewhere(path):
+            file, _, text = call.split(":", 2)
+            assert file in allowed or any(f"{file}:{text}".startswith(each) for each in allowed), call
+            found.add(file)
+    assert "_io/files.py" in found
+
+
+@pytest.mark.parametrize(
+    "line", ["open(x)", "Path(x).read_text()", "p.write_bytes(b'')", "np.load(x)", "Image.open(path)", "os.open(x, 0)",
+             "ZipFile(x)", "json.load(open(x))", "os.fdopen(3)", "io.FileIO(x)"],
+)  # fmt: skip
+def test_the_search_for_other_doors_finds_them(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / "a.py").write_text(line)
+    assert list(opened_elsewhere(tmp_path / "a.py"))
+
+
 @pytest.mark.parametrize("path", sorted(BACKENDS.glob("*.py")), ids=lambda p: p.name)
 def test_plug_ins_import_the_registry_and_their_own_library(path: Path) -> None:
     for line, name in imported(path):

@@ -270,7 +270,7 @@ def test_a_run_that_was_killed_and_resumed_gives_the_same_files(name: str, model
     if name == "folder":
         kept = {p: p.stat().st_mtime_ns for p in out.glob("[0-9]*")}
         assert len(kept) < 24
-        (out / ".000023.png.12345.new").write_bytes(b"half")  # as a kill in the middle of a write leaves it
+        (out / ".000023.png.0123abcd.new").write_bytes(b"half")  # as a kill in the middle of a write leaves it
         assert main(command) == 0
         assert {p: p.stat().st_mtime_ns for p in kept} == kept
     else:
@@ -330,10 +330,10 @@ def test_the_same_command_twice_at_once(model: str, whole: Path, tmp_path: Path)
 
 
 def test_a_command_says_that_it_waits(model: str, whole: Path, tmp_path: Path) -> None:
-    from tinyddpm._io.files import locked
+    from tinyddpm._commands.saving import _locked
 
     line = [word for word in draw(model, tmp_path / "array.npz", "-n", "24") if word != "-q"]
-    with locked(part_of(tmp_path / "array.npz"), announce=False):
+    with _locked(part_of(tmp_path / "array.npz"), announce=False):
         process = subprocess.Popen(commands(line), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         assert process.stderr.readline() == f"waiting for the process that writes {part_of(tmp_path / 'array.npz')}\n"
@@ -349,14 +349,14 @@ def test_an_array_that_another_process_completes_is_kept(
 ) -> None:
     if moment == "before the lock":
         saving: Any = importlib.import_module("tinyddpm._commands.saving")
-        locked = saving.locked
+        locked = saving._locked
 
         def late(*args: Any, **options: Any) -> Any:
-            monkeypatch.setattr(saving, "locked", locked)
+            monkeypatch.setattr(saving, "_locked", locked)
             assert main(stopped) == 0
             return locked(*args, **options)
 
-        monkeypatch.setattr(saving, "locked", late)
+        monkeypatch.setattr(saving, "_locked", late)
     else:  # a kill after the array was written
         (tmp_path / "array.npz").write_bytes((whole / "array.npz").read_bytes())
     drawn = counted(monkeypatch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from tinyddpm import schedules as _schedules
 from tinyddpm._arrays.check import as_instance, as_int, as_list, lookup, one_of
 from tinyddpm._arrays.namespace import Array, namespace_of
 from tinyddpm._figures import MARKERS, STYLES, as_images, curve_style, label_x, new_figure, one_panel, standard_error
-from tinyddpm._io.files import replacing
+from tinyddpm._io.files import write
 from tinyddpm.diffusion import Diffusion
 from tinyddpm.likelihood import VLB
 from tinyddpm.samplers import Step
@@ -286,5 +287,6 @@ def save(figure: Figure, file: str | os.PathLike[str]) -> None:
     if not isinstance(file, str | os.PathLike):
         raise TypeError(f"file must be a path, got {type(file).__name__}")
     kind = one_of("file", Path(file).suffix.lower(), FORMATS)
-    with replacing(file) as stream:
-        figure.savefig(stream, format=kind[1:], dpi=160, bbox_inches="tight")
+    content = BytesIO()
+    figure.savefig(content, format=kind[1:], dpi=160, bbox_inches="tight")
+    write(file, content.getvalue())

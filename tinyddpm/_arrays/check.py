@@ -19,7 +19,8 @@ def as_int(name: str, value: Any, low: int, high: int) -> int:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     number: int = operator.index(value)
     if not low <= number <= high:
-        raise ValueError(f"{name} must be in {low}..{high}, got {number}")
+        size = number.bit_length()
+        raise ValueError(f"{name} must be in {low}..{high}, got {number if size < 200 else f'an int of {size} bits'}")
     return number
 
 
@@ -32,7 +33,10 @@ def as_real(name: str, value: Any, low: float = -math.inf, high: float = math.in
     """A finite real number within [low, high], or within (low, high) with `open_ends`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    number: float = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf
     inside = low < number < high if open_ends else low <= number <= high
     if not math.isfinite(number) or not inside:
         ends = ("(", ")") if open_ends else ("[", "]")

@@ -26,14 +26,13 @@ def write(path: str | os.PathLike[str], plain: Mapping[str, Any], tables: Mappin
     encoded = {
         name: {"shape": x.shape, "float64": base64.b64encode(x.astype("<f8").tobytes()).decode()} for name, x in tables.items()
     }
-    with files.replacing(path) as stream:
-        stream.write(json.dumps({"format": _FORMAT, **plain, "tables": encoded}, indent=1).encode())
+    files.write(path, json.dumps({"format": _FORMAT, **plain, "tables": encoded}, indent=1).encode())
 
 
 def read(path: str | os.PathLike[str], plain: Sequence[str], tables: Sequence[str]) -> tuple[dict[str, Any], dict[str, Table]]:
     """The plain values and the tables; whatever is wrong with the file is a ValueError, LookupError or TypeError."""
-    known = json.loads(files.read_bounded(path, _LIMIT))
-    if not isinstance(known, dict) or known.get("format") != _FORMAT:
+    known = files.read_json(path, links=True, limit=_LIMIT)
+    if known.get("format") != _FORMAT:
         raise ValueError(f"its format must be {_FORMAT!r}")
     found = {name: _table(known["tables"][name]) for name in tables}
     values = {name: known[name] for name in plain}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyddpm._io.files import open_regular
 from tinyddpm._io.progress import say
-from tinyddpm.nn.weights import as_path, open_regular
+from tinyddpm.nn.weights import as_path
 from tinyddpm.training.data.pictures import decode, fit, refusing_oversized
 
 
@@ -41,7 +42,7 @@ def read_mask(name: str, file: str, image: tuple[str, str], shape: tuple[int, in
 def _decoded(name: str, file: str) -> NDArray[np.uint8]:
     """A file's pixels (height, width, C); errors begin with the argument's name."""
     try:
-        with open_regular(as_path(name, file), links=True) as (stream, _), refusing_oversized():
+        with open_regular(as_path(name, file)) as stream, refusing_oversized():
             return decode(stream, file)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{name}: {str(error).removeprefix('data: ')}") from None

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinyddpm._io.files import read_json
 from tinyddpm.nn import load_model
-from tinyddpm.nn.weights import read_json
 from tinyddpm.training import Run, TrainConfig
 
 _MARKS = ("unet.json", "model_index.json", "unet", "scheduler", "scheduler_config.json")

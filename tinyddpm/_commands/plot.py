@@ -16,7 +16,7 @@ import numpy as np
 from tinyddpm import Denoiser, Diffusion, backends, plots
 from tinyddpm._arrays.check import lookup, one_of
 from tinyddpm._commands import lessons, takes_device, takes_output
-from tinyddpm._io.files import replacing
+from tinyddpm._io.files import write
 from tinyddpm.analytic import MixtureData
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         args.what, args.path = Path(args.what).stem, args.what
     if args.what == _PAGE:
         one_of("path", Path(args.path).suffix.lower(), (".html",))
-        with replacing(Path(args.path)) as stream:
-            stream.write(resources.files("tinyddpm._commands").joinpath("play.html").read_bytes())
+        write(args.path, resources.files("tinyddpm._commands").joinpath("play.html").read_bytes())
     else:
         make = lookup("what", args.what, _FIGURES)
         one_of("path", Path(args.path).suffix.lower(), plots.FORMATS)

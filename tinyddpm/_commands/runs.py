@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from tinyddpm._io.progress import progress_bar, say
 from tinyddpm.likelihood import VLB, vlb
 from tinyddpm.samplers import Step
 from tinyddpm.training import Images, Run, load_run
+from tinyddpm.training.log import read_lines
 
 
 def open_run(model: str, device: str | None = None) -> Run:
@@ -144,11 +144,11 @@ def read_log(model: str) -> list[dict[str, Any]]:
     """Read the lines of the run's log."""
     file = Path(model, "log.jsonl")
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return read_lines(file)
     except FileNotFoundError:
         raise FileNotFoundError(f"model must be a run folder with a log.jsonl, got {model}") from None
     except ValueError as error:
-        raise ValueError(f"model: {file}: {error}") from error
+        raise ValueError(f"model: {error}") from error
 
 
 def batches(index: range, size: int, progress: bool) -> Iterator[tuple[range, bool]]:

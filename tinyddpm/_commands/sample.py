@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tinyddpm._commands.calibrate import read_calibration
 from tinyddpm._commands.drawing import Drawing, processes
 from tinyddpm._commands.runs import class_numbers, open_run
 from tinyddpm._commands.saving import save_array, save_folder
-from tinyddpm._io.files import replacing
+from tinyddpm._io.files import write
 from tinyddpm.calibration import Calibration
 from tinyddpm.training import Run, image_grid, save_png
 
@@ -129,8 +130,9 @@ def _save_gif(frames: list[NDArray[np.uint8]], file: Path) -> None:
 
     first, *rest = (Image.fromarray(f[..., 0] if f.shape[-1] == 1 else f) for f in frames)
     durations = [80] * len(rest) + [2500]  # milliseconds
-    with replacing(file) as stream:
-        first.save(stream, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    content = BytesIO()
+    first.save(content, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    write(file, content.getvalue())
 
 
 def _guidance(args: argparse.Namespace) -> float:

@@ -11,7 +11,8 @@ import os
 import secrets
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,9 +20,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tinyddpm._commands.drawing import Drawing
-from tinyddpm._io.files import locked, replacing
-from tinyddpm.nn.weights import read_json
-from tinyddpm.training import save_png
+from tinyddpm._io.files import lock, open_in_place, open_regular, parse, read_json, replacing, sweep, write
+from tinyddpm._io.progress import say
+from tinyddpm.training.data.pixels import png
 
 NOTE = "samples.json"
 _NOTE_LIMIT = 2**20  # bytes
@@ -37,22 +38,16 @@ def save_folder(drawing: Drawing, folder: Path) -> None:
     _claim(folder, drawing.about)
     for picture in folder.glob("[0-9]*.png"):
         _check_picture(picture, drawing.run.shape)
-    unfinished = list(folder.glob(".*.new"))  # of a process that was killed or is writing
+    sweep(folder)
 
     def file(k: int) -> Path:
         return folder / f"{k:06d}.png"
 
     for part, pixels in drawing.missing(lambda part: all(file(k).exists() for k in part)):
         for k, image in zip(part, pixels, strict=True):
-            try:
-                if not file(k).exists():
-                    save_png(image.transpose(1, 2, 0), file(k))
-            except FileNotFoundError:  # another process saved the same sample and removed our unfinished file
-                if not file(k).exists():
-                    raise
-    for rest in unfinished:
-        if (folder / rest.name[1:].rsplit(".", 2)[0]).exists():
-            rest.unlink(missing_ok=True)
+            if not file(k).exists():
+                with replacing(file(k), sweeps=False) as stream:
+                    stream.write(png(image.transpose(1, 2, 0)))
 
 
 def save_array(drawing: Drawing, file: Path) -> None:
@@ -66,7 +61,7 @@ def save_array(drawing: Drawing, file: Path) -> None:
     note, part = json.dumps(about).encode() + b"\n", file.with_name(f"{file.name}.part")
     if _comment(file) == _as_json(about) and not part.exists():
         return
-    with locked(part, announce=drawing.progress) as stream:
+    with _locked(part, announce=drawing.progress) as stream:
         started = stream.read(len(note))
         ours = note.startswith(started)  # a new file is empty; a note may have been cut by a kill
         if _comment(file) != _as_json(about):
@@ -77,6 +72,23 @@ def save_array(drawing: Drawing, file: Path) -> None:
             _write_array(drawing, stream, len(note), file, about)
         if ours:
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(file: Path, *, announce: bool) -> Iterator[BinaryIO]:
+    """Open `file` in place and lock it; while another process holds the lock, wait, and say so if `announce`.
+
+    A process that holds the lock may remove the file; the one that waited for it then opens a new one.
+    """
+    while True:
+        with open_in_place(file) as stream:
+            if lock(stream) is False:
+                if announce:
+                    say(f"waiting for the process that writes {file}")
+                lock(stream, wait=True)
+            if os.fstat(stream.fileno()).st_nlink:  # not removed meanwhile
+                yield stream
+                return
 
 
 def _append(drawing: Drawing, stream: BinaryIO, note: bytes) -> None:
@@ -127,10 +139,10 @@ def _check_picture(file: Path, shape: tuple[int, ...]) -> None:
 
     channels, height, width = shape
     try:
-        with Image.open(file, formats=["PNG"]) as picture:
+        with open_regular(file, links=False) as stream, Image.open(stream, formats=["PNG"]) as picture:
             fits = picture.size == (width, height) and picture.mode == ("L" if channels == 1 else "RGB")
             picture.verify()
-    except (OSError, SyntaxError):  # Pillow raises SyntaxError for a broken PNG file
+    except (OSError, ValueError, SyntaxError):  # Pillow raises SyntaxError for a broken PNG file
         raise ValueError(f"out: {file} is damaged; remove it and run the command again") from None
     if not fits:
         raise ValueError(f"out: {file} is not a sample of this run; remove it and run the command again")
@@ -144,8 +156,7 @@ def _claim(folder: Path, about: Mapping[str, Any]) -> None:
         if foreign:
             raise ValueError(f"out: {folder} holds pictures that this command did not draw; choose another path")
         fresh = folder / f".{NOTE}.{secrets.token_hex(4)}.new"
-        with replacing(fresh) as stream:
-            stream.write(_as_json(about))
+        write(fresh, _as_json(about))
         try:
             os.link(fresh, note)
         except (FileExistsError, FileNotFoundError):  # another process was first, and may have removed our file
@@ -159,8 +170,8 @@ def _claim(folder: Path, about: Mapping[str, Any]) -> None:
 def _parse(line: bytes, file: Path) -> dict[str, Any]:
     """The note in the first line of `file`."""
     try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError, RecursionError):
+        return parse("it", line)
+    except ValueError:
         raise ValueError(f"out: {file} is damaged or foreign; {_REMEDY}") from None
 
 
@@ -174,9 +185,9 @@ def _compare(stored: Mapping[str, Any], about: Mapping[str, Any], file: Path) ->
 def _comment(file: Path) -> bytes | None:
     """The comment of an .npz file, or None if it is not there or damaged."""
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
             return archive.comment
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, ValueError, zipfile.BadZipFile):
         return None
 
 

@@ -6,14 +6,13 @@ import argparse
 import dataclasses
 import json
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tinyddpm._commands import command_line, takes_output
+from tinyddpm._io.files import parse, read_bytes, read_json, shown
 from tinyddpm._io.progress import say
-from tinyddpm.nn.weights import read_json
 from tinyddpm.training import TrainConfig, presets, train
 from tinyddpm.training.checkpoint import find, read_state
 from tinyddpm.training.config import refuse_unknown
@@ -21,6 +20,8 @@ from tinyddpm.training.fields import help_of
 from tinyddpm.training.initial import settings_of
 
 __all__ = ["EXAMPLES", "arguments", "run"]
+
+_CONFIG_LIMIT = 2**20  # bytes
 
 EXAMPLES = (
     "--data digits --steps 2000 --out runs/digits",
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         return
     calibrated = list(_calibrated(config.out, args)) if args.calibrate else []
     record = Path(config.out, "config.json")
-    skipped = json.loads(record.read_bytes())["skipped"]
+    skipped = read_json(record)["skipped"]
     if args.json:
         about = {"checkpoint": str(last), "skipped": skipped, "settings": dataclasses.asdict(config)}
         yield json.dumps(about, indent=2)
@@ -138,12 +139,8 @@ def _settings_of(out: str, starts: bool) -> dict[str, Any]:
 
 
 def _read(file: str) -> dict[str, Any]:
-    try:
-        with open(file, "rb") as stream:
-            given = tomllib.load(stream)
-    except ValueError as error:
-        raise ValueError(f"config: {file}: {error}") from error
-    refuse_unknown(f"config: {file}", given)
+    given = parse(f"config: {shown(file)}: it", read_bytes(file, _CONFIG_LIMIT), "TOML")
+    refuse_unknown(f"config: {shown(file)}", given)
     return given
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from tinyddpm.nn._files import sync_folder
+from tinyddpm._io.files import lock, shown, sync_handle
 
 _R = TypeVar("_R")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
@@ -62,6 +62,16 @@ def new_folder(folder: Path, replaces: frozenset[str] = frozenset()) -> Iterator
             _remove_unless_locked(entry)
 
 
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that they survive a power cut, where the file system can."""
+    if (handle := _opened(folder)) is None:
+        return
+    try:
+        sync_handle(handle, folder)
+    finally:
+        os.close(handle)
+
+
 def reading_whole(folder: Path, read: Callable[[], _R]) -> _R:
     """Return ``read()``, which reads files of `folder`; read again if the folder was replaced meanwhile."""
     for _ in range(_ATTEMPTS):
@@ -89,10 +99,10 @@ def _check_replaceable(folder: Path, replaces: frozenset[str]) -> None:
     """Raise ValueError unless a folder is absent or holds known files only."""
     if os.path.lexists(folder):
         if folder.is_symlink() or not folder.is_dir():
-            raise ValueError(f"{folder}: exists and is not a folder")
+            raise ValueError(f"{shown(folder)}: exists and is not a folder")
         files = (Path(place, name).relative_to(folder).as_posix() for place, _, names in os.walk(folder) for name in names)
         if other := set(files) - replaces:
-            raise ValueError(f"{folder}: holds other files, such as {min(other)}; choose another folder")
+            raise ValueError(f"{shown(folder)}: holds other files, such as {shown(min(other))}; choose another folder")
 
 
 def _put(fresh: Path, folder: Path) -> None:
@@ -138,32 +148,26 @@ def _locked_folder(folder: Path) -> tuple[Path, int | None]:
         fresh = folder.with_name(f".{folder.name}.new-{secrets.token_hex(6)}")  # process numbers repeat across machines
         fresh.mkdir()
         try:
-            handle = _lock(fresh)
-        except OSError:  # removed by another writer before it was locked
-            continue
-        if fresh.is_dir():
+            handle = _opened(fresh)
+        except OSError:
+            if not fresh.exists():  # removed by another writer before it was locked
+                continue
+            fresh.rmdir()
+            raise
+        if handle is None or (lock(handle) is not False and fresh.is_dir()):
             return fresh, handle
-
-
-def _lock(folder: Path) -> int | None:
-    """Lock a folder and return its handle; None where the system has no such locks. Raise OSError if another has locked it."""
-    try:
-        import fcntl
-    except ModuleNotFoundError:
-        return None
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
         os.close(handle)
-        raise
-    return handle
+
+
+def _opened(folder: Path) -> int | None:
+    """A handle of the folder; None on systems that open none."""
+    return None if os.name == "nt" else os.open(folder, os.O_RDONLY)
 
 
 def _remove_unless_locked(folder: Path) -> None:
     """Remove the temporary folder of a writer that is no longer there."""
     with suppress(OSError):
-        handle = _lock(folder)
-        if handle is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        if (handle := _opened(folder)) is not None:
+            if lock(handle):
+                shutil.rmtree(folder, ignore_errors=True)
             os.close(handle)

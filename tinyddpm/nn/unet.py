@@ -294,7 +294,7 @@ class UNet(nn.Module):
         except (TypeError, ValueError) as error:
             raise ValueError(f"{source}: {error}") from None
         tensors, noted = weights.read_tensors(file, expected=net.state_dict(), sha256=digest)
-        if "unet" in noted and {**_ADDED, **weights.parse_json(f"{file}: its metadata", noted["unet"].encode())} != net.config:
+        if "unet" in noted and {**_ADDED, **weights.parse(f"{file}: its metadata", noted["unet"].encode())} != net.config:
             raise ValueError(f"{source}: differs from the arguments that were saved with {file.name}")
         net.load_state_dict(tensors, assign=True)
         return net.eval()

@@ -17,15 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinyddpm.nn._files import as_path, open_regular, parse_json, read_file, read_json, sync_folder, write_bytes, write_json
-from tinyddpm.nn._folders import new_folder, reading_whole
+from tinyddpm._io.files import open_regular, parse, read_json, shown, size_of
+from tinyddpm.nn._files import as_path, write_bytes, write_json
+from tinyddpm.nn._folders import new_folder, reading_whole, sync_folder
 
 __all__ = [
     "as_path",
     "new_folder",
-    "open_regular",
-    "parse_json",
-    "read_file",
+    "parse",
     "read_json",
     "read_shapes",
     "read_tensors",
@@ -75,8 +74,8 @@ def read_tensors(
         If the file differs from what is expected. The message names the tensor.
     """
     digest = hashlib.sha256()
-    with open_regular(file, links) as (stream, size):
-        header, head = _header(file, stream, size, _METADATA_LIMIT + _ENTRY_LIMIT * len(expected))
+    with open_regular(file, links=links) as stream:
+        header, head = _header(file, stream, size := size_of(stream), _METADATA_LIMIT + _ENTRY_LIMIT * len(expected))
         digest.update(head)
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -121,8 +120,8 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     ValueError
         If it has no valid header.
     """
-    with open_regular(file, links=True) as (stream, size):
-        header, _ = _header(file, stream, size, _HEADER_LIMIT)
+    with open_regular(file) as stream:
+        header, _ = _header(file, stream, size_of(stream), _HEADER_LIMIT)
     shapes = {}
     for name, entry in header.items():
         if name != "__metadata__":
@@ -173,7 +172,7 @@ def _header(file: Path, stream: BufferedReader, size: int, limit: int) -> tuple[
     head += stream.read(length)
     if len(head) != 8 + length:
         raise ValueError(f"{file}: changed while it was read")
-    return parse_json(f"{file}: its header", head[8:]), head
+    return parse(f"{shown(file)}: its header", head[8:]), head
 
 
 def _places(

@@ -21,9 +21,10 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from tinyddpm._io.files import open_in_place
+from tinyddpm._io import files
+from tinyddpm._io.progress import say
 from tinyddpm.nn import UNet, weights
-from tinyddpm.nn._files import open_regular
+from tinyddpm.nn._folders import sync_folder
 from tinyddpm.nn.unet import CONFIG, EMA_WEIGHTS, WEIGHTS
 from tinyddpm.training.config import TrainConfig
 
@@ -98,7 +99,7 @@ def _newest(out: Path) -> Path | None:
 
 def _sha256(file: Path) -> str:
     """The hash of a regular file's content."""
-    with open_regular(file, links=False) as (stream, _):
+    with files.open_regular(file, links=False) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -130,7 +131,7 @@ def link(out: Path, target: Path) -> None:
     A folder, as copies of a run have it, is moved aside first; if the process is killed then, `find` takes the newest checkpoint.
     """
     last, fresh, aside = out / LAST, out / f".{LAST}.new", out / CHECKPOINTS / f".step-{LAST}"
-    shutil.rmtree(fresh) if fresh.is_dir() and not fresh.is_symlink() else fresh.unlink(missing_ok=True)
+    _remove(fresh)
     try:
         fresh.symlink_to(Path(CHECKPOINTS) / target.name)
     except OSError:
@@ -141,7 +142,12 @@ def link(out: Path, target: Path) -> None:
     elif fresh.is_dir() and not fresh.is_symlink():
         last.unlink(missing_ok=True)
     os.replace(fresh, last)
-    weights.sync_folder(out)
+    sync_folder(out)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, a file or a link, if it is there."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -193,16 +199,15 @@ def writing(what: str) -> Iterator[None]:
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Keep other runs out of the folder `out` until the block, or this process, ends."""
-    import fcntl
-
     with writing(f"out {out}"):
         out.mkdir(parents=True, exist_ok=True)
-        stream = open_in_place(out / LOCK)
+        stream = files.open_in_place(out / LOCK)
     with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"out must not be in use, but another run is writing to {out}") from None
+        found = files.lock(stream)
+        if found is False:
+            raise ValueError(f"out must not be in use, but another run is writing to {out}")
+        if found is None:
+            say(f"out: {out} is on a system without locks: keep other runs out of it yourself")
         _locks.add(stream)
         try:
             yield
@@ -219,14 +224,17 @@ def _release_locks() -> None:
         os.close(stream.fileno())
 
 
-os.register_at_fork(after_in_child=_release_locks)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_locks)
 
 
 def sweep(out: Path) -> None:
     """Remove the temporary files that killed runs left in a locked folder."""
     with writing(f"out {out}"):
-        for stale in (*out.glob(".*.new"), *out.glob("samples/.*.new")):
-            shutil.rmtree(stale) if stale.is_dir() and not stale.is_symlink() else stale.unlink()
+        for folder in (out, out / "samples"):
+            if folder.is_dir():
+                files.sweep(folder)
+        _remove(out / f".{LAST}.new")
 
 
 def about(config: TrainConfig, shape: tuple[int, int, int], levels: int, images: int) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class TrainConfig:
     grad_clip: float = real(1.0, "optimiser", "largest global norm of the gradient", 0.0, math.inf, open_ends=True)
     ema: float = real(0.999, "optimiser", "decay of the averaged weights; after k steps at most (1 + k) / (10 + k)", 0.0, 1.0)
 
-    T: int = integer(1000, "diffusion", "steps of the diffusion")
+    T: int = integer(1000, "diffusion", "steps of the diffusion", 1, 10**6)
     schedule: str = choice(
         "linear", "diffusion", "the betas; if it takes beta_1 and beta_T, these are 0.1 / T and 20 / T", schedules.NAMES
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from tinyddpm import plots
 from tinyddpm.training.checkpoint import writing
 from tinyddpm.training.data import pixels
-from tinyddpm.training.log import Log
+from tinyddpm.training.log import Log, read_lines
 from tinyddpm.training.screen import Screen
 from tinyddpm.training.trainer import CALLS, Trainer
 
@@ -78,9 +77,9 @@ class Grids:
         if find_spec("matplotlib") is None:
             self._say_once("loss.png: not drawn, as matplotlib is not installed")
             return
-        lines = (Path(self.trainer.config.out) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = read_lines(Path(self.trainer.config.out) / "log.jsonl")
         with writing(f"samples {self.folder}"):
-            plots.save(plots.loss([json.loads(line) for line in lines]), self.folder / "loss.png")
+            plots.save(plots.loss(lines), self.folder / "loss.png")
 
     def _say_once(self, line: str) -> None:
         if not self._silent:

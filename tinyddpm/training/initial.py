@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tinyddpm._io.files import read_json
 from tinyddpm.denoiser import Denoiser
 from tinyddpm.diffusion import Diffusion
 from tinyddpm.nn import UNet, load_diffusers
 from tinyddpm.nn.unet import CONFIG
-from tinyddpm.nn.weights import read_json
 from tinyddpm.training.checkpoint import find
 from tinyddpm.training.config import TrainConfig
 from tinyddpm.training.data.images import Images

@@ -14,11 +14,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tinyddpm._io.files import replacing
+from tinyddpm._io.files import open_in_place, parse, read_bytes, sync, write
 from tinyddpm.training.checkpoint import writing
 from tinyddpm.training.config import TrainConfig
 
-__all__ = ["Log", "require_loggers"]
+__all__ = ["Log", "read_lines", "require_loggers"]
+
+_LIMIT = 2**30  # bytes: some millions of steps
 
 
 class Log:
@@ -29,18 +31,18 @@ class Log:
         with writing(self._name):
             kept = b""
             if start and file.exists():
-                lines = file.read_bytes().splitlines(keepends=True)
+                lines = read_bytes(file, _LIMIT).splitlines(keepends=True)
                 kept = b"".join(line for line in lines if 1 <= _step(line) <= start)
-            with replacing(file) as stream:
-                stream.write(kept)
-            self._stream = open(file, "a", encoding="utf-8")  # noqa: SIM115
+            write(file, kept)
+            self._stream = open_in_place(file)
+            self._stream.seek(0, os.SEEK_END)
         wanted = () if config is None else _wanted(config.log_to)
         self._boards = [_BOARDS[name](file.parent, start, config) for name in wanted]
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line."""
         with writing(self._name):
-            self._stream.write(json.dumps(record) + "\n")
+            self._stream.write(json.dumps(record).encode() + b"\n")
             self._stream.flush()
         numbers = {name: value for name, value in record.items() if isinstance(value, float)}
         for board in self._boards:
@@ -54,7 +56,7 @@ class Log:
     def sync(self) -> None:
         """Flush the log to the disk, as a checkpoint must not be newer than the log."""
         with writing(self._name):
-            os.fsync(self._stream.fileno())
+            sync(self._stream)
         for board in self._boards:
             board.sync()
 
@@ -65,6 +67,11 @@ class Log:
         self._stream.close()
         for board in self._boards:
             board.close()
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a log."""
+    return [parse(f"{file}: a line", line) for line in read_bytes(file, _LIMIT).splitlines()]
 
 
 def require_loggers(log_to: tuple[str, ...] | None) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from tinyddpm._arrays.check import as_real, one_of
+from tinyddpm._io.files import read_bytes
 from tinyddpm.training.config import HO2020, TrainConfig
 from tinyddpm.training.trainer import Trainer
 from tinyddpm.training.world import join
@@ -136,6 +136,8 @@ def _computes_bf16(name: str) -> bool:
     """Whether the GPU, or the CPU by what it says of itself, multiplies bf16 numbers."""
     if name == "gpu":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    about = Path("/proc/cpuinfo")
-    words = set(about.read_text(encoding="utf-8").split()) if about.exists() else set()
-    return bool(words & {"amx_bf16", "avx512_bf16"})
+    try:
+        words = set(read_bytes("/proc/cpuinfo", 2**26).split())
+    except (OSError, ValueError):
+        return False
+    return bool(words & {b"amx_bf16", b"avx512_bf16"})

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tinyddpm import verify
 from tinyddpm._arrays.check import as_instance
-from tinyddpm._io.files import replacing
+from tinyddpm._io.files import write
 from tinyddpm.training import checkpoint
 from tinyddpm.training.checkpoint import writing
 from tinyddpm.training.config import TrainConfig
@@ -146,8 +146,8 @@ def _start_log(trainer: Trainer, out: Path) -> Log:
     about = {**trainer.about, "parameters": count, "processes": trainer.world.size}
     about.pop("data", None)  # the digests are for checkpoints only
     about["skipped"] = list(trainer.pictures.skipped)
-    with writing(f"out {out}"), replacing(out / "config.json") as stream:
-        stream.write(json.dumps(about, indent=2).encode())
+    with writing(f"out {out}"):
+        write(out / "config.json", json.dumps(about, indent=2).encode())
     return Log(out / "log.jsonl", trainer.start, trainer.config)
 
 

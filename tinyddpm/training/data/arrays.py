@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import tokenize
 import zipfile
 import zlib
@@ -21,13 +20,15 @@ from typing import IO, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyddpm.training.data.sources import IN_MEMORY, Rows, open_regular
+from tinyddpm._io.files import open_regular, read_at, shown, size_of
+from tinyddpm.training.data.sources import IN_MEMORY, Rows
 
 __all__ = ["Block", "Stored", "archive", "array", "idx"]
 
 _MAX_PACKED = 2**32
 """Largest number of bytes that a compressed file may unpack to."""
 _PIECE = 2**24
+_MOST_IMAGES = 2**24
 _MAX_CLASSES = 2**24
 _DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, RecursionError, OverflowError,
            NotImplementedError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)  # fmt: skip
@@ -56,6 +57,8 @@ class Block:
 
     def within(self, total: int) -> Block:
         """The block itself; `ValueError` unless it ends where the file of `total` bytes does."""
+        if self.shape and self.shape[0] > _MOST_IMAGES:
+            raise ValueError(f"must hold at most {_MOST_IMAGES} images, got {self.shape[0]}")
         if self.start + self.size != total:
             than = "less" if self.start + self.size > total else "more"
             raise ValueError(f"holds {than} than its header's shape {self.shape} of {self.dtype}")
@@ -77,9 +80,9 @@ class Stored:
         """The images `rows`; `ValueError` if the file has become shorter."""
         one = replace(self.block, shape=self.block.shape[1:])
         images = np.empty((len(rows), *self.shape), np.uint8)
-        with _named(self.file), open(self.file, "rb") as stream:
+        with _named(self.file), open_regular(self.file) as stream:
             for image, row in zip(images, rows.tolist(), strict=True):
-                content = os.pread(stream.fileno(), one.size, one.start + row * one.size)
+                content = read_at(stream, one.start + row * one.size, one.size)
                 if len(content) != one.size:
                     raise ValueError("became shorter while it was in use")
                 image[:] = _channels_first(one.of(content)[None])[0]
@@ -161,8 +164,10 @@ def _member(packed: zipfile.ZipFile, name: str) -> NDArray[Any]:
 
 def _images(file: Path, stream: IO[bytes], block: Block) -> Rows | NDArray[np.uint8]:
     """The images of a block that ends the file, in memory if it is small."""
-    block.within(os.fstat(stream.fileno()).st_size)
-    if block.size <= IN_MEMORY or block.order == "F":
+    block.within(size_of(stream))
+    if block.size > IN_MEMORY and block.order == "F":
+        raise ValueError(f"must be in C order, as np.ascontiguousarray makes it, above {IN_MEMORY} bytes, got {block.size}")
+    if block.size <= IN_MEMORY:
         return _channels_first(block.of(_read(stream, block)))
     one = _channels_first(np.zeros((1, *block.shape[1:]), np.uint8))
     return Rows(Stored(file, block, one.shape[1:]), np.arange(block.shape[0]))
@@ -205,4 +210,4 @@ def _named(file: Path) -> Iterator[None]:
         yield
     except _DAMAGE as error:
         text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-        raise ValueError(f"data: {file}: {text}") from None
+        raise ValueError(f"data: {shown(file)}: {shown(text)}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyddpm._arrays.check import as_int
-from tinyddpm._io.files import replacing
+from tinyddpm._io.files import write
 
 __all__ = ["image_grid", "save_png", "to_levels", "to_uint8"]
 
@@ -110,8 +111,13 @@ def save_png(picture: NDArray[np.uint8], file: Path) -> None:
     OSError
         If the file cannot be written.
     """
+    write(file, png(picture))
+
+
+def png(picture: NDArray[np.uint8]) -> bytes:
+    """The content of a PNG file."""
     from PIL import Image
 
-    image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
-    with replacing(file) as stream:
-        image.save(stream, format="PNG")
+    content = BytesIO()  # Pillow's own writing names neither the file nor a full disk
+    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(content, format="PNG")
+    return content.getvalue()

@@ -17,8 +17,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyddpm._io.files import open_regular, read_at, shown, size_of
 from tinyddpm.training.data.pictures import SUFFIXES
-from tinyddpm.training.data.sources import open_regular
 
 __all__ = [
     "MAX_FILE", "Folder", "Labels", "Shards", "counted", "expand", "folder_labels", "is_hidden", "is_image", "kind",
@@ -67,16 +67,14 @@ class Folder:
                 if is_image(name) and not is_hidden(name):
                     names.append(os.path.normpath(os.path.join(inside, name)))
                 else:
-                    ignored[
-                        "hidden file" if is_hidden(name) else os.path.splitext(name)[1].lower() or "file without a suffix"
-                    ] += 1
+                    ignored["hidden file" if is_hidden(name) else kind(name)] += 1
         return cls(root, tuple(sorted(names, key=lambda name: name.split(os.sep))), counted(ignored))
 
     def __len__(self) -> int:
         return len(self.names)
 
     def name(self, i: int) -> str:
-        return str(self.root / self.names[i])
+        return shown(self.root / self.names[i])
 
     def open(self, i: int) -> BinaryIO:
         return open_regular(self.root / self.names[i])
@@ -110,20 +108,20 @@ class Shards:
                         if any(map(is_hidden, name.split("/"))):
                             ignored["hidden file"] += 1
                         elif name.endswith(".cls"):
-                            numbers[k, _key(name)] = _number(os.pread(stream.fileno(), 32, start)[:size], name)
+                            numbers[k, _key(name)] = _number(read_at(stream, start, min(size, 32)), name)
                         elif is_image(name):
                             names.append(name)
                             places.append((k, start, size))
                         else:
                             ignored[kind(name)] += 1
             except (OSError, ValueError, tarfile.HeaderError) as error:
-                raise ValueError(f"data: {shard}: {getattr(error, 'strerror', None) or error}") from None
+                raise ValueError(f"data: {shown(shard)}: {shown(getattr(error, 'strerror', None) or error)}") from None
         if not names:
-            raise ValueError(f"data: {shards[0]}: holds no image ({', '.join(sorted(SUFFIXES))})")
+            raise ValueError(f"data: {shown(shards[0])}: holds no image ({', '.join(sorted(SUFFIXES))})")
         keys = [(k, _key(name)) for name, (k, _, _) in zip(names, places, strict=True)] if numbers else []
         for key, name in zip(keys, names, strict=False):
             if key not in numbers:
-                raise ValueError(f"data: {shards[key[0]]}: {name} must have a .cls, as others have")
+                raise ValueError(f"data: {shown(shards[key[0]])}: {shown(name)} must have a .cls, as others have")
         labels = np.array([numbers[key] for key in keys], np.int64) if numbers else None
         return cls(shards, tuple(names), np.array(places, np.int64), labels, counted(ignored))
 
@@ -131,14 +129,14 @@ class Shards:
         return len(self.names)
 
     def name(self, i: int) -> str:
-        return f"{self.shards[self.places[i, 0]]}: {self.names[i]}"
+        return shown(f"{self.shards[self.places[i, 0]]}: {self.names[i]}")
 
     def open(self, i: int) -> BinaryIO:
         shard, start, size = self.places[i].tolist()
         if size > MAX_FILE:
             raise ValueError(f"data: {self.name(i)}: must have at most {MAX_FILE} bytes, got {size}")
         with open_regular(self.shards[shard]) as stream:
-            return io.BytesIO(os.pread(stream.fileno(), size, start))
+            return io.BytesIO(read_at(stream, start, size))
 
     def labels(self) -> Labels | None:
         """The numbers in the images' ``.cls``; None if there are no ``.cls``."""
@@ -168,7 +166,7 @@ def counted(ignored: Counter[str]) -> str:
 
 def kind(name: str) -> str:
     """What files such as this one are called in counts."""
-    return os.path.splitext(name)[1].lower() or "file without a suffix"
+    return shown(os.path.splitext(name)[1].lower()) or "file without a suffix"
 
 
 def _why_not(root: Path, folder: Path) -> str:
@@ -198,8 +196,8 @@ def expand(pattern: str) -> tuple[Path, ...]:
 
 def _members(stream: BinaryIO) -> Iterator[tuple[str, int, int]]:
     """Each file's name, first byte and number of bytes. In older Pythons a hostile header makes tarfile's own loop endless."""
-    total, place, longer = os.fstat(stream.fileno()).st_size, 0, ""
-    while place + _BLOCK <= total and (block := os.pread(stream.fileno(), _BLOCK, place)).strip(b"\0"):
+    total, place, longer = size_of(stream), 0, ""
+    while place + _BLOCK <= total and (block := read_at(stream, place, _BLOCK)).strip(b"\0"):
         member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         start, size = place + _BLOCK, 0 if member.type in _WITHOUT_CONTENT else member.size
         if not 0 <= size <= total - start:
@@ -208,7 +206,7 @@ def _members(stream: BinaryIO) -> Iterator[tuple[str, int, int]]:
         if member.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
             if member.size > _MAX_NAME:
                 raise ValueError(f"{member.name}: must have a name of at most {_MAX_NAME} bytes, got {member.size}")
-            text = os.pread(stream.fileno(), member.size, start)
+            text = read_at(stream, start, member.size)
             longer = _long_name(text, member.type == tarfile.XHDTYPE) or longer
         elif member.type == tarfile.GNUTYPE_SPARSE:
             raise ValueError(f"{member.name}: must not be sparse")
@@ -257,4 +255,4 @@ def _choices(inside: str) -> list[str]:
 
 
 def _refuse(error: OSError) -> None:
-    raise ValueError(f"data: {error.filename}: {error.strerror}")
+    raise ValueError(f"data: {shown(error.filename)}: {error.strerror}")

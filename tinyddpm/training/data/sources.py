@@ -7,12 +7,10 @@ outlives a killed run.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 
 from tinyddpm.training.data.pictures import Header, decode, fit, read_header, refusing_oversized
 
-__all__ = ["IN_MEMORY", "Files", "Fitted", "Pictures", "Rows", "Source", "each", "fit_all", "open_pictures", "open_regular"]
+__all__ = ["IN_MEMORY", "Files", "Fitted", "Pictures", "Rows", "Source", "each", "fit_all", "open_pictures"]
 
 IN_MEMORY = 2**28
 """Bytes up to which images are kept in memory."""
@@ -177,15 +175,6 @@ def each(function: Callable[[int], _T], items: Sequence[int], workers: int) -> I
             yield from pool.map(function, items[start : start + _BLOCK])
 
 
-def open_regular(file: Path) -> BinaryIO:
-    """Open a regular file for reading; `OSError` for anything else, such as a pipe that would block."""
-    handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not os.path.isfile(handle):
-        os.close(handle)
-        raise OSError(None, "is not a regular file")
-    return os.fdopen(handle, "rb")
-
-
 def _headers(files: Files, skip: bool) -> tuple[dict[int, Header], dict[int, str]]:
     """The files' headers and, with `skip`, the errors of the files without one."""
     headers, bad = dict[int, Header](), dict[int, str]()
@@ -210,5 +199,7 @@ def _with(read: Callable[[BinaryIO, str], _T], files: Files, i: int) -> _T:
     try:
         with files.open(i) as stream:
             return read(stream, files.name(i))
-    except OSError as error:
-        raise ValueError(f"data: {files.name(i)}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        if (reason := getattr(error, "strerror", None)) is None:
+            raise
+        raise ValueError(f"data: {files.name(i)}: {reason}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import zipfile
 import zlib
@@ -12,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from tinyddpm._io.files import open_regular, read_at, shown
 from tinyddpm.training.data.shards import MAX_FILE, Labels, counted, folder_labels, is_hidden, is_image, kind
-from tinyddpm.training.data.sources import open_regular
 
 __all__ = ["Zip"]
 
@@ -38,7 +37,7 @@ class Zip:
             with open_regular(file) as stream, zipfile.ZipFile(stream) as packed:
                 entries = [e for e in packed.infolist() if not e.is_dir()]
         except _DAMAGE as error:
-            raise ValueError(f"data: {file}: {getattr(error, 'strerror', None) or error}") from None
+            raise ValueError(f"data: {shown(file)}: {shown(getattr(error, 'strerror', None) or error)}") from None
         found, ignored = dict[tuple[str, ...], tuple[int, int, int, int]](), Counter[str]()
         for entry in entries:
             parts = tuple(part for part in entry.filename.split("/") if part not in ("", "."))
@@ -48,7 +47,7 @@ class Zip:
             else:
                 found[parts] = (entry.header_offset, entry.compress_size, entry.file_size, entry.compress_type)
         if not found:
-            raise ValueError(f"data: {file}: holds no image")
+            raise ValueError(f"data: {shown(file)}: holds no image")
         names = sorted(found)
         while len({name[0] for name in names}) == 1 and all(len(name) > 1 for name in names):
             names, found = [name[1:] for name in names], {name[1:]: place for name, place in found.items()}
@@ -58,16 +57,16 @@ class Zip:
         return len(self.parts)
 
     def name(self, i: int) -> str:
-        return f"{self.file}: {'/'.join(self.parts[i])}"
+        return f"{shown(self.file)}: {shown('/'.join(self.parts[i]))}"
 
     def open(self, i: int) -> BinaryIO:
         start, packed, size, how = self.places[i]
         if max(packed, size) > MAX_FILE or how not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"data: {self.name(i)}: must be stored or deflated and have at most {MAX_FILE} bytes")
         with open_regular(self.file) as stream:
-            head = os.pread(stream.fileno(), 30, start)
+            head = read_at(stream, start, 30)
             start += 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-            content = os.pread(stream.fileno(), packed, start)
+            content = read_at(stream, start, packed)
         try:
             return io.BytesIO(content if how == zipfile.ZIP_STORED else zlib.decompressobj(-15).decompress(content, size))
         except zlib.error as error:
