@@ -53,6 +53,24 @@ def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes, *more
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(more) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def tiff(pixels: np.ndarray, *more: tuple[int, int]) -> bytes:
+    """A TIFF of uint16 (height, width, C) in the order of bytes of the array's dtype; `more` are entries of type SHORT."""
+    height, width, count = pixels.shape
+    order, data = "<>"[pixels.dtype.str[0] == ">"], pixels.tobytes() + struct.pack("<4H", *[16] * 4)
+    bits = (258, 3, count, 8 + pixels.nbytes) if count > 2 else (258, 3, 1, 16)
+    entries = [(256, 3, 1, width), (257, 3, 1, height), bits, (259, 3, 1, 1), (262, 3, 1, 2 if count > 2 else 1), (273, 4, 1, 8),
+               (277, 3, 1, count), (278, 3, 1, height), (279, 4, 1, pixels.nbytes)]  # fmt: skip
+    entries += [(tag, 3, 1, value) for tag, value in more]
+    table = b""
+    for tag, kind, number, value in sorted(entries):
+        short = kind == 3 and number == 1
+        table += struct.pack(order + ("HHIHH" if short else "HHII"), tag, kind, number, value, *([0] if short else []))
+    if order == ">":
+        data = pixels.tobytes() + struct.pack(">4H", *[16] * 4)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(data))
+    return head + data + struct.pack(order + "H", len(entries)) + table + bytes(4)
+
+
 # ---- what is handled
 
 
@@ -102,6 +120,66 @@ def test_alpha_weighs_the_colour_over_black(value: int, alpha: int) -> None:
         pixel = [value] * (len(mode) - 1) + [alpha]
         seen = read(encoded(Image.fromarray(np.array([[pixel]], np.uint8), mode)))
         assert abs(int(seen[0, 0, 0]) - value * alpha / 255) <= 0.5 + 1e-9
+
+
+# ---- 16 bits
+
+
+def deep_png(pixels: np.ndarray, *more: bytes) -> bytes:
+    """A PNG of uint16 (height, width, 1..4), the rows filtered in turn by each of its five filters."""
+    height, width, count = pixels.shape
+    rows, above, back = b"", np.zeros(2 * width * count, int), 2 * count
+    for y in range(height):
+        line = np.frombuffer(pixels[y].astype(">u2").tobytes(), np.uint8).astype(int)
+        left, corner = (np.concatenate([np.zeros(back, int), row[:-back]]) for row in (line, above))
+        near = np.stack([left, above, corner])
+        paeth = np.take_along_axis(near, np.abs(left + above - corner - near).argmin(axis=0)[None], 0)[0]
+        guess = [0, left, above, (left + above) // 2, paeth][y % 5]
+        rows += bytes([y % 5]) + ((line - guess) % 256).astype(np.uint8).tobytes()
+        above = line
+    return raw_png(width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[count], rows, *more)
+
+
+def deep(*shape: int) -> np.ndarray:
+    return np.random.RandomState(1).randint(0, 2**16, shape).astype(np.uint16)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_sixteen_bits_are_read_to_the_last(count: int) -> None:
+    """Pillow alone keeps the upper eight of a colour picture's."""
+    pixels = deep(7, 5, count)
+    for content in (deep_png(pixels), tiff(pixels.astype("<u2")), tiff(pixels.astype(">u2"))):
+        seen = read(content)
+        assert seen.dtype == np.uint16
+        np.testing.assert_array_equal(seen, pixels)
+    pgm = b"P5 5 7 65535\n" + pixels[..., 0].astype(">u2").tobytes()
+    np.testing.assert_array_equal(read(pgm), pixels[..., :1])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = read(deep_png(pixels, chunk(b"eXIf", exif.tobytes()[6:])))
+    np.testing.assert_array_equal(turned, np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_alpha_of_sixteen_bits_weighs_the_colour_over_the_background(count: int) -> None:
+    pixels = deep(7, 5, count).astype(float)
+    share = pixels[..., -1:] / 65_535
+    for background, value in (("black", 0), ("white", 65_535)):
+        seen = decode(io.BytesIO(deep_png(pixels.astype(np.uint16))), "it", background)
+        assert np.abs(seen - (pixels[..., :-1] * share + value * (1 - share))).max() <= 0.5 + 1e-6
+    keyed = raw_png(2, 1, 16, 2, b"\0" + struct.pack(">6H", 1, 2, 3, 1, 2, 4), chunk(b"tRNS", struct.pack(">3H", 1, 2, 3)))
+    assert decode(io.BytesIO(keyed), "it", "white").tolist() == [[[65_535] * 3, [1, 2, 4]]]
+
+
+def test_eight_bits_among_sixteen_are_multiplied_by_257(tmp_path: Path) -> None:
+    pixels, plain = deep(4, 4, 3), noise(4, 4, 3)
+    (tmp_path / "a.png").write_bytes(deep_png(pixels))
+    Image.fromarray(plain).save(tmp_path / "b.png")
+    images = load(tmp_path)
+    assert images.levels == 2**16
+    np.testing.assert_array_equal(images.pixels[:].transpose(0, 2, 3, 1), [pixels, 257 * plain.astype(int)])
+    assert images.scaled().max() <= 1
+    assert load(tmp_path, image_size=2).pixels[:].max() > 255
 
 
 # ---- sizes
@@ -156,17 +234,13 @@ def test_a_folder_of_any_sizes(tmp_path: Path) -> None:
 # ---- what is refused
 
 
-def deep_images() -> dict[str, bytes]:
-    rows = b"\0" + bytes(24)
+def unread() -> dict[str, bytes]:
     return {
-        "grey 16-bit PNG": raw_png(4, 1, 16, 0, b"\0" + bytes(8)),
-        "colour 16-bit PNG": raw_png(4, 1, 16, 2, rows),
-        "alpha 16-bit PNG": raw_png(3, 1, 16, 6, rows),
-        "grey 16-bit TIFF": encoded(Image.fromarray(noise(4, 4).astype(np.uint16)), "TIFF"),
         "float TIFF": encoded(Image.fromarray(noise(4, 4).astype(np.float32)), "TIFF"),
         "int32 TIFF": encoded(Image.fromarray(noise(4, 4).astype(np.int32)), "TIFF"),
         "colour 16-bit PPM": b"P6 2 2 65535\n" + bytes(24),
-        "grey 16-bit PGM": b"P5 2 2 65535\n" + bytes(8),
+        "signed 16-bit TIFF": tiff(np.zeros((2, 2, 1), "<u2"), (339, 2)),
+        "16-bit TIFF, alpha multiplied in": tiff(np.zeros((2, 2, 4), "<u2"), (338, 1)),
     }
 
 
@@ -177,10 +251,10 @@ def other_formats() -> dict[str, bytes]:
     return {**contents, "text": b"no image", "nothing": b"", "zeros": bytes(1000)}
 
 
-@pytest.mark.parametrize(("kind", "content"), deep_images().items(), ids=str_only)
-def test_more_than_eight_bits_are_refused_not_cut(tmp_path: Path, kind: str, content: bytes) -> None:
+@pytest.mark.parametrize(("kind", "content"), unread().items(), ids=str_only)
+def test_other_numbers_than_8_or_16_bits_are_refused_not_cut(tmp_path: Path, kind: str, content: bytes) -> None:
     (tmp_path / "deep.png").write_bytes(content)
-    with pytest.raises(ValueError, match=r"^data: .*deep\.png: .*8 bits") as caught:
+    with pytest.raises(ValueError, match=r"^data: .*deep\.png: must have 8 or 16 bits a channel, .*\.npy") as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -495,7 +495,10 @@ def test_an_array_is_written_with_one_batch_in_memory(tmp_path: Path) -> None:
         def batch(self, index: range, progress: bool) -> Any:
             return np.full((len(index), 3, 32, 32), index.start % 251, np.uint8)
 
-    run: Any = SimpleNamespace(shape=(3, 32, 32))
+        def values(self, x: Any) -> Any:
+            return x
+
+    run: Any = SimpleNamespace(shape=(3, 32, 32), levels=256, config=SimpleNamespace(value_range=None))
     tracemalloc.start()
     save_array(Stripes(run, range(2048), 64, {}), tmp_path / "all.npz")
     _, peak = tracemalloc.get_traced_memory()

@@ -29,7 +29,7 @@ def test_a_resumed_bar_counts_from_the_true_start(tmp_path: Path, capsys: pytest
     assert capsys.readouterr().err == ""
     train(config(tmp_path, steps=12, resume=True))
     images, first, *_, last = capsys.readouterr().err.splitlines()
-    assert images == "images: 1617 of 1x8x8 (180 more held out), 10 classes (not used)"
+    assert images == "images: 1617 of 1x8x8, values 0..16 on 17 levels (180 more held out), 10 classes (not used)"
     assert first.startswith("network: ")
     assert "device cpu" in first
     assert "steps 6 to 12 of 8 images each" in first

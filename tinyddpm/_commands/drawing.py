@@ -19,7 +19,7 @@ from tinyddpm._arrays.check import as_int
 from tinyddpm._commands.runs import batches, device_of, network_digest
 from tinyddpm.calibration import Calibration
 from tinyddpm.samplers import Step
-from tinyddpm.training import Run, to_uint8
+from tinyddpm.training import Run, to_levels, to_uint8
 
 Pixels = NDArray[np.uint8]
 
@@ -55,16 +55,29 @@ class Drawing:
             **options,
         )  # fmt: skip
 
-    def batch(self, index: range, progress: bool) -> Pixels:
-        """The samples `index` as pixels (n, C, H, W)."""
-        x = None
+    def batch(self, index: range, progress: bool) -> NDArray[np.float32]:
+        """The samples `index` (n, C, H, W) in [-1, 1]."""
+        x: Any = None
         for step in self.trajectory(index, progress):
             x = step.x
-        return _pixels(x)
+        return np.asarray(backends.get("torch").to_numpy(x))
 
     def pixels(self) -> Pixels:
         """All samples as pixels (n, C, H, W)."""
-        return np.concatenate([self.batch(part, show) for part, show in self._batches()])
+        return np.concatenate([to_uint8(self.batch(part, show)) for part, show in self._batches()])
+
+    @property
+    def kind(self) -> np.dtype[Any]:
+        """What an array of samples holds: bytes, or uint16 or float32 if the data have 16 bits or a range of their own."""
+        ends = self.run.config.value_range
+        return np.dtype("<f4" if ends else "<u2" if self.run.levels > 256 else "u1")
+
+    def values(self, x: NDArray[np.float32]) -> NDArray[Any]:
+        """Samples as an array holds them, on the data's levels."""
+        if self.kind == np.uint8:
+            return to_uint8(x)
+        levels, (low, high) = to_levels(x, self.run.levels), self.run.config.value_range or (0, self.run.levels - 1)
+        return (low + levels * ((high - low) / (self.run.levels - 1))).astype(self.kind)
 
     def frames(self, positions: frozenset[int]) -> Pixels:
         """All samples at these positions of their plan (0 is the start) as pixels (positions, n, C, H, W)."""
@@ -81,7 +94,7 @@ class Drawing:
         """The sample numbers of each batch."""
         return [part for part, _ in batches(self.index, self.batch_size, False)]
 
-    def missing(self, present: Callable[[range], bool]) -> Iterator[tuple[range, Pixels]]:
+    def missing(self, present: Callable[[range], bool]) -> Iterator[tuple[range, NDArray[np.float32]]]:
         """Draw this process's batches, except those that are `present` when their turn comes."""
         for number, (part, show) in enumerate(self._batches()):
             if number % self.processes == self.rank and not present(part):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,7 @@ from tinyddpm._io.files import open_regular
 from tinyddpm._io.progress import say
 from tinyddpm.nn.weights import as_path
 from tinyddpm.training.data.pictures import decode, fit, refusing_oversized
+from tinyddpm.training.data.sources import toned
 
 
 def read_picture(name: str, file: str, shape: tuple[int, int, int], *, quiet: bool) -> NDArray[np.float32]:
@@ -24,7 +27,8 @@ def read_picture(name: str, file: str, shape: tuple[int, int, int], *, quiet: bo
         changes.append(f"{cropped}resized from {stored.shape[1]}x{stored.shape[0]} to {size[1]}x{size[0]}")
     if changes and not quiet:
         say(f"{name}: {file}: {', '.join(changes)}")
-    return np.asarray(fit(picture, (size[0], size[1])).transpose(2, 0, 1) / 127.5 - 1, np.float32)
+    top = _top(picture)
+    return np.asarray(fit(picture, (size[0], size[1]), top).transpose(2, 0, 1) * (2 / top) - 1, np.float32)
 
 
 def read_mask(name: str, file: str, image: tuple[str, str], shape: tuple[int, int, int]) -> NDArray[np.bool_]:
@@ -33,13 +37,13 @@ def read_mask(name: str, file: str, image: tuple[str, str], shape: tuple[int, in
     if mask.shape[:2] != expected:
         given, wanted = (f"{width}x{height}" for height, width in (mask.shape[:2], expected))
         raise ValueError(f"{name} must have the size of the image, {wanted}, got {given}")
-    keep = fit(mask, (shape[1], shape[2]))[None, None, ..., 0] < 128
+    keep = fit(mask, (shape[1], shape[2]), _top(mask))[None, None, ..., 0] < (_top(mask) + 1) // 2
     if keep.all():
         raise ValueError(f"{name} must have white parts, which are filled in, got {file} without any")
     return np.asarray(keep)
 
 
-def _decoded(name: str, file: str) -> NDArray[np.uint8]:
+def _decoded(name: str, file: str) -> NDArray[Any]:
     """A file's pixels (height, width, C); errors begin with the argument's name."""
     try:
         with open_regular(as_path(name, file)) as stream, refusing_oversized():
@@ -48,8 +52,11 @@ def _decoded(name: str, file: str) -> NDArray[np.uint8]:
         raise type(error)(f"{name}: {str(error).removeprefix('data: ')}") from None
 
 
-def _grey(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture in one channel, by the weights of ITU-R 601-2, as Pillow's."""
-    if picture.shape[2] == 1:
-        return picture
-    return np.asarray(np.rint(picture @ np.array([0.299, 0.587, 0.114])), np.uint8)[..., None]
+def _top(picture: NDArray[Any]) -> int:
+    """The value of white: 255, or 65535 of a picture with 16 bits."""
+    return int(np.iinfo(picture.dtype).max)
+
+
+def _grey(picture: NDArray[Any]) -> NDArray[Any]:
+    """The picture (height, width, C) in one channel."""
+    return np.asarray(toned(picture.transpose(2, 0, 1)[None], 1)[0].transpose(1, 2, 0))

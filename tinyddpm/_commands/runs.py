@@ -45,9 +45,28 @@ def device_of(run: Run) -> str:
     return str(next(run.net.parameters()).device)
 
 
+def images_for(run: Run, data: str, tell: bool = False) -> Images:
+    """The images of `data` as the run reads its own, grey or in colour as these are; with `tell`, a line says what was done."""
+    config = run.config
+    files = data == "digits" or Path(data).is_dir() or Path(data).suffix.lower() in (".zip", ".tar")
+    same = config.labels is not None and os.path.realpath(data) == os.path.realpath(config.data)
+    given: dict[str, Any] = {
+        "data": data,
+        "labels": config.labels if same else None,
+        "value_range": None if files else config.value_range,
+    }
+    images = dataclasses.replace(config, **given).images()
+    channels = run.shape[0]
+    if images.shape[0] == channels or {images.shape[0], channels} != {1, 3}:
+        return images
+    if tell:
+        say(f"data: {'colour images, made grey' if channels == 1 else 'grey images, in three equal channels'}, as the run's are")
+    return dataclasses.replace(config, **given, grey=channels == 1, rgb=channels == 3).images()
+
+
 def held_out(run: Run, data: str, limit: int | None = None, tell: bool = False) -> Images:
     """The images of `data` without those that the run was trained on; with `tell`, a line says which these are."""
-    images = dataclasses.replace(run.config, data=data).images()
+    images = images_for(run, data, tell)
     chosen, told = _unseen(run, data, images)
     if tell:
         say(f"data: {told}")
@@ -76,7 +95,7 @@ def _unseen(run: Run, data: str, images: Images) -> tuple[Images, str]:
 
 def trained_on(run: Run, data: str, limit: int) -> Images:
     """At most `limit` of the images of `data`, evenly spaced; none that the run held out."""
-    images = dataclasses.replace(run.config, data=data).images()
+    images = images_for(run, data)
     if run.record is not None:
         images = images.rows(run.record.never_held_out(images))
     elif not isinstance(run, Saved) and data == run.config.data:

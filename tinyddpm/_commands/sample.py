@@ -33,9 +33,9 @@ EXAMPLES = (
     "--model runs/fruit --out apples.png --label apple",
     "--model runs/digits --out folder -n 50000 --index 10000:20000",
 )
-_OUT = """FILE.png: a grid; FILE.gif: an animation of the grid, from noise to samples; FILE.npz: a uint8 array `images`
-(N, C, H, W); else a folder with a PNG file for each sample. The same command completes a folder or an array that was
-stopped. Processes started by torchrun share a folder."""
+_OUT = """FILE.png: a grid; FILE.gif: an animation of the grid, from noise to samples; FILE.npz: an array `images`
+(N, C, H, W), uint8, or in the values of data with 16 bits or a range of their own; else a folder with a PNG file for each sample.
+The same command completes a folder or an array that was stopped. Processes started by torchrun share a folder."""
 _KINDS = ("", ".npz", ".png", ".gif")
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from tinyddpm._commands.drawing import Drawing
 from tinyddpm._io.files import lock, open_in_place, open_regular, parse, read_json, replacing, sweep, write
 from tinyddpm._io.progress import say
+from tinyddpm.training import to_uint8
 from tinyddpm.training.data.pixels import png
 
 NOTE = "samples.json"
@@ -43,11 +44,11 @@ def save_folder(drawing: Drawing, folder: Path) -> None:
     def file(k: int) -> Path:
         return folder / f"{k:06d}.png"
 
-    for part, pixels in drawing.missing(lambda part: all(file(k).exists() for k in part)):
-        for k, image in zip(part, pixels, strict=True):
+    for part, images in drawing.missing(lambda part: all(file(k).exists() for k in part)):
+        for k, image in zip(part, images, strict=True):
             if not file(k).exists():
                 with replacing(file(k), sweeps=False) as stream:
-                    stream.write(png(image.transpose(1, 2, 0)))
+                    stream.write(png(to_uint8(image).transpose(1, 2, 0)))
 
 
 def save_array(drawing: Drawing, file: Path) -> None:
@@ -98,12 +99,12 @@ def _append(drawing: Drawing, stream: BinaryIO, note: bytes) -> None:
         stream.seek(0)
         stream.truncate()
         stream.write(note)
-    size = math.prod(drawing.run.shape)
+    size = math.prod(drawing.run.shape) * drawing.kind.itemsize
     kept = set(takewhile(lambda part: _read_batch(stream, len(part) * size) is not None, drawing.parts))
     stream.seek(len(note) + sum(len(part) * size + _CHECKSUM for part in kept))
     stream.truncate()
-    for _, pixels in drawing.missing(kept.__contains__):
-        content = pixels.tobytes()
+    for _, images in drawing.missing(kept.__contains__):
+        content = drawing.values(images).tobytes()
         stream.write(zlib.crc32(content).to_bytes(_CHECKSUM, "little") + content)
         stream.flush()
 
@@ -116,15 +117,15 @@ def _read_batch(stream: BinaryIO, size: int) -> bytes | None:
 
 def _write_array(drawing: Drawing, stream: BinaryIO, start: int, file: Path, about: Mapping[str, Any]) -> None:
     """Write the .npz file with one batch at a time in memory; its bytes do not depend on interruptions."""
-    shape = drawing.run.shape
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(drawing.index), *shape)}
+    shape, size = drawing.run.shape, math.prod(drawing.run.shape) * drawing.kind.itemsize
+    header = {"descr": drawing.kind.str, "fortran_order": False, "shape": (len(drawing.index), *shape)}
     stream.seek(start)
     with replacing(file) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.comment = _as_json(about)
         with archive.open("images.npy", "w", force_zip64=True) as entry:
             np.lib.format.write_array_header_1_0(entry, header)
             for part in drawing.parts:
-                if (content := _read_batch(stream, len(part) * math.prod(shape))) is None:
+                if (content := _read_batch(stream, len(part) * size)) is None:
                     raise ValueError(f"out: {file}.part changed while it was read; run the command again")
                 entry.write(content)
         if drawing.labels:

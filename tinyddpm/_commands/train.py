@@ -49,7 +49,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         text = help_of(field, presets.SIZED).replace("`", "").replace("%", "%%")
         given: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
         if about["parse"]:
-            given |= {"type": about["parse"], "metavar": about["metavar"]}
+            words = {"nargs": len(about["metavar"])} if isinstance(about["metavar"], tuple) else {}
+            given |= {"type": about["parse"], "metavar": about["metavar"], **words}
         else:
             given["action"] = argparse.BooleanOptionalAction
         groups[about["group"]].add_argument(flag, **given)

@@ -47,7 +47,7 @@ def _scalars(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _image_size(size: Any, halvings: int) -> int | list[int]:
-    """The size as an int or as [height, width], each side divisible by 2**halvings."""
+    """The size as an int or as [height, width], each side 1 or divisible by 2**halvings."""
     if hasattr(size, "__len__"):
         sides = _ints("image_size", size, _LARGEST_SIZE)
         if len(sides) != 2:
@@ -56,7 +56,7 @@ def _image_size(size: Any, halvings: int) -> int | list[int]:
     else:
         checked = as_int("image_size", size, 1, _LARGEST_SIZE)
         sides = [checked]
-    if any(side % 2**halvings for side in sides):
+    if any(side % 2**halvings and side > 1 for side in sides) or (halvings and max(sides) == 1):
         raise ValueError(f"image_size must be divisible by {2**halvings} for {halvings + 1} levels, got {checked}")
     return checked
 
@@ -103,6 +103,12 @@ def widths_of(config: dict[str, Any]) -> list[int]:
     return [round(width) for width in exact]
 
 
+def sides_of(config: dict[str, Any]) -> tuple[int, int]:
+    """Return the height and the width."""
+    size = config["image_size"]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
 def _ints(name: str, values: Any, top: int) -> list[int]:
     """The values as a list of ints in 1..top."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
@@ -127,8 +133,15 @@ def check_inputs(config: dict[str, Any], x: Tensor, t: Tensor, y: Tensor | None)
     if not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
     channels, scale, classes = config["in_channels"], 2 ** (len(config["mults"]) - 1), config["classes"]
-    if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % scale or x.shape[3] % scale:
-        shape = f"(B, {channels}, height, width) with height and width divisible by {scale}"
+    sides = sides_of(config) if scale > 1 else (0, 0)  # a side of 1 is not halved
+    if (
+        x.ndim != 4
+        or x.shape[1] != channels
+        or any(n != 1 if one == 1 else n % scale for n, one in zip(x.shape[2:], sides, strict=True))
+    ):
+        height, width = ("1" if side == 1 else name for side, name in zip(sides, ("height", "width"), strict=True))
+        what = " and ".join(name for name in (height, width) if name != "1")
+        shape = f"(B, {channels}, {height}, {width}) with {what} divisible by {scale}"
         raise ValueError(f"x must have shape {shape}, got {tuple(x.shape)}")
     if t.shape != x.shape[:1]:
         raise ValueError(f"t must have shape ({x.shape[0]},), got {tuple(t.shape)}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from tinyddpm.nn._arguments import widths_of
+from tinyddpm.nn._arguments import sides_of, widths_of
 from tinyddpm.nn.layers import Attention, Block, Downsample, DropoutKey, Upsample, variance_scaling
 
 
@@ -14,13 +14,14 @@ def build_levels(
     config: dict[str, Any], groups: int, drop: DropoutKey
 ) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
     """Return the blocks of the way down, the middle and the way up for checked arguments of `UNet`."""
-    size, count, eps = config["image_size"], config["res_blocks"], config["norm_eps"]
-    height, heads, by_blocks = size if isinstance(size, int) else size[0], config["heads"], config["resblock_updown"]
+    count, eps = config["res_blocks"], config["norm_eps"]
+    height, heads, by_blocks = sides_of(config)[0], config["heads"], config["resblock_updown"]
+    factor = (1 if sides_of(config)[0] == 1 else 2, 1 if sides_of(config)[1] == 1 else 2)
 
     def block(width_in: int, width: int, attend: bool = False, resample: str | None = None, heads: int | None = heads) -> Block:
         head = (config["head_dim"] or width // (heads or 1)) if attend else None
         p, scale_shift = config["dropout"], config["scale_shift"]
-        return Block(width_in, width, 4 * config["channels"], groups, eps, p, head, drop, scale_shift, resample)
+        return Block(width_in, width, 4 * config["channels"], groups, eps, p, head, drop, scale_shift, resample, factor)
 
     levels = [(width, height >> i in config["attention"]) for i, width in enumerate(widths_of(config))]
     skips = [width := config["first_channels"] or config["channels"]]
@@ -41,7 +42,7 @@ def build_levels(
         for _ in range(count + 1):
             up.append(block(width + skips.pop(), width := out, attend, heads=config["heads_upsample"] or heads))
         if level:
-            up.append(block(width, width, resample="up") if by_blocks else Upsample(width))
+            up.append(block(width, width, resample="up") if by_blocks else Upsample(width, factor))
     return down, [*mid], up
 
 

@@ -99,7 +99,7 @@ class Block(nn.Module):
 
     def __init__(
         self, width_in: int, width: int, embedded: int, groups: int, eps: float, p: float, head: int | None,
-        drop: DropoutKey, scale_shift: bool, resample: str | None = None,
+        drop: DropoutKey, scale_shift: bool, resample: str | None = None, factor: tuple[int, int] = (2, 2),
     ) -> None:  # fmt: skip
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, width_in, eps)
@@ -109,12 +109,12 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
         self.attention = Attention(width, groups, eps, head) if head else nn.Identity()
-        self.p, self.drop, self.scale_shift, self.resample = p, drop, scale_shift, resample
+        self.p, self.drop, self.scale_shift, self.resample, self.factor = p, drop, scale_shift, resample, factor
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
         h = F.silu(self.norm1(x))
         if self.resample is not None:
-            h, x = _resampled(h, self.resample), _resampled(x, self.resample)
+            h, x = (_resampled(a, self.resample, self.factor) for a in (h, x))
         h, time = self.conv1(h), self.time(embedded)[:, :, None, None]
         if self.scale_shift:
             scale, shift = time.chunk(2, dim=1)
@@ -127,9 +127,9 @@ class Block(nn.Module):
         return out
 
 
-def _resampled(x: Tensor, way: str) -> Tensor:
+def _resampled(x: Tensor, way: str, factor: tuple[int, int]) -> Tensor:
     """x at half the resolution, by means of 2x2 pixels, or at twice."""
-    return F.avg_pool2d(x, 2) if way == "down" else F.interpolate(x, scale_factor=2, mode="nearest")
+    return F.avg_pool2d(x, factor) if way == "down" else F.interpolate(x, scale_factor=factor, mode="nearest")
 
 
 class Attention(nn.Module):
@@ -161,26 +161,27 @@ def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """Half the resolution, by a convolution with stride 2."""
+    """Half the resolution, by a convolution with stride 2; a side of 1 stays."""
 
     def __init__(self, width: int, padding: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        out: Tensor = self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1)))
+        around = [pad for side in (x.shape[3], x.shape[2]) for pad in ((1, 1) if side == 1 else (0, 1))]
+        out: Tensor = self.conv(x if self.conv.padding[0] else F.pad(x, around))
         return out
 
 
 class Upsample(nn.Module):
-    """Twice the resolution: each pixel four times, then a convolution."""
+    """Twice the resolution, in each direction by a factor of its own: each pixel four times, then a convolution."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, factor: tuple[int, int] = (2, 2)) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv, self.factor = nn.Conv2d(width, width, 3, padding=1), factor
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=self.factor, mode="nearest"))
         return out
 
 

@@ -38,7 +38,7 @@ class UNet(nn.Module):
     Parameters
     ----------
     image_size : int or (int, int)
-        Height and width in pixels, each divisible by ``2 ** (len(mults) - 1)``.
+        Height and width in pixels, each divisible by ``2 ** (len(mults) - 1)``; a side of 1, as signals have, is not halved.
     in_channels : int, default 3
         The channels of x.
     out_channels : int, optional

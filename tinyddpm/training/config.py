@@ -14,7 +14,9 @@ from tinyddpm._arrays.check import as_instance, one_of
 from tinyddpm.conversions import KINDS
 from tinyddpm.denoiser import Denoiser
 from tinyddpm.diffusion import Diffusion
-from tinyddpm.training.fields import check, choice, documented, integer, name, names, path, real, sides, sizes, switch
+from tinyddpm.training.data.values import MOST_LEVELS
+from tinyddpm.training.fields import check, choice, documented, ends, integer, name, names, path, real, sides, sizes, switch
+from tinyddpm.training.sizes import network
 
 if TYPE_CHECKING:
     from tinyddpm.nn import UNet
@@ -31,8 +33,8 @@ SKIP = ("stop", "skip")
 TIMES = ("uniform", "loss_aware")
 VARIANCES = ("beta", "beta_tilde", "learned", "learned_range")
 FREE = frozenset({
-    "data", "out", "steps", "checkpoint_every", "keep", "sample_every", "samples", "log_to", "resume", "device", "accumulate",
-    "compile", "on_nonfinite", "verify_first", "bad_files", "workers",
+    "data", "labels", "out", "steps", "checkpoint_every", "keep", "sample_every", "samples", "log_to", "resume", "device",
+    "accumulate", "compile", "on_nonfinite", "verify_first", "bad_files", "workers",
 })  # fmt: skip
 """The fields that may change when a run is resumed, as they do not decide what a step does."""
 LIVE = frozenset({
@@ -53,7 +55,7 @@ class TrainConfig:
     """
 
     data: str = path(
-        "digits", "images", "scikit-learn's digits, a folder of images or of .tar files, or a .tar, .npy, .npz or idx file",
+        "digits", "images", "scikit-learn's digits, a folder of images or of .tar files, or a .zip, .tar, .npy, .npz or idx file",
         metavar="digits|FOLDER|FILE",
     )  # fmt: skip
     image_size: int | tuple[int, ...] | None = sides(
@@ -62,8 +64,16 @@ class TrainConfig:
     bad_files: str = choice("stop", "images", "whether an image that cannot be read stops the run or is left out", SKIP)
     background: str | None = name("images", "colour behind transparent parts, such as white or #ff8000; black by default")
     levels: int | None = integer(
-        None, "images", "levels of the images, whose values are 0..levels-1; by default 256, and 17 for the digits", 2, 256
-    )
+        None, "images", "levels of the images; integers are 0..levels-1; by default 256, 65536 for 16 bits and floats, 17 for "
+        "the digits", 2, MOST_LEVELS,
+    )  # fmt: skip
+    value_range: tuple[float, float] | None = ends(
+        "images", "values in an array that become black and white; by default the first that holds all of 0..255, 0..65535, "
+        "-128..127, -32768..32767, of floats 0..1, -1..1, else the smallest and the largest",
+    )  # fmt: skip
+    grey: bool = switch("images", "make colour images grey")
+    rgb: bool = switch("images", "make grey images colour, with three equal channels")
+    labels: str | None = name("images", "a CSV or JSON file with the class of each image file, instead of folders")
     workers: int | None = integer(
         None, "images", "threads that read images; by default as many as there are CPUs, up to 8", 0, 256
     )
@@ -142,6 +152,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.grey and self.rgb:
+            raise ValueError("grey must not be given with rgb")
         if self.learned and self.objective == "simple":
             raise ValueError(f"objective must be 'hybrid' or 'vlb' to train variance={self.variance!r}, got 'simple'")
         if self.diffusion().alpha_bar[-1] == 0 and self.predicts in ("eps", "score"):
@@ -213,26 +225,31 @@ class TrainConfig:
         """
         return Denoiser(net, predicts=self.predicts, variance=self.variance, first_t=0)  # type: ignore[arg-type]
 
-    def images(self) -> Images:
+    def images(self, data: Any = None, labels: Any = None) -> Images:
         """The run's data, including those that are held out.
+
+        Parameters
+        ----------
+        data, labels : array, optional
+            An array in memory instead of what the field `data` names, and its labels.
 
         Returns
         -------
         Images
-            All images of `data`.
+            All images.
 
         Raises
         ------
-        FileNotFoundError, ValueError
+        FileNotFoundError, TypeError, ValueError
             If the data are missing or damaged.
         """
-        from tinyddpm.training.data.images import load
+        from tinyddpm.training.data.reading import load
 
-        size = self.image_size
-        side = size if size is None or isinstance(size, int) else (size[0], size[1])
+        size: Any = self.image_size
         return load(
-            self.data, image_size=side, bad_files=self.bad_files, workers=self.workers, background=self.background or "black",
-            levels=self.levels,
+            self.data if data is None else data, image_size=size, bad_files=self.bad_files, workers=self.workers,
+            background=self.background or "black", levels=self.levels, value_range=self.value_range,
+            channels=1 if self.grey else 3 if self.rgb else None, labels=self.labels if data is None else labels,
         )  # fmt: skip
 
     def unet(self, images: Images) -> UNet:
@@ -253,31 +270,7 @@ class TrainConfig:
         ValueError
             If the settings do not fit the images.
         """
-        from tinyddpm.nn import UNet
-
-        if self.classes and images.classes is None:
-            raise ValueError(f"classes must be false, as {self.data} has no labels")
-        channels, height, width = images.shape
-        halvings = min((side & -side).bit_length() - 1 for side in (height, width))
-        mults = self.mults
-        if mults is None:
-            if halvings < 2:
-                raise ValueError(f"image_size must be divisible by 4 unless mults is given, got {height}x{width}")
-            mults = (1, 2, 2, 2) if halvings > 2 and min(height, width) >= 32 else (1, 2, 2)
-        attention = self.attention
-        if attention is None:
-            attention = tuple([height >> i for i in range(1, len(mults)) if max(height, width) >> i <= self.attention_side][:1])
-        return UNet(
-            height if height == width else (height, width),
-            in_channels=channels,
-            out_channels=2 * channels if self.learned else None,
-            channels=self.channels,
-            mults=mults,
-            res_blocks=self.res_blocks,
-            attention=attention,
-            dropout=self.dropout,
-            classes=images.classes if self.classes else None,
-        )
+        return network(self, images)
 
 
 def refuse_unknown(where: str, names: Iterable[str]) -> None:

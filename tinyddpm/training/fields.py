@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from tinyddpm._arrays.check import as_bool, as_instance, as_int, as_list, as_real, lookup, one_of
+from tinyddpm.training.data.values import as_ends
 
 C = TypeVar("C", bound=type)
 
@@ -47,6 +48,11 @@ def sizes(group: str, text: str, *, empty: bool = False) -> Any:
 def sides(group: str, text: str) -> Any:
     """An image's height and width, or one int for both; None by default."""
     return _field(None, group, text, _as_sides, _ints, "N,N")
+
+
+def ends(group: str, text: str) -> Any:
+    """Two numbers, the first of them less; None by default."""
+    return _field(None, group, text, as_ends, float, ("LOW", "HIGH"))
 
 
 def path(default: str, group: str, text: str, metavar: str) -> Any:
@@ -107,7 +113,7 @@ def _field(
     text: str,
     check: Callable[[str, Any], Any],
     parse: Callable[[str], Any] | None,
-    metavar: str | None,
+    metavar: str | tuple[str, ...] | None,
     bounds: str = "",
     choices: tuple[str, ...] = (),
 ) -> Any:

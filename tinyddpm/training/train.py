@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from tinyddpm._io.files import write
 from tinyddpm.training import checkpoint
 from tinyddpm.training.checkpoint import writing
 from tinyddpm.training.config import TrainConfig
+from tinyddpm.training.data.reading import IN_MEMORY
 from tinyddpm.training.grids import Grids
 from tinyddpm.training.log import Log, require_loggers
 from tinyddpm.training.screen import Screen, machine
@@ -44,7 +47,7 @@ class Interrupted(KeyboardInterrupt):
         self.signum, self.step = signum, step
 
 
-def train(config: TrainConfig, *, progress: bool = True) -> Path:
+def train(config: TrainConfig, *, data: Any = None, labels: Any = None, progress: bool = True) -> Path:
     """Train a network.
 
     Under torchrun each process computes its rows of every batch, and the first process writes.
@@ -53,6 +56,11 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     ----------
     config : TrainConfig
         The settings.
+    data : array, optional
+        Images or signals in memory instead of those that `config` names, in any layout and range that `load` reads. A run that is
+        resumed with the same array holds out the same images. Default: what `config.data` names.
+    labels : int array (N,), optional
+        Their classes.
     progress : bool
         Whether to show a progress bar on standard error.
 
@@ -73,13 +81,18 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     out = Path(as_instance("config", config, TrainConfig).out)
     if (out / checkpoint.STATE).exists():
         raise ValueError(f"out must be a run folder, got {out}, which is a checkpoint")
-    if out.exists() and os.path.exists(config.data) and os.path.samefile(out, config.data):
+    if data is None and out.exists() and os.path.exists(config.data) and os.path.samefile(out, config.data):
         raise ValueError(f"out must not be the folder of the data, got {out}")
     with join(config) as world:
         if world.rank == 0 and (out / checkpoint.LOCK).exists():  # fail before the data are read
             with checkpoint.locked(out):
                 pass
-        images = config.images()
+        if data is not None:
+            config = dataclasses.replace(config, data=IN_MEMORY, labels=None)
+        if config.value_range is None and config.resume:
+            config = dataclasses.replace(config, value_range=_range_before(config.out))
+        images = config.images(data, labels)
+        config = dataclasses.replace(config, value_range=images.value_range)
         pictures, others = images.split(config.held_out)
         if not len(pictures):
             raise ValueError(f"held_out must leave an image of {config.data} to train on, got {config.held_out}")
@@ -100,6 +113,12 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             stack.enter_context(trainer.batches.reading_ahead(trainer.start + 1))
             _loop(trainer, log, screen)
     return out / checkpoint.LAST
+
+
+def _range_before(out: str) -> tuple[float, float] | None:
+    """The values that were black and white in the data that the run in `out` began with; None if they were its levels."""
+    last = checkpoint.find(out)
+    return None if last is None else TrainConfig.from_dict(checkpoint.read_state(last)["config"]).value_range
 
 
 def _verify(device: torch.device) -> None:
@@ -131,7 +150,9 @@ def _about(trainer: Trainer, held_out: int) -> Iterator[str]:
     skipped = f", {len(images.skipped)} that can't be read" if images.skipped else ""
     if images.class_names:
         classes += f": {', '.join(images.class_names[:12])}{', ...' if len(images.class_names) > 12 else ''}"
-    yield f"images: {len(images)} of {'x'.join(map(str, images.shape))} ({held_out} more held out){classes}{skipped}"
+    low, high = images.value_range or (0, images.levels - 1)
+    shape, values = "x".join(map(str, images.shape)), f"values {low:g}..{high:g} on {images.levels} levels"
+    yield f"images: {len(images)} of {shape}, {values} ({held_out} more held out){classes}{skipped}"
     yield from (f"images: {note}" for note in images.notes)
     config, size = trainer.config, sum(p.numel() for p in trainer.parameters)
     count = f"{size / 1e6:.1f} M" if size >= 1e5 else str(size)

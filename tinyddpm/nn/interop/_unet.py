@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tinyddpm._arrays.check import as_positive_int
-from tinyddpm.nn._arguments import widths_of
+from tinyddpm.nn._arguments import sides_of, widths_of
 from tinyddpm.nn.interop._config import filled, header, naming
 from tinyddpm.nn.layers import Attention
 from tinyddpm.nn.unet import UNet
@@ -158,6 +158,8 @@ def _refuse_others(net: UNet, widths: list[int]) -> None:
             raise ValueError(
                 f"net must have channels={ours['channels']} at the first level, as diffusers does, got {name}={value}"
             )
+    if 1 in sides_of(ours) and len(widths) > 1:
+        raise ValueError(f"net must have no side of 1, which diffusers would halve and double, got {ours['image_size']}")
     if ours["resblock_updown"]:
         raise ValueError("net must not have resblock_updown=True, which diffusers' UNet2DModel does not have")
     if ours["mid_norm_groups"] == 0 and not ours["scale_shift"]:

@@ -1,4 +1,4 @@
-"""Images in array files: ``.npy``, ``.npz`` and idx, gzipped or not.
+"""Images in arrays: in memory, and in files, ``.npy``, ``.npz`` and idx, gzipped or not.
 
 A header's shape is compared with the file's size before memory is allocated, and nothing is unpickled. Large arrays that are
 not compressed stay on the disk.
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from tinyddpm._io.files import open_regular, read_at, shown, size_of
 from tinyddpm.training.data.sources import IN_MEMORY, Rows
+from tinyddpm.training.data.values import Scale, level_type
 
-__all__ = ["Block", "Stored", "archive", "array", "idx"]
+__all__ = ["Block", "Stored", "archive", "array", "idx", "in_levels", "in_memory"]
 
 _MAX_PACKED = 2**32
 """Largest number of bytes that a compressed file may unpack to."""
@@ -33,8 +34,9 @@ _MAX_CLASSES = 2**24
 _DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, RecursionError, OverflowError,
            NotImplementedError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
-Found = tuple[Rows | NDArray[np.uint8], NDArray[np.int64] | None]
-"""The images, and their labels if there are any."""
+_IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+_NUMBERS = "biuf"  # kinds of dtypes
+_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -72,21 +74,67 @@ class Stored:
     file: Path
     block: Block
     shape: tuple[int, int, int]
+    scale: Scale | None = None
+    """How values become levels; None: `read` returns the values themselves."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.block.dtype if self.scale is None else np.dtype(level_type(self.scale.levels))
 
     def __len__(self) -> int:
         return self.block.shape[0]
 
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The images `rows`; `ValueError` if the file has become shorter."""
+    def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """The images `rows`; `ValueError` if the file has become shorter, or if its values have left their range."""
         one = replace(self.block, shape=self.block.shape[1:])
-        images = np.empty((len(rows), *self.shape), np.uint8)
+        images = np.empty((len(rows), *self.shape), self.block.dtype)
         with _named(self.file), open_regular(self.file) as stream:
             for image, row in zip(images, rows.tolist(), strict=True):
                 content = read_at(stream, one.start + row * one.size, one.size)
                 if len(content) != one.size:
                     raise ValueError("became shorter while it was in use")
                 image[:] = _channels_first(one.of(content)[None])[0]
-        return images
+            if self.scale is None:
+                return images
+            if images.size and not self.scale.holds(images.min(), images.max()):
+                raise ValueError("changed while it was in use")
+            return self.scale.pixels(images)
+
+
+Found = tuple[Stored | NDArray[Any], NDArray[np.int64] | None]
+"""The images' values, (N, C, H, W), and their labels if there are any."""
+
+
+def in_levels(
+    found: Stored | NDArray[Any], name: str, levels: int | None, ends: tuple[float, float] | None
+) -> tuple[Rows | NDArray[Any], Scale]:
+    """The images on levels, and the values for which these stand; see `Scale.of`. Errors name the data as `name`."""
+    with _named(name):
+        if isinstance(found, np.ndarray):
+            scale = Scale.of(found.dtype.kind, found.min().item(), found.max().item(), levels, ends)
+            return scale.pixels(found), scale
+        parts = (found.read(np.arange(k, min(k + _ROWS, len(found)))) for k in range(0, len(found), _ROWS))
+        bounds = np.array([(part.min(), part.max()) for part in parts])
+        scale = Scale.of(found.block.dtype.kind, bounds[:, 0].min().item(), bounds[:, 1].max().item(), levels, ends)
+        return Rows(replace(found, scale=scale), np.arange(len(found))), scale
+
+
+def in_memory(data: Any, labels: Any = None) -> Found:
+    """The images of an array of NumPy or a Torch tensor, and the labels in another."""
+    values = _host("data", data)
+    with _named("the array"):
+        values = _channels_first(values)
+        return values, None if labels is None else _labels(_host("labels", labels), len(values))
+
+
+def _host(name: str, data: Any) -> NDArray[Any]:
+    """The array on the host."""
+    if isinstance(data, np.ma.MaskedArray) or not hasattr(data, "__array__"):
+        raise TypeError(f"{name} must be an array of NumPy or a Torch tensor, got {type(data).__name__}")
+    if hasattr(data, "detach"):
+        data = data.detach().cpu()
+        data = data.float() if str(data.dtype) == "torch.bfloat16" else data
+    return np.asarray(data)
 
 
 def array(file: Path) -> Found:
@@ -110,7 +158,7 @@ def archive(file: Path) -> Found:
 def idx(file: Path) -> Found:
     """The images of an idx file (MNIST's format), and the labels of the file with "labels" for "images" in its name."""
     with _named(file), _unpacked(file) as (stream, packed):
-        block = _idx(stream, (3, 4))
+        block = _idx(stream, (2, 3, 4))
         images = _channels_first(block.of(_read(stream, block))) if packed else _images(file, stream, block)
     beside = file.with_name(file.name.replace("images", "labels").replace("idx3", "idx1"))
     if beside == file or not beside.is_file():
@@ -131,24 +179,24 @@ def _unpacked(file: Path) -> Iterator[tuple[IO[bytes], bool]]:
 
 
 def _idx(stream: IO[bytes], axes: tuple[int, ...]) -> Block:
-    """What an idx header describes: 0, 0, type 8 (uint8), the number of axes, their lengths."""
+    """What an idx header describes: 0, 0, the type, the number of axes, their lengths."""
     head = stream.read(4)
-    if len(head) != 4 or head[:3] != b"\0\0\x08" or head[3] not in axes:
+    if len(head) != 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES or head[3] not in axes:
         kind = "labels" if axes == (1,) else "images"
-        raise ValueError(f"must be a folder, .tar, .npy, .npz or idx file of uint8 {kind}")
+        raise ValueError(f"must be a folder, .zip, .tar, .npy, .npz or idx file of {kind}")
     lengths = stream.read(4 * head[3])
     if len(lengths) != 4 * head[3]:
         raise ValueError("its header is cut short")
-    return Block(4 + len(lengths), np.dtype(np.uint8), tuple(np.frombuffer(lengths, ">u4").tolist()))
+    return Block(4 + len(lengths), np.dtype(_IDX_TYPES[head[2]]), tuple(np.frombuffer(lengths, ">u4").tolist()))
 
 
 def _npy(stream: IO[bytes]) -> Block:
-    """Read the header of an ``.npy`` stream: the block of its integers."""
+    """Read the header of an ``.npy`` stream: the block of its numbers."""
     if np.lib.format.read_magic(stream) != (1, 0):  # the version of arrays of numbers; its header is short
         raise ValueError("must be an array file of version 1.0")
     shape, first_fastest, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype.kind not in "iu" or min(shape, default=0) < 0:
-        raise ValueError(f"must hold integers 0..255, got {dtype} of shape {shape}")
+    if dtype.kind not in _NUMBERS or min(shape, default=0) < 0:
+        raise ValueError(f"must hold real numbers, got {dtype} of shape {shape}")
     return Block(stream.tell(), dtype, shape, "F" if first_fastest else "C")
 
 
@@ -162,15 +210,15 @@ def _member(packed: zipfile.ZipFile, name: str) -> NDArray[Any]:
         return block.of(_read(stream, block))
 
 
-def _images(file: Path, stream: IO[bytes], block: Block) -> Rows | NDArray[np.uint8]:
+def _images(file: Path, stream: IO[bytes], block: Block) -> Stored | NDArray[Any]:
     """The images of a block that ends the file, in memory if it is small."""
     block.within(size_of(stream))
     if block.size > IN_MEMORY and block.order == "F":
         raise ValueError(f"must be in C order, as np.ascontiguousarray makes it, above {IN_MEMORY} bytes, got {block.size}")
     if block.size <= IN_MEMORY:
         return _channels_first(block.of(_read(stream, block)))
-    one = _channels_first(np.zeros((1, *block.shape[1:]), np.uint8))
-    return Rows(Stored(file, block, one.shape[1:]), np.arange(block.shape[0]))
+    one = _channels_first(np.zeros((1, *block.shape[1:]), block.dtype))
+    return Stored(file, block, (one.shape[1], one.shape[2], one.shape[3]))
 
 
 def _read(stream: IO[bytes], block: Block) -> bytearray:
@@ -184,30 +232,39 @@ def _read(stream: IO[bytes], block: Block) -> bytearray:
     return content
 
 
-def _channels_first(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    if pixels.dtype.kind not in "iu" or (pixels.size and not 0 <= pixels.min() <= pixels.max() <= 255):
-        raise ValueError(f"must hold integers 0..255, got {pixels.dtype}")
-    if pixels.ndim == 3:
-        pixels = pixels[:, None]
-    elif pixels.ndim == 4 and pixels.shape[3] <= 4 < pixels.shape[1]:
-        pixels = pixels.transpose(0, 3, 1, 2)
-    if pixels.ndim != 4 or not 1 <= pixels.shape[1] <= 4 or not pixels.size:
-        raise ValueError(f"must have shape (N, H, W), (N, H, W, C) or (N, C, H, W), got {pixels.shape}")
-    return np.ascontiguousarray(pixels, np.uint8)
+def _channels_first(values: NDArray[Any]) -> NDArray[Any]:
+    """The array as (N, C, H, W): of four axes the shorter of the second and the last is C; (N, H, W) and (N, L) have C = 1."""
+    if values.dtype.kind not in _NUMBERS:
+        raise ValueError(f"must hold real numbers, got {values.dtype}")
+    if values.ndim == 2:
+        values = values[:, None, :, None]
+    elif values.ndim == 3:
+        values = values[:, None]
+    elif values.ndim == 4 and values.shape[3] < values.shape[1]:
+        values = values.transpose(0, 3, 1, 2)
+    if values.ndim != 4 or not values.size:
+        raise ValueError(f"must have shape (N, L), (N, H, W), (N, H, W, C) or (N, C, H, W), got {values.shape}")
+    return values
 
 
 def _labels(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
     top = _MAX_CLASSES - 1
-    if labels.shape != (count,) or labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() <= top:
-        raise ValueError(f"labels must be {count} integers 0..{top}, got {labels.dtype} of {labels.shape}")
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        remedy = "; labels.astype(int) makes integers of whole numbers" if labels.dtype.kind == "f" else ""
+        raise ValueError(f"labels must be {count} integers, got {labels.dtype} of shape {labels.shape}{remedy}")
+    least, most = labels.min(), labels.max()
+    if least < 0 or most > top:
+        raise ValueError(f"labels must be integers 0..{top}, got {least}..{most}")
     return labels.astype(np.int64)
 
 
 @contextmanager
-def _named(file: Path) -> Iterator[None]:
+def _named(file: Path | str) -> Iterator[None]:
     """Turn any error of reading damaged data into a `ValueError` that names the file."""
     try:
         yield
     except _DAMAGE as error:
+        if str(error).startswith("data: "):  # named already
+            raise
         text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
         raise ValueError(f"data: {shown(file)}: {shown(text)}") from None

@@ -5,15 +5,16 @@ Pillow recognises formats by content. It gets a list of those allowed, as some r
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tinyddpm.training.data.deep import deep_pixels, is_deep, is_grey_with_alpha, refuse_unreadable
 
 if TYPE_CHECKING:
     from PIL.Image import Exif, Image
@@ -30,11 +31,12 @@ _ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class Header:
-    """The size of the array that `decode` returns; `channels` is 1 or 3."""
+    """The size of the array that `decode` returns; `channels` is 1 or 3, and `deep` says whether its values have 16 bits."""
 
     height: int
     width: int
     channels: int
+    deep: bool = False
 
 
 def read_header(stream: BinaryIO, name: str) -> Header:
@@ -49,14 +51,19 @@ def read_header(stream: BinaryIO, name: str) -> Header:
             # Some versions of Pillow have already turned a TIFF's size.
             tiff = picture.format == "TIFF"
             width, height = ImageOps.exif_transpose(picture).size if tiff else (height, width)
-        return Header(height, width, 1 if _grey(picture) else 3)
+        return Header(height, width, 1 if _grey(picture) else 3, is_deep(picture))
 
 
-def decode(stream: BinaryIO, name: str, background: str = "black") -> NDArray[np.uint8]:
-    """The pixels (height, width, C), turned as EXIF says, before the background; C is 1 if the file is grey, else 3."""
+def decode(stream: BinaryIO, name: str, background: str = "black") -> NDArray[Any]:
+    """The pixels (height, width, C), turned as EXIF says, before the background; C is 1 if the file is grey, else 3.
+
+    They are uint8, or uint16 if the file has 16 bits a channel.
+    """
     from PIL import Image, ImageOps
 
     with _open_picture(stream, name) as stored:
+        if is_deep(stored):
+            return deep_pixels(stored, stream, background)
         grey = _grey(stored)
         picture = ImageOps.exif_transpose(stored)
         if picture.mode == "P" or "a" in picture.mode.lower() or "transparency" in picture.info:
@@ -66,7 +73,7 @@ def decode(stream: BinaryIO, name: str, background: str = "black") -> NDArray[np
     return array.reshape(*array.shape[:2], -1)
 
 
-def fit(picture: NDArray[np.uint8], size: tuple[int, int], top: int = 255) -> NDArray[np.uint8]:
+def fit(picture: NDArray[Any], size: tuple[int, int], top: int = 255) -> NDArray[Any]:
     """The largest centred part with the shape of `size` (height, width), resized to it; values are 0..`top`.
 
     The filter is bicubic and antialiased, in floating point, and the result is rounded once, to the nearest.
@@ -79,7 +86,7 @@ def fit(picture: NDArray[np.uint8], size: tuple[int, int], top: int = 255) -> ND
     scale = min(height / size[0], width / size[1])
     tall, wide = min(scale * size[0], height), min(scale * size[1], width)
     y, x = (height - tall) / 2, (width - wide) / 2
-    fitted = np.empty((*size, picture.shape[2]), np.uint8)
+    fitted = np.empty((*size, picture.shape[2]), picture.dtype)
     for c in range(picture.shape[2]):
         plane = Image.fromarray(picture[..., c].astype(np.float32))
         resized = plane.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=(x, y, x + wide, y + tall))
@@ -104,8 +111,8 @@ def _open_picture(stream: BinaryIO, name: str) -> Iterator[Image]:
 
     try:
         with Image.open(stream, formats=_formats(name)) as picture:
-            if _deep(picture):
-                raise ValueError(f"must have 8 bits per channel, got more ({picture.mode})")
+            if is_deep(picture):
+                refuse_unreadable(picture)
             yield picture
     except UnidentifiedImageError:
         raise ValueError(f"data: {name}: must be a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image") from None
@@ -142,12 +149,5 @@ def _formats(name: str) -> tuple[str, ...]:
     return tuple(form for form in _FORMATS if form in Image.OPEN)
 
 
-def _deep(picture: Image) -> bool:
-    """Whether a channel has more than 8 bits; Pillow silently drops some of them in modes such as "RGB;16B"."""
-    stored = " ".join(str(tile[3]) for tile in getattr(picture, "tile", ()))
-    wide = picture.format == "PPM" and any(int(n) > 255 for n in re.findall(r"\d+", stored))
-    return wide or picture.mode.startswith(("I", "F")) or re.search(r";16[BLN]", stored) is not None
-
-
 def _grey(picture: Image) -> bool:
-    return picture.mode in ("1", "L", "LA", "La")
+    return picture.mode.startswith("I") or picture.mode in ("1", "L", "LA", "La") or is_grey_with_alpha(picture)

@@ -79,6 +79,10 @@ class Folder:
     def open(self, i: int) -> BinaryIO:
         return open_regular(self.root / self.names[i])
 
+    def inside(self) -> list[str]:
+        """The files' names in `root`, with slashes."""
+        return [name.replace(os.sep, "/") for name in self.names]
+
     def labels(self) -> Labels | None:
         """The number of each file's folder in `root`; None if a file is in `root` itself."""
         return folder_labels([tuple(name.split(os.sep)) for name in self.names])
@@ -137,6 +141,10 @@ class Shards:
             raise ValueError(f"data: {self.name(i)}: must have at most {MAX_FILE} bytes, got {size}")
         with open_regular(self.shards[shard]) as stream:
             return io.BytesIO(read_at(stream, start, size))
+
+    def inside(self) -> list[str]:
+        """The members' names."""
+        return list(self.names)
 
     def labels(self) -> Labels | None:
         """The numbers in the images' ``.cls``; None if there are no ``.cls``."""

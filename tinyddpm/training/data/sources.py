@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from tinyddpm.training.data.pictures import Header, decode, fit, read_header, refusing_oversized
 
-__all__ = ["IN_MEMORY", "Files", "Fitted", "Pictures", "Rows", "Source", "each", "fit_all", "open_pictures"]
+__all__ = [
+    "IN_MEMORY", "Files", "Fitted", "Pictures", "Rows", "Source", "Toned", "each", "fit_all", "open_pictures", "toned",
+]  # fmt: skip
 
 IN_MEMORY = 2**28
 """Bytes up to which images are kept in memory."""
@@ -32,9 +34,12 @@ class Source(Protocol):
     @property
     def shape(self) -> tuple[int, int, int]: ...
 
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
     def __len__(self) -> int: ...
 
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """The images `rows`, (len(rows), *shape)."""
         ...
 
@@ -68,7 +73,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of what indexing gives."""
+        return self.source.dtype
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
         chosen = self.index[rows]
         return self.source.read(chosen.reshape(-1)).reshape(*chosen.shape, *self.source.shape)
 
@@ -83,21 +93,58 @@ class Fitted:
 
     source: Source
     size: tuple[int, int]
+    top: int
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.source.shape[0], *self.size
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.source.dtype
+
     def __len__(self) -> int:
         return len(self.source)
 
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return fit_all(self.source.read(rows), self.size)
+    def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        return fit_all(self.source.read(rows), self.size, self.top)
 
 
-def fit_all(pixels: NDArray[np.uint8], size: tuple[int, int], top: int = 255) -> NDArray[np.uint8]:
+@dataclass(frozen=True, eq=False)
+class Toned:
+    """A source's images in grey or in colour."""
+
+    source: Source
+    channels: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, *self.source.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.source.dtype
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        return toned(self.source.read(rows), self.channels)
+
+
+def toned(pixels: NDArray[Any], channels: int) -> NDArray[Any]:
+    """Images (N, 1 or 3, H, W) in one channel, by the weights of ITU-R 601-2 as Pillow rounds them, or in three equal ones."""
+    if pixels.shape[1] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=1)
+    red, green, blue = (pixels[:, c : c + 1].astype(np.int64) for c in range(3))
+    return ((19_595 * red + 38_470 * green + 7471 * blue + 2**15) >> 16).astype(pixels.dtype)
+
+
+def fit_all(pixels: NDArray[Any], size: tuple[int, int], top: int = 255) -> NDArray[Any]:
     """Images (N, C, H, W) at that size."""
-    images = np.empty((*pixels.shape[:2], *size), np.uint8)
+    images = np.empty((*pixels.shape[:2], *size), pixels.dtype)
     for image, original in zip(images, pixels, strict=True):
         image[:] = fit(original.transpose(1, 2, 0), size, top).transpose(2, 0, 1)
     return images
@@ -105,27 +152,39 @@ def fit_all(pixels: NDArray[np.uint8], size: tuple[int, int], top: int = 255) ->
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Image files as a source: `shape` is the (channels, height, width) to which each is fitted."""
+    """Image files as a source: `shape` is the (channels, height, width) to which each is fitted.
+
+    If one has 16 bits (`deep`), so have all: 8-bit values are multiplied by 257, which takes 255 to 65535.
+    """
 
     files: Files
     shape: tuple[int, int, int]
     workers: int
     background: str = "black"
+    deep: bool = False
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.uint16 if self.deep else np.uint8)
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """The images `rows`, decoded by `workers` threads; `ValueError` names a file that cannot be decoded."""
-        images = np.empty((len(rows), *self.shape), np.uint8)
+        images = np.empty((len(rows), *self.shape), self.dtype)
         for image, decoded in zip(images, each(self.image, rows.tolist(), self.workers), strict=True):
             image[:] = decoded
         return images
 
-    def image(self, row: int) -> NDArray[np.uint8]:
+    def image(self, row: int) -> NDArray[Any]:
         """One image; a grey one is repeated over the channels of `shape`."""
-        picture = fit(_with(partial(decode, background=self.background), self.files, row), self.shape[1:]).transpose(2, 0, 1)
-        if picture.shape[1:] != self.shape[1:] or len(picture) > self.shape[0]:
+        decoded = _with(partial(decode, background=self.background), self.files, row)
+        deep = decoded.dtype != np.uint8
+        if self.deep and not deep:
+            decoded = 257 * decoded.astype(np.uint16)
+        picture = fit(decoded, self.shape[1:], np.iinfo(decoded.dtype).max).transpose(2, 0, 1)
+        if picture.shape[1:] != self.shape[1:] or len(picture) > self.shape[0] or deep > self.deep:
             raise ValueError(f"data: {self.files.name(row)}: changed after its header was read")
         return np.broadcast_to(picture, self.shape)
 
@@ -140,7 +199,7 @@ class Pictures:
 
 def open_pictures(
     files: Files, size: tuple[int, int] | None, skip: bool, workers: int, background: str
-) -> tuple[Rows | NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
+) -> tuple[Rows | NDArray[Any], NDArray[np.int64], tuple[str, ...]]:
     """The images of the files, in memory if they are few; the numbers of these files; the errors of the files left out.
 
     Without `size`, all images must have the same size. With `skip`, every file is decoded once and left out if that fails.
@@ -154,14 +213,15 @@ def open_pictures(
             size_i, size_1 = f"{header.width}x{header.height}", f"{one.width}x{one.height}"
             what = f"is {size_i}, but {files.name(first).rpartition('/')[2]} is {size_1}"
             raise ValueError(f"data: {files.name(i)}: {what}; image_size must be given if images differ in size")
-    source = Pictures(files, (channels, *(size or (one.height, one.width))), workers, background)
+    deep = any(header.deep for header in headers.values())
+    source = Pictures(files, (channels, *(size or (one.height, one.width))), workers, background, deep)
     kept = list(headers)
     if skip:
         bad |= {i: fault for i, fault in zip(kept, each(source.fault, kept, workers), strict=True) if fault}
         kept = [i for i in kept if i not in bad]
         _refuse_none(len(kept), bad)
     rows = Rows(source, np.array(kept, np.int64))
-    small = math.prod(rows.shape) <= IN_MEMORY
+    small = math.prod(rows.shape) * source.dtype.itemsize <= IN_MEMORY
     return rows[:] if small else rows, rows.index, tuple(bad[i] for i in sorted(bad))
 
 

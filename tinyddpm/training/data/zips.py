@@ -72,6 +72,10 @@ class Zip:
         except zlib.error as error:
             raise ValueError(f"data: {self.name(i)}: {error}") from None
 
+    def inside(self) -> list[str]:
+        """The images' names, with slashes."""
+        return ["/".join(name) for name in self.parts]
+
     def labels(self) -> Labels | None:
         """The number of each image's folder; None if an image is in none."""
         return folder_labels(self.parts)
