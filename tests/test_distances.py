@@ -325,34 +325,84 @@ def test_evaluate_gives_the_terms(model: str, capsys: pytest.CaptureFixture[str]
     assert json.loads(capsys.readouterr().out)["curve"]["error"] == [None] * 6
 
 
-def test_fid_is_torch_fidelitys(
-    model: str, classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """In place of Inception's, the mean and the spread of each channel; the list gets what the network was given."""
+    given: list[Any] = []
+
+    class Net(torch.nn.Module):  # type: ignore[name-defined,misc]
+        def forward(self, x: Any) -> Any:
+            given.append(x)
+            return (torch.cat([x.double().mean(dim=(2, 3)), x.double().std(dim=(2, 3))], dim=1),)
+
+    def create_feature_extractor(name: str, features: list[str], **options: Any) -> Any:
+        assert (name, features, options) == ("inception-v3-compat", ["2048"], {"cuda": False, "verbose": False})
+        return Net()
+
+    utils = types.SimpleNamespace(create_feature_extractor=create_feature_extractor)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", types.SimpleNamespace(utils=utils))
+    monkeypatch.setitem(sys.modules, "torch_fidelity.utils", utils)
+    return given
+
+
+def described(pixels: Any) -> Any:
+    """The network's features of uint8 (N, C, H, W), by NumPy."""
+    pixels = pixels.astype(float).repeat(3 // pixels.shape[1], axis=1)
+    return np.concatenate([pixels.mean(axis=(2, 3)), pixels.std(axis=(2, 3), ddof=1)], axis=1)
+
+
+def test_fid_and_kid_need_no_labels_and_no_classifier(
+    network: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It gets both sets as 8-bit RGB tensors, and what it says is printed."""
-    given = {}
+    from runs import config, noise
 
-    def calculate_metrics(**arguments: Any) -> Any:
-        given.update(arguments)
-        return {"frechet_inception_distance": 12.5}
+    from tinyddpm._commands import quality
 
-    stub = types.SimpleNamespace(calculate_metrics=calculate_metrics)
-    monkeypatch.setitem(sys.modules, "torch_fidelity", stub)
+    np.save(tmp_path / "photos.npy", noise(60, 4, 4, 3))
+    data = str(tmp_path / "photos.npy")
+    options = {"steps": 1, "T": 6, "mults": (1,), "sample_every": 0, "held_out": 0.4}
+    training.train(config(tmp_path / "run", data=data, **options), progress=False)
+    argv = ["evaluate", "--model", str(tmp_path / "run"), "--data", data, "--limit", "2", "-q", "--distances", "30"]
+    assert main(argv) == 2
+    assert "data must have labels to train a classifier on; evaluate --fid compares without one" in capsys.readouterr().err
+    monkeypatch.setattr(quality, "train_classifier", None)
+    assert main([*argv, "--fid", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["distances"]
+    run = training.load_run(tmp_path / "run")
+    x = run.diffusion.sample(run.denoiser, (30, *run.shape), backend="torch").numpy()
+    own, real = described(training.to_uint8(x)), described(training.load(data).split(0.4)[1].pixels[:])
+    kid = D.jackknife(D.kernel, own, real)
+    assert found.keys() == {"samples", "fid", "kid"}
+    assert found["fid"] == pytest.approx(D.frechet(own, real), rel=1e-6)
+    assert (found["kid"]["mean"], found["kid"]["error"]) == pytest.approx(kid, rel=1e-6)
+    assert {(part.dtype, part.shape[1:]) for part in network} == {(torch.uint8, (3, 4, 4))}
+    run.net.save(tmp_path / "saved", run.diffusion, run.denoiser)
+    argv[argv.index("--model") + 1] = str(tmp_path / "saved")
+    assert main([*argv, "--fid"]) == 0
+    assert "KID: " in capsys.readouterr().out
+    assert main(argv) == 2
+    assert "distances need a run, unless --fid is given" in capsys.readouterr().err
+
+
+def test_fid_stands_beside_the_distances_of_a_classifier_that_is_named(
+    model: str, classifier: Classifier, network: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     classifier.save(tmp_path / "c")
     argv = ["evaluate", "--model", model, *EVALUATE, "--distances", "20", "--classifier", str(tmp_path / "c")]
     assert main([*argv, "--fid"]) == 0
-    assert "FID: 12.5000" in capsys.readouterr().out.splitlines()
+    shown = capsys.readouterr().out
+    assert "classifier Frechet distance: " in shown
+    assert "\nFID: " in shown
     real = training.load("digits").split(0.1)[1]
-    samples, pictures = given["input1"], given["input2"]
-    assert (len(samples), len(pictures)) == (20, len(real))
-    assert isinstance(pictures, torch.utils.data.Dataset)
-    assert (pictures[3].dtype, pictures[3].shape) == (torch.uint8, (3, 8, 8))
-    np.testing.assert_array_equal(pictures[3][1].numpy(), np.rint(real.pixels[3, 0] * (255 / 16)))
-    assert (given["fid"], given["cuda"]) == (True, False)
+    np.testing.assert_array_equal(network[1][3][1].numpy(), np.rint(real.pixels[3, 0] * (255 / 16)))  # grey, over three channels
 
 
-def test_fid_takes_grey_and_rgb_only() -> None:
-    from tinyddpm.training.evaluation.fid import fid
+def test_fid_takes_grey_and_rgb_only_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinyddpm.training.evaluation import fid
 
     images = training.Images(np.zeros((2, 2, 8, 8), np.uint8))
     with pytest.raises(ValueError, match=r"^fid\b"):
-        fid(images, images, "cpu")
+        fid.features(lambda x: (x,), images, "cpu")
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(ValueError, match=r"^fid: torch-fidelity is needed"):
+        fid.inception("cpu")

@@ -124,7 +124,7 @@ def in_memory(data: Any, labels: Any = None) -> Found:
     values = _host("data", data)
     with _named("the array"):
         values = _channels_first(values)
-        return values, None if labels is None else _labels(_host("labels", labels), len(values))
+    return values, None if labels is None else _labels(_host("labels", labels), len(values))
 
 
 def _host(name: str, data: Any) -> NDArray[Any]:

@@ -224,5 +224,5 @@ def _layer(width_in: int, width: int, stride: int) -> list[nn.Module]:
 
 def _labels(images: Images) -> NDArray[np.int64]:
     if images.labels is None or not len(images):
-        raise ValueError("data must have labels to train a classifier on")
+        raise ValueError("data must have labels to train a classifier on; evaluate --fid compares without one")
     return images.labels

@@ -1,69 +1,78 @@
-"""The Frechet Inception distance (FID), computed by torch-fidelity if it is installed."""
+"""The features of Inception-v3, in which FID and KID are measured, by torch-fidelity if it is installed."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+from numpy.typing import NDArray
 
+from tinyddpm.training.data.images import Images
 from tinyddpm.training.data.pixels import to_uint8
 
-if TYPE_CHECKING:
-    from tinyddpm.training.data.images import Images
+__all__ = ["features", "inception"]
 
-__all__ = ["fid", "measure"]
-
-
-def measure() -> Any:
-    """torch-fidelity's ``calculate_metrics``; `ValueError` if it is not installed."""
-    try:
-        from torch_fidelity import calculate_metrics
-    except ImportError as error:
-        raise ValueError(f"fid: torch-fidelity is needed; pip install 'tinyddpm[fidelity]' brings it ({error})") from None
-    return calculate_metrics
+_BATCH = 64
 
 
-def fid(samples: Images, real: Images, device: str) -> float:
-    """The Frechet distance of two sets in the features of Inception-v3 [Heusel et al. 2017].
-
-    torch-fidelity gets the images as 8-bit RGB; grey images are repeated over the channels. It downloads its weights once.
+def inception(device: str) -> Callable[[torch.Tensor], Any]:
+    """Inception-v3 with the weights of the FID's authors, which torch-fidelity downloads once.
 
     Parameters
     ----------
-    samples, real : Images
-        The two sets, of 1 or 3 channels.
     device : str
         Torch's name of the device.
 
     Returns
     -------
-    float
-        The distance.
+    callable
+        From images, uint8 (B, 3, height, width), to a tuple of features (B, 2048).
 
     Raises
     ------
     ValueError
-        If torch-fidelity is not installed, or the images have other channels.
+        If torch-fidelity is not installed or the weights cannot be had.
     """
-    pair = {"input1": _Pictures(samples), "input2": _Pictures(real)}
-    found = measure()(**pair, fid=True, cuda=torch.device(device).type == "cuda", verbose=False)
-    return float(found["frechet_inception_distance"])
+    try:
+        from torch_fidelity.utils import create_feature_extractor
+    except ImportError as error:
+        raise ValueError(f"fid: torch-fidelity is needed; pip install 'tinyddpm[fidelity]' brings it ({error})") from None
+    try:
+        made: Any = create_feature_extractor("inception-v3-compat", ["2048"], cuda=False, verbose=False)
+    except OSError as error:
+        raise ValueError(f"fid: the weights of Inception-v3 can't be had: {error}") from None
+    return made.to(device)  # type: ignore[no-any-return]
 
 
-class _Pictures(Dataset[Tensor]):
-    """Images as uint8 tensors (3, height, width)."""
+def features(network: Callable[[torch.Tensor], Any], images: Images, device: str) -> NDArray[np.float64]:
+    """The features of images, which the network gets as 8-bit RGB; grey ones are repeated over the channels.
 
-    def __init__(self, images: Images) -> None:
-        if images.shape[0] not in (1, 3):
-            raise ValueError(f"fid must be images of 1 or 3 channels, got {images.shape[0]}")
-        self.images = images
+    Parameters
+    ----------
+    network : callable
+        As `inception` returns it.
+    images : Images
+        Images of 1 or 3 channels.
+    device : str
+        Torch's name of the device.
 
-    def __len__(self) -> int:
-        return len(self.images)
+    Returns
+    -------
+    float64 array (N, D)
+        The features.
 
-    def __getitem__(self, k: int) -> Tensor:
-        pixels = to_uint8(self.images.scaled(slice(k, k + 1))[0])
-        return torch.from_numpy(np.repeat(pixels, 3 // len(pixels), axis=0))
+    Raises
+    ------
+    ValueError
+        If the images have other channels.
+    """
+    if (channels := images.shape[0]) not in (1, 3):
+        raise ValueError(f"fid must be of images with 1 or 3 channels, got {channels}")
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(images), _BATCH):
+            pixels = to_uint8(images.scaled(slice(start, start + _BATCH))).repeat(3 // channels, axis=1)
+            parts.append(network(torch.from_numpy(pixels).to(device))[0].double().cpu().numpy())
+    return np.concatenate(parts)
