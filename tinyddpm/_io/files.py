@@ -105,7 +105,7 @@ def replacing(file: str | os.PathLike[str], *, sweeps: bool = True) -> Iterator[
     A missing folder is made. If it `sweeps`, what killed writers of this file left is removed.
     """
     file = Path(file)
-    with _naming(file):
+    with naming(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         if sweeps:
             sweep(file.parent, re.escape(file.name))
@@ -136,7 +136,7 @@ def sync(stream: BinaryIO) -> None:
 def sync_handle(handle: int, name: str | os.PathLike[str]) -> None:
     """Flush what is open under the handle."""
     try:
-        with _naming(name):
+        with naming(name):
             os.fsync(handle)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
@@ -181,15 +181,15 @@ class _File(io.FileIO):
     """A file whose errors name it."""
 
     def readinto(self, buffer: Any, /) -> int | None:
-        with _naming(self.name):
+        with naming(self.name):
             return super().readinto(buffer)
 
     def readall(self) -> bytes:
-        with _naming(self.name):
+        with naming(self.name):
             return super().readall() or b""
 
     def write(self, content: Any, /) -> int:
-        with _naming(self.name):
+        with naming(self.name):
             return super().write(content) or 0
 
 
@@ -208,7 +208,7 @@ def _open(file: str | os.PathLike[str], flags: int, links: bool) -> _File:
 
 
 @contextmanager
-def _naming(file: str | os.PathLike[str]) -> Iterator[None]:
+def naming(file: str | os.PathLike[str]) -> Iterator[None]:
     """Let the system's errors in the block name the file."""
     try:
         yield

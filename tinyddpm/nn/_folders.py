@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from tinyddpm._io.files import lock, shown, sync_handle
+from tinyddpm._io.files import lock, naming, shown, sync_handle
 
 _R = TypeVar("_R")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
@@ -45,21 +45,22 @@ def new_folder(folder: Path, replaces: frozenset[str] = frozenset()) -> Iterator
     """
     folder = Path(os.path.abspath(folder))
     _check_replaceable(folder, replaces)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh, handle = _locked_folder(folder)
-    try:
-        yield fresh
-        sync_folder(fresh)
-        _check_replaceable(folder, replaces)
-        _put(fresh, folder)
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)  # what was replaced, or what was not finished
-        if handle is not None:
-            os.close(handle)
-    for entry in list(folder.parent.iterdir()):
-        if entry.name.startswith((f".{folder.name}.new-", f".{folder.name}.old-")):
-            _remove_unless_locked(entry)
+    with naming(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh, handle = _locked_folder(folder)
+        try:
+            yield fresh
+            sync_folder(fresh)
+            _check_replaceable(folder, replaces)
+            _put(fresh, folder)
+            sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)  # what was replaced, or what was not finished
+            if handle is not None:
+                os.close(handle)
+        for entry in list(folder.parent.iterdir()):
+            if entry.name.startswith((f".{folder.name}.new-", f".{folder.name}.old-")):
+                _remove_unless_locked(entry)
 
 
 def sync_folder(folder: Path) -> None:

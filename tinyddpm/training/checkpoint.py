@@ -41,6 +41,7 @@ __all__ = [
     "find",
     "link",
     "locked",
+    "prune",
     "read_state",
     "restore",
     "save",
@@ -122,7 +123,7 @@ def save(
             state = {"step": step, **about, "files": hashes}
             weights.write_json(folder / STATE, {**state, "sha256": _digest(state)})
         link(out, target)
-    _prune(target, keep)
+    prune(target, keep)
 
 
 def link(out: Path, target: Path) -> None:
@@ -265,7 +266,7 @@ def _commit() -> str | None:
     return found.stdout.strip() if found.returncode == 0 else None
 
 
-def _prune(newest: Path, keep: int) -> None:
+def prune(newest: Path, keep: int) -> None:
     """Remove old checkpoints and the temporary folders of killed runs."""
     steps = [p for p in _steps(newest.parent) if int(p.name[5:]) <= int(newest.name[5:])]
     stale = [p for p in newest.parent.iterdir() if p.name.startswith(".step-")]

@@ -136,9 +136,11 @@ def _resume(trainer: Trainer) -> None:
         if not config.resume:
             raise ValueError(f"out must be a new folder unless resume is set, but {config.out} holds a run")
         trainer.restore(last)
-        if trainer.world.rank == 0 and not Path(config.out, checkpoint.LAST).is_dir():
+        if trainer.world.rank == 0:
             with writing(f"out {config.out}"):
-                checkpoint.link(Path(config.out), last)
+                if not Path(config.out, checkpoint.LAST).is_dir():
+                    checkpoint.link(Path(config.out), last)
+                checkpoint.prune(last, config.keep)  # which a kill may have prevented
     else:
         trainer.begin()
 
