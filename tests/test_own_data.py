@@ -219,6 +219,31 @@ def test_what_is_no_data_is_ignored_and_said(tmp_path: Path, capsys: pytest.Capt
         train(config(tmp_path / "data", data=str(tmp_path / "data"), **ONE_STEP), progress=False)
 
 
+def test_no_run_is_within_a_run_and_no_sample_among_the_data(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("last", "last/new", "checkpoints", "checkpoints/step-00000001/a/b", "checkpoints/new"):
+        with pytest.raises(ValueError, match=r"^out must be a run folder, got .*, which is (a checkpoint|within the run .*run)$"):
+            train(config(place / "run" / name, data="digits", **ONE_STEP), progress=False)
+    assert sorted(p.name for p in (place / "run/checkpoints").iterdir()) == ["step-00000001"]
+    with pytest.raises(ValueError, match=r"^data: .*run: must not be a run, whose pictures are samples"):
+        load(place / "run")
+    data = folder(tmp_path / "photos")
+    monkeypatch.chdir(data)
+    train(config("run", data=".", **{**ONE_STEP, "sample_every": 1}), progress=False)
+    assert len(load(".")) == 40
+    sample = ["sample", "--model", "run", "--steps", "2", "-n", "1", "-q", "--out"]
+    for out in ("grid.png", "new/grid.gif", str(data / "grid.png")):
+        assert main([*sample, out]) == 2
+        assert "out must not be in the folder of the run's data, where it would be trained on" in capsys.readouterr().err
+    assert main(["edit", "image-to-image", "00.png", "--model", "run", "--steps", "2", "-q", "--out", "edited"]) == 2
+    assert "out must not be in the folder of the run's data" in capsys.readouterr().err
+    for out in ("run/grid.png", "../grid.png", "drawn"):
+        assert main([*sample, out]) == 0, capsys.readouterr().err
+    assert load(".").notes == ("ignored 1 folder of samples, 1 run folder",)
+    assert len(load("drawn")) == 1
+
+
 def test_a_tar_of_macos_holds_its_images_only(tmp_path: Path) -> None:
     folder(tmp_path / "in", 3)
     for name in ("._0.png", "__MACOSX/1.png", ".hidden/2.png"):

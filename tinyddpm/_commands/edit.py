@@ -17,7 +17,7 @@ from tinyddpm import edit as editing
 from tinyddpm._arrays.check import as_int, as_positive_int, as_real, lookup
 from tinyddpm._commands import takes_model
 from tinyddpm._commands.inputs import read_mask, read_picture
-from tinyddpm._commands.runs import batches, class_numbers, device_of, open_run
+from tinyddpm._commands.runs import batches, class_numbers, device_of, open_run, refuse_within_data
 from tinyddpm.denoiser import Denoiser
 from tinyddpm.training import Run, image_grid, save_png, to_uint8
 
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     size, n = as_positive_int("batch_size", args.batch_size), as_positive_int("n", args.n)
     as_int("count", args.count, 2, 1000)
     model = open_run(args.model, args.device)
+    refuse_within_data(model, out if kind else out / "000000.png")
     if model.shape[0] not in (1, 3):
         raise ValueError(f"model must have 1 or 3 channels for pictures, got {model.shape[0]}")
     given = [read_picture(name, file, model.shape, quiet=args.quiet) for name, file in pictures.items()]

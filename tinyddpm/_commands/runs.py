@@ -93,6 +93,17 @@ def _unseen(run: Run, data: str, images: Images) -> tuple[Images, str]:
     return chosen, f"{count} images of {data} that the run held out{new}{left}"
 
 
+def refuse_within_data(run: Run, out: Path) -> None:
+    """Raise ValueError if a picture at `out` would be among the images that the run is trained on."""
+    root, folder = Path(os.path.realpath(run.config.data)), out.parent.resolve()
+    within = root.is_dir() and (folder == root or folder.is_relative_to(root)) and not isinstance(run, Saved)
+    parts = [part for part in (folder, *folder.parents) if part.is_relative_to(root)]
+    if within and not any((part / "log.jsonl").exists() for part in parts):  # a run there is left out
+        raise ValueError(
+            f"out must not be in the folder of the run's data, where it would be trained on; the run's own folder is left out, got {out}"
+        )
+
+
 def trained_on(run: Run, data: str, limit: int) -> Images:
     """At most `limit` of the images of `data`, evenly spaced; none that the run held out."""
     images = images_for(run, data)

@@ -18,7 +18,7 @@ from tinyddpm._arrays.check import as_int, as_positive_int, as_real
 from tinyddpm._commands import takes_model
 from tinyddpm._commands.calibrate import read_calibration
 from tinyddpm._commands.drawing import Drawing, processes
-from tinyddpm._commands.runs import class_numbers, open_run
+from tinyddpm._commands.runs import class_numbers, open_run, refuse_within_data
 from tinyddpm._commands.saving import save_array, save_folder
 from tinyddpm._io.files import write
 from tinyddpm.calibration import Calibration
@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     drawing.trajectory(range(len(labels)))  # every option is checked before anything is written
     kind = "" if out.is_dir() else out.suffix.lower()
     _check_kind(kind, out, model.shape[0], size)
+    if kind in (".png", ".gif"):
+        refuse_within_data(model, out)
     scale = max(1, 64 // max(model.shape[1:])) if args.scale is None else args.scale
     image_grid(np.zeros((1, 1, 1, 1), np.uint8), args.columns, scale)
     positions = _positions(options["steps"], as_int("frames", args.frames, 2, 1000))

@@ -38,6 +38,7 @@ __all__ = [
     "WEIGHTS",
     "CheckpointError",
     "about",
+    "check_place",
     "find",
     "link",
     "locked",
@@ -84,6 +85,17 @@ def find(dir: str | os.PathLike[str]) -> Path | None:
     if last.is_dir() or (folder / LAST).is_symlink():
         return last  # even if it is missing: that is damage, not a new run
     return folder.resolve() if (folder / STATE).exists() else _newest(folder)
+
+
+def check_place(out: Path) -> None:
+    """Raise ValueError if `out` is a checkpoint, or within one or among those of another run."""
+    whole = out.resolve()
+    for folder in (whole, *whole.parents):
+        among = folder.name == CHECKPOINTS and (folder.parent / "log.jsonl").exists()
+        if among or (folder / STATE).exists():
+            run = folder.parent if among else folder.parent.parent if folder.parent.name == CHECKPOINTS else folder.parent
+            where = "which is a checkpoint" if folder == whole and not among else f"which is within the run {run}"
+            raise ValueError(f"out must be a run folder, got {out}, {where}")
 
 
 def _newest(out: Path) -> Path | None:

@@ -79,8 +79,7 @@ def train(config: TrainConfig, *, data: Any = None, labels: Any = None, progress
         After SIGINT or SIGTERM, once the step is saved.
     """
     out = Path(as_instance("config", config, TrainConfig).out)
-    if (out / checkpoint.STATE).exists():
-        raise ValueError(f"out must be a run folder, got {out}, which is a checkpoint")
+    checkpoint.check_place(out)
     if data is None and out.exists() and os.path.exists(config.data) and os.path.samefile(out, config.data):
         raise ValueError(f"out must not be the folder of the data, got {out}")
     with join(config) as world:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyddpm._arrays.check import as_int, one_of
+from tinyddpm._io.files import shown
 from tinyddpm.training.data import arrays
 from tinyddpm.training.data.images import Images
 from tinyddpm.training.data.listed import listed_labels
@@ -161,6 +162,8 @@ def _files(source: str) -> _Files | None:
     """The image files or archives that `source` names; None if it is a file of another kind."""
     path = Path(source)
     if path.is_dir():
+        if (path / "log.jsonl").exists() and (path / "checkpoints").is_dir():
+            raise ValueError(f"data: {shown(path)}: must not be a run, whose pictures are samples")
         shards = tuple(sorted(path.glob("*.tar")))
         folder = Folder.of(path)
         if shards and folder.names:

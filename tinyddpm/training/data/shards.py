@@ -183,6 +183,8 @@ def _why_not(root: Path, folder: Path) -> str:
         return "hidden folder"
     if (folder / "log.jsonl").exists() or (folder / "checkpoints").is_dir():
         return "run folder"
+    if (folder / "samples.json").exists():
+        return "folder of samples"
     if not folder.is_symlink():
         return ""
     target, top = folder.resolve(), root.resolve()
