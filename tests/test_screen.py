@@ -49,6 +49,18 @@ def test_the_bars_loss_is_a_mean_that_forgets() -> None:
     assert screen.loss == pytest.approx(1, abs=1e-7)
 
 
+def test_the_time_is_told_once_after_the_first_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen(0, True)
+    screen.time(999, 40.0)  # of the first step, which compiles and allocates
+    for left in range(998, 970, -1):
+        screen.time(left, 0.5 if left != 996 else 1.0)
+    assert capsys.readouterr().err == "time: about 8 min for the 996 steps left, at 0.5 s each\n"
+    short = Screen(0, True)
+    for left in range(100, 0, -1):
+        short.time(left, 0.5)
+    assert capsys.readouterr().err == ""
+
+
 # ---- pictures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import shutil
@@ -18,6 +19,11 @@ def command_line(*words: object) -> str:
     else:
         program = "tinyddpm" if shutil.which("tinyddpm") == os.path.abspath(started) else started
     return f"{program} {shlex.join(map(str, words))}"
+
+
+def plus_minus(value: float, error: float, digits: int = 4) -> str:
+    """A value with its standard error, which one image does not have."""
+    return f"{value:.{digits}f} +- {error:.{digits}f}" if math.isfinite(error) else f"{value:.{digits}f} (no error, of one image)"
 
 
 def takes_output(parser: argparse.ArgumentParser, quiet: str = "show no progress") -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tinyddpm import backends
 from tinyddpm._arrays.check import as_positive_int
-from tinyddpm._commands import takes_model
+from tinyddpm._commands import plus_minus, takes_model
 from tinyddpm._commands.runs import check_shape, data_of, device_of, network_digest, open_run, trained_on
 from tinyddpm.calibration import Calibration
 from tinyddpm.likelihood import calibrate
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     yield f"calibration: {file} ({found.rows} images of {data}, none held out; {kind})"
     for n, (bits, error) in table.items():
         best = ", the best of all lengths" if n == max(table) else ""
-        yield f"{n} calls: {bits:.3f} +- {error:.3f} bits/dim{best}"
+        yield f"{n} calls: {plus_minus(bits, error, 3)} bits/dim{best}"
     yield "(on these images; others cost a little more: tinyddpm evaluate --steps N)"
 
 

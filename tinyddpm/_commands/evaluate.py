@@ -13,7 +13,7 @@ import numpy as np
 
 from tinyddpm import backends
 from tinyddpm._arrays.check import as_positive_int
-from tinyddpm._commands import quality, takes_model
+from tinyddpm._commands import plus_minus, quality, takes_model
 from tinyddpm._commands.calibrate import best_chain
 from tinyddpm._commands.runs import device_of, held_out, open_run, score
 from tinyddpm._io.progress import duration, say
@@ -72,11 +72,11 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         yield json.dumps({**entries, **about, **extra}, indent=2)
         return
     for name, (mean, error) in parts.items():
-        yield f"{_LABELS[name]}: {mean:.4f} +- {error:.4f}"
+        yield f"{_LABELS[name]}: {plus_minus(mean, error)}"
     for name, count in about.items():
         yield f"{name}: {count}"
-    for row in zip(*curve.values(), strict=True):
-        yield "t = {}: {:.5f} +- {:.5f} bits/dim, x0 rmse {:.3f} levels, eps rmse {:.5f}".format(*row)
+    for t, bits, error, x0, eps in zip(*curve.values(), strict=True):
+        yield f"t = {t}: {plus_minus(bits, error, 5)} bits/dim, x0 rmse {x0:.3f} levels, eps rmse {eps:.5f}"
     if distances:
         yield from quality.lines(distances)
 

@@ -99,9 +99,8 @@ def refuse_within_data(run: Run, out: Path) -> None:
     within = root.is_dir() and (folder == root or folder.is_relative_to(root)) and not isinstance(run, Saved)
     parts = [part for part in (folder, *folder.parents) if part.is_relative_to(root)]
     if within and not any((part / "log.jsonl").exists() for part in parts):  # a run there is left out
-        raise ValueError(
-            f"out must not be in the folder of the run's data, where it would be trained on; the run's own folder is left out, got {out}"
-        )
+        remedy = "the run's own folder is left out"
+        raise ValueError(f"out must not be in the folder of the run's data, where it would be trained on; {remedy}, got {out}")
 
 
 def trained_on(run: Run, data: str, limit: int) -> Images:

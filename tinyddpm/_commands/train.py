@@ -84,7 +84,8 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     if args.calibrate:
         yield from calibrated
     fast = ("--sampler", "dpm++2m", "--steps", min(20, config.T))
-    yield f"samples:    {command_line('sample', '--model', config.out, '--out', Path(config.out, 'samples.png'), *fast)}"
+    samples = Path(config.out, "samples.png" if read_json(record)["shape"][0] in (1, 3) else "samples.npz")
+    yield f"samples:    {command_line('sample', '--model', config.out, '--out', samples, *fast)}"
     yield f"go on:      {command_line(*resume, '--steps', 2 * config.steps)}"
 
 

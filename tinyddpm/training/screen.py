@@ -12,11 +12,13 @@ from types import FrameType
 
 import torch
 
-from tinyddpm._io.progress import progress_bar, say
+from tinyddpm._io.progress import duration, progress_bar, say
 
 __all__ = ["Screen", "machine"]
 
 _SMOOTHING = 0.98  # of the loss that the bar shows
+_FIRST, _SECONDS = 20, 2.0  # steps, or their seconds, after which the time of the others is told
+_WORTH = 60.0  # seconds
 
 
 class Screen:
@@ -25,6 +27,7 @@ class Screen:
     def __init__(self, start: int, enabled: bool) -> None:
         self.start, self.enabled, self.step = start, enabled, start
         self._loss = self._weight = self._rate = 0.0
+        self._times: list[float] | None = []
 
     def steps(self, last: int) -> Iterator[int]:
         """The numbers of the steps to make, with a bar that begins at the true start."""
@@ -48,6 +51,17 @@ class Screen:
         self._loss += (1 - _SMOOTHING) * (loss - self._loss)
         self._weight += (1 - _SMOOTHING) * (1 - self._weight)
         self._rate = rate
+
+    def time(self, left: int, seconds: float) -> None:
+        """Take in a step's time; say once, after some steps, about how long the `left` ones take, if that is a minute or more."""
+        if self._times is None:
+            return
+        self._times.append(seconds)
+        known = self._times[1:]  # the first step makes what is made once
+        if len(known) >= _FIRST or sum(known) >= _SECONDS:
+            each, self._times = sorted(known)[len(known) // 2], None
+            if left * each >= _WORTH:
+                self.say(f"time: about {duration(left * each)} for the {left} steps left, at {each:.3g} s each")
 
     def say(self, line: str) -> None:
         """Show a line, above the bar."""

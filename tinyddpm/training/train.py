@@ -221,6 +221,7 @@ def _report(trainer: Trainer, log: Log | None, screen: Screen, waiting: list[Ten
     """Log the records of the steps up to `step`; one that is not finite ends the run or is marked as skipped."""
     values = torch.stack(waiting).tolist()
     seconds = (time.perf_counter() - since) / len(waiting)
+    screen.time(trainer.config.steps - step, seconds)
     for number, record in enumerate(values, step - len(values) + 1):
         wrong = next((f"{k}: {v} at step {number}" for k, v in zip(RECORD, record, strict=True) if not math.isfinite(v)), None)
         if wrong and trainer.config.on_nonfinite == "stop":

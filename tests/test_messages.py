@@ -1,0 +1,73 @@
+"""What a run and a score say where something is odd: the cause, the flag and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from runs import config, noise
+
+from tinyddpm.cli import main
+from tinyddpm.training import train
+
+FAST = ("--T", "20", "--channels", "8", "--batch-size", "4", "--mults", "1", "--res-blocks", "1", "--attention", "8")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three steps on forty grey images, whose learning rate fell at the end; and data of other kinds."""
+    place = tmp_path_factory.mktemp("messages")
+    np.save(place / "grey.npy", noise(40, 8, 8))
+    np.save(place / "five.npy", noise(10, 8, 8, 5))
+    np.save(place / "odd.npy", noise(10, 9, 9))
+    np.savez(place / "labels.npz", images=noise(10, 8, 8), labels=np.arange(10.0))
+    options: dict[str, Any] = {"steps": 3, "T": 20, "mults": (1,), "attention": (8,), "sample_every": 0, "cooldown": 2}
+    train(config(place / "run", data=str(place / "grey.npy"), held_out=0.2, **options), progress=False)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            "train --out run --resume --steps 4 --held-out 0.3",
+            "held_out must stay 0.2, as in the run in run, got 0.3; without --held-out the run goes on",
+        ),
+        ("train --data odd.npy --out new", "by 4 unless --mults is given, got 9x9: --image-size resizes, and --mults 1"),
+        ("train --data labels.npz --out new", "labels must be 10 integers, got float64 of shape (10,); labels.astype(int) makes"),
+        ("sample --model five --out x.png --steps 2", "out must end in .npz if samples do not have 1 or 3 channels"),
+        ("edit image-to-image x.png --model five --out y.png", "model must have 1 or 3 channels for pictures, got 5"),
+        ("evaluate --model five --data grey.npy", "data must have images of 5x8x8 (channels, height, width), got 1x8x8"),
+    ],
+)  # fmt: skip
+def test_the_cause_the_flag_and_the_remedy_are_named(
+    place: Path, words: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    if "--model five" in words and not Path("five").exists():
+        assert main(["train", "--data", "five.npy", "--out", "five", "--steps", "1", *FAST]) == 0
+        assert "five/samples.npz" in capsys.readouterr().out  # the command that draws samples, which have no picture
+    assert main([*words.split(), "-q"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert told in last
+    assert not Path("new").exists()
+
+
+def test_one_image_has_no_standard_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(place / "run")
+    for command in (["evaluate", "--data", str(place / "grey.npy"), "--curve"], ["calibrate"]):
+        assert main([*command, "--model", run, "--limit", "1", "-q"]) == 0
+        shown = capsys.readouterr().out
+        assert "nan" not in shown
+        assert "(no error, of one image)" in shown
+
+
+def test_a_learning_rate_that_jumps_on_resume_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--out", str(place / "run"), "--resume", "--steps", "9"]) == 0
+    told = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("lr: rises"))
+    assert "as --cooldown counts from the end, now step 9; --lr sets another" in told
