@@ -1,12 +1,12 @@
-"""What to predict and which loss to train it with: the sources' table, on Fashion-MNIST.
+"""What to predict and which loss to train it with: the sources' table, on digits or Fashion-MNIST.
 
-`python benchmarks/objectives.py [--smoke | --full] [--device D] [--json FILE] [--markdown FILE] [--plot FILE.png]`
+`python benchmarks/objectives.py [--data digits] [--smoke | --full] [--json FILE] [--markdown FILE] [--plot FILE.png]`
 
 One network, one set of images and one number of steps, for each way to predict (mu, eps, x0, v), each loss (L, L_simple,
-L_hybrid) and each variance (fixed, learned, learned as a part of its range). Bits per dimension are the bound on test images
-with one noise for all rows. The distances are of samples to the test images in the features of a classifier of the same
-images; they are no FID, and compare rows of this table only. Errors are standard errors over images, and over tenths of
-both sets. The published columns are for CIFAR-10 [Ho et al. 2020, Nichol & Dhariwal 2021]. What the
+L_hybrid), each variance (fixed, learned, learned as a part of its range) and some schedules. Bits per dimension are the bound
+on images that the network never saw, with one noise for all rows. The distances are between samples and images in the features
+of a classifier of the same images; they are no FID, and compare rows of this table only. Errors are standard errors over
+images, and over tenths of both sets. The published columns are for CIFAR-10 [Ho et al. 2020, Nichol & Dhariwal 2021]. What the
 sources lead to expect of the order of the rows is checked below: it holds, or not, at more than twice the error.
 """
 
@@ -43,6 +43,7 @@ class Objective:
     variance: str
     fid: str = ""
     bits: str = ""
+    schedule: str = "linear"
 
     @property
     def folder(self) -> str:
@@ -61,6 +62,9 @@ OBJECTIVES = (
     Objective("v, L_simple", "v", "simple", "beta"),
     Objective("mu, L_simple", "mu", "simple", "beta", "unstable"),
     Objective("eps, L, learned variance", "eps", "vlb", "learned", "unstable"),
+    Objective("eps, L_simple, quadratic betas", "eps", "simple", "beta", schedule="quadratic"),
+    Objective("eps, L_simple, cosine", "eps", "simple", "beta", schedule="cosine"),
+    Objective("eps, L_simple, sigmoid alpha_bar", "eps", "simple", "beta", schedule="sigmoid_alpha_bar"),
 )
 
 CLAIMS = (
@@ -93,7 +97,7 @@ class Size:
     settings: Mapping[str, Any]
     """Of `TrainConfig`."""
     images: int
-    """Test images whose bound is taken."""
+    """Test images whose bound is taken, at most."""
     samples: int
     side: int = 14
 
@@ -109,8 +113,13 @@ SIZES = {
          "lr": 5e-4, "warmup": 500, "cooldown": 5000, "dropout": 0.1},
         1000, 10_000, 28,
     ),
+    "digits": Size(
+        {"mults": (1, 2), "res_blocks": 1, "attention": (4,), "steps": 1000, "batch_size": 64, "T": 200, "channels": 32,
+         "lr": 2e-3, "warmup": 100, "cooldown": 300, "ema": 0.99},
+        180, 500, 8,
+    ),
 }  # fmt: skip
-"""About two minutes of one core, half an hour of one core, and hours of a GPU."""
+"""On Fashion-MNIST two minutes of one core, half an hour of one core, and hours of a GPU; on digits a quarter of an hour."""
 
 
 @dataclass(frozen=True)
@@ -133,23 +142,36 @@ class Study:
 
     size: Size
     out: Path
-    train: Path
+    data: str
+    """Of `TrainConfig`."""
+    held_out: float
+    trained_on: Images
+    test: Images
     real: Images
+    """What samples are compared with: the test images, or all images if those are few."""
     classifier: Classifier
     features: NDArray[np.float64]
+    """Of `real`."""
     device: str | None
     progress: bool
 
     @classmethod
     def of(cls, size: Size, data: Path, out: Path, device: str | None, progress: bool) -> Study:
         """With the classifier that is kept beside the runs, or a new one."""
-        files = fashion.prepare(data, size.side)
-        training, real = load(files["train"]), load(files["test"])
+        if data == DIGITS:
+            source, held_out, real = "digits", 0.1, load("digits")
+            training, test = real.split(held_out)
+        else:
+            files = fashion.prepare(data, size.side)
+            source, held_out, training, test = str(files["train"]), 0.0, load(files["train"]), load(files["test"])
+            real = test
         kept = out / "classifier"
         if not kept.exists():
             train_classifier(training, device=device, progress=progress).save(kept)
         classifier = Classifier.load(kept)
-        return cls(size, out, files["train"], real, classifier, classifier.features(real), device, progress)
+        return cls(
+            size, out, source, held_out, training, test, real, classifier, classifier.features(real), device, progress
+        )  # fmt: skip
 
     def row(self, objective: Objective) -> Row:
         """Train, score and draw, as far as it is not done yet; then compare."""
@@ -168,8 +190,9 @@ class Study:
         """The run folder of an objective, its training finished."""
         folder = self.out / objective.folder
         config = TrainConfig(
-            data=str(self.train), out=str(folder), held_out=0.0, resume=True, checkpoint_every=250, device=self.device,
-            predicts=objective.predicts, objective=objective.objective, variance=objective.variance, **self.size.settings,
+            data=self.data, out=str(folder), held_out=self.held_out, resume=True, checkpoint_every=250, device=self.device,
+            predicts=objective.predicts, objective=objective.objective, variance=objective.variance,
+            schedule=objective.schedule, **self.size.settings,
         )  # fmt: skip
         last = find(folder)
         if last is None or read_state(last)["step"] < config.steps:
@@ -180,7 +203,7 @@ class Study:
         """Bits per dimension of the first test images."""
         file = folder / f"bits-{self.size.images}.npy"
         if not file.exists():
-            images = self.real.rows(slice(self.size.images))
+            images = self.test.rows(slice(self.size.images))
             _save(file, score(open_run(str(folder), self.device), images, batch_size=100).bits_per_dim)
         each: NDArray[np.float64] = np.load(file)
         return each
@@ -196,11 +219,13 @@ class Study:
 
     def itself(self) -> Row:
         """As many training images: what a perfect sampler would have."""
-        images = load(self.train).rows(slice(self.size.samples))
+        images = self.trained_on.rows(slice(self.size.samples))
         found = compare(self.classifier.features(images), self.features)
         return Row("(training images)", dict(found), np.zeros(0), images.pixels[:SHOWN])
 
 
+DIGITS = Path("digits")
+"""The value of ``--data`` for the digits that ship with scikit-learn."""
 SHOWN = 14
 """Samples of a row in the picture."""
 
@@ -274,7 +299,7 @@ def main(argv: Sequence[str]) -> None:
     sizes.add_argument("--smoke", action="store_const", const="smoke", dest="size", help="a few minutes of one core")
     sizes.add_argument("--full", action="store_const", const="full", dest="size", help="28x28 pixels; hours of a GPU")
     parser.add_argument("--device", metavar="D", help="by default the first CUDA device, else the CPU")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="train.npz and test.npz, made where they are missing")
+    parser.add_argument("--data", type=Path, metavar="digits|DIR", help="train.npz and test.npz, made where they are missing")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="run folders; what is finished there is kept")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of the rows: {'; '.join(o.name for o in OBJECTIVES)}")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of Torch on a CPU (default 1)")
@@ -282,9 +307,11 @@ def main(argv: Sequence[str]) -> None:
     for name in ("json", "markdown", "plot"):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
-    name, known = args.size or "small", {o.name: o for o in OBJECTIVES}
+    name, known = args.size or ("digits" if args.data == DIGITS else "small"), {o.name: o for o in OBJECTIVES}
     if unknown := set(args.only or ()) - set(known):
         raise LookupError(f"--only: {min(unknown)!r} is unknown; known are {'; '.join(known)}")
+    if args.size and args.data == DIGITS:
+        raise ValueError(f"--{args.size} is a size for Fashion-MNIST, and --data digits has its own")
     chosen = [o for o in OBJECTIVES if not args.only or o.name in args.only]
     size = SIZES[name]
     out, data = args.runs or Path(f"runs/objectives-{name}"), args.data or Path(f"data/fashion{size.side}")
@@ -293,16 +320,18 @@ def main(argv: Sequence[str]) -> None:
     rows = [study.row(objective) for objective in chosen] + [study.itself()]
     by_name = {row.name: row for row in rows}
     claims = [verdict(m, by_name[a], by_name[b]) for m, a, b in CLAIMS if a in by_name and b in by_name]
-    accuracy = study.classifier.accuracy(study.real)
-    write(args, size, rows, claims, f"classifier accuracy {accuracy.value:.4f} +- {accuracy.error:.4f}")
+    accuracy = study.classifier.accuracy(study.test)
+    write(args, study, rows, claims, f"classifier accuracy {accuracy.value:.4f} +- {accuracy.error:.4f}")
 
 
-def write(args: Any, size: Size, rows: Sequence[Row], claims: Sequence[Mapping[str, Any]], judge: str) -> None:
+def write(args: Any, study: Study, rows: Sequence[Row], claims: Sequence[Mapping[str, Any]], judge: str) -> None:
     """Print the tables; write the files that are asked for."""
-    about = _report.environment("torch")
+    about, size = _report.environment("torch"), study.size
     text = f"{main_table(rows, {o.name: o for o in OBJECTIVES})}\n\n{claims_table(claims)}\n"
     failures = "".join(f"\n{row.name}: {row.failed}." for row in rows if row.failed)
-    text += f"{failures}\n{size.side}x{size.side} pixels, {size.images} images, {size.samples} samples, {judge}; "
+    scored, real = min(size.images, len(study.test)), len(study.real)
+    text += f"{failures}\n{size.side}x{size.side} pixels, {scored} images scored, {size.samples} samples beside {real} images, "
+    text += f"{judge}; "
     text += f"{', '.join(f'{k} {v}' for k, v in size.settings.items())}.\n{_report.described(about)}.\n"
     print(text)
     _report.write_text(args.markdown, f"# {_report.about(__doc__)}\n\n{text}")

@@ -78,6 +78,24 @@ def test_the_table_the_claims_and_the_picture(
     assert json.loads((tmp_path / "again.json").read_text()) == found
 
 
+def test_digits_are_scored_on_those_held_out(
+    script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One row with a schedule of its own; 180 of the 1797 digits are never trained on, and no Fashion-MNIST is needed."""
+    module = script("objectives")
+    monkeypatch.setattr(script("fashion"), "SOURCE", tmp_path / "missing")
+    settings = {**module.SIZES["digits"].settings, "steps": 3, "T": 4, "channels": 4}
+    monkeypatch.setitem(module.SIZES, "digits", module.Size(settings, 500, 24, 8))
+    argv = ["--data", "digits", "--runs", str(tmp_path), "-q", "--device", "cpu", "--only", "eps, L_simple, cosine"]
+    module.main(argv)
+    assert "8x8 pixels, 180 images scored, 24 samples beside 1797 images" in capsys.readouterr().out
+    state = json.loads((tmp_path / "eps-L_simple-cosine/last/state.json").read_text())
+    assert (state["config"]["schedule"], state["config"]["held_out"]) == ("cosine", 0.1)
+    assert len(np.load(tmp_path / "eps-L_simple-cosine/bits-500.npy")) == 180
+    with pytest.raises(ValueError, match="--smoke is a size for Fashion-MNIST"):
+        module.main([*argv, "--smoke"])
+
+
 def test_a_training_that_fails_is_a_row(
     tiny: tuple[Any, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +163,11 @@ def test_every_claim_is_of_rows_that_are_there(script: Callable[[str], Any]) -> 
     for objective in module.OBJECTIVES:  # each is a run that a config accepts
         for size in module.SIZES.values():
             training.TrainConfig(
-                predicts=objective.predicts, objective=objective.objective, variance=objective.variance, **size.settings
+                predicts=objective.predicts,
+                objective=objective.objective,
+                variance=objective.variance,
+                schedule=objective.schedule,
+                **size.settings,
             )
 
 
