@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from tinyddpm import __version__
 from tinyddpm.cli import parser
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+import notebooks  # noqa: E402
 
 project = "tinyddpm"
 version = release = __version__
@@ -93,6 +96,7 @@ def setup(app: Any) -> None:
     app.add_directive("help", Help)
     app.connect("env-get-outdated", lambda app, env, *_: env.found_docs)  # a new page is in every page's sidebar
     app.connect("source-read", add_navigation)
+    app.connect("source-read", add_notebook)
     app.connect("autodoc-process-docstring", prepare, priority=100)  # before napoleon's
     app.connect("build-finished", finish)
 
@@ -102,6 +106,14 @@ def add_navigation(app: Any, page: str, source: list[str]) -> None:
     if page == root_doc:
         for caption, pages in NAVIGATION.items():
             source[0] += "\n".join(["\n```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```\n"])
+
+
+def add_notebook(app: Any, page: str, source: list[str]) -> None:
+    """A page that is a notebook too says so below its title."""
+    if (ROOT / page).with_suffix(".md") in notebooks.pages():
+        title, _, text = source[0].partition("\n")
+        file = f"{'../' * page.count('/')}notebooks/{page.rpartition('/')[2]}.ipynb"
+        source[0] = f'{title}\n\n<a href="{file}" download>This page as a notebook</a>\n{text}'
 
 
 def prepare(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -119,10 +131,11 @@ def prepare(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
 
 
 def finish(app: Any, error: Exception | None) -> None:
-    """Put MathJax and its fonts beside the pages, which then need no network, and the home page at index.html."""
+    """Put MathJax, its fonts and the notebooks beside the pages, which then need no network; the home page is index.html."""
     spec = find_spec("sphinx-mathjax-offline")
     if error is None and spec is not None and spec.origin is not None:
         mathjax, out = Path(spec.origin).parent / "static/mathjax", Path(app.outdir)
         shutil.copytree(mathjax / "output/chtml/fonts", out / "_static/mathjax/output/chtml/fonts", dirs_exist_ok=True)
         shutil.copy(mathjax / "tex-chtml.js", out / "_static/mathjax")
         shutil.copy(out / f"{root_doc}.html", out / "index.html")
+        notebooks.write(out / "notebooks")
