@@ -6,7 +6,7 @@ BIN := .venv/$(SCRIPTS)
 LOWEST := .venv-lowest/$(SCRIPTS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all test-core test-lowest mutation docs dist api-check lint format clean
+.PHONY: demo test test-all test-core test-lowest mutation gpu docs dist api-check lint format clean
 
 demo: .venv/installed-train
 	$(BIN)/tinyddpm demo --out demo
@@ -30,6 +30,10 @@ test-lowest: .venv-lowest/installed
 # About half an hour of one core; docs/mutation.md reads what it leaves in build/mutation.
 mutation: .venv/installed-mutation
 	$(BIN)/python tests/mutation.py
+
+# Everything that only a GPU can show, in nine minutes, with the Python and the libraries that are there; none is installed.
+gpu:
+	PYTHONPATH=.:backends $(PYTHON) benchmarks/gpu.py
 
 # site/index.html; it needs no network to be read.
 docs: .venv/installed-docs

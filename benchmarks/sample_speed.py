@@ -6,7 +6,8 @@ Each row is the median of a few whole runs, after one to warm up, until the samp
 run spends outside the network, the device waited for before and after each call: where calls overlap with other work that is
 more than they cost. The default model is the exact network of a mixture of Gaussians, which runs on any backend; the others
 are Torch networks, reached through `nn.to_backend`. `--peer diffusers` times its pipeline with the same weights, and for the
-mixture its schedulers' loop around the same network. `--compile` and `--autocast` are those of `sample`, for ours alone.
+mixture its schedulers' loop around the same network. `--compile` and `--autocast` are those of `sample`, for ours alone; with
+`--peer diffusers-fast` its network has both too, in its schedulers' loop.
 """
 
 from __future__ import annotations
@@ -137,6 +138,9 @@ def pipeline(model: Model, sampler: str, options: argparse.Namespace) -> Callabl
 
     made = loaded(model, sampler)
     made.unet.to(options.device, getattr(torch, options.dtype), memory_format=torch.channels_last)
+    if options.peer == "diffusers-fast":
+        unet = torch.compile(made.unet) if options.compile else made.unet
+        return loop(model, sampler, options, lambda x, t: unet(x, t).sample)
     made.set_progress_bar_config(disable=True)
 
     def run(net: Any) -> Array:
@@ -155,7 +159,7 @@ def pipeline(model: Model, sampler: str, options: argparse.Namespace) -> Callabl
     return run
 
 
-def loop(model: Model, sampler: str, options: argparse.Namespace) -> Callable[[Any], Array]:
+def loop(model: Model, sampler: str, options: argparse.Namespace, net: Callable[..., Array]) -> Callable[[Any], Array]:
     """The same run as diffusers' pipelines make it: the loop around the scheduler of the same name, on the same plan."""
     import diffusers
     import torch
@@ -167,15 +171,19 @@ def loop(model: Model, sampler: str, options: argparse.Namespace) -> Callable[[A
                                          timestep_spacing="trailing")  # fmt: skip
     place, dtype = torch.device(options.device), getattr(torch, options.dtype)
     shift = denoiser.first_t  # theirs counts from 0
+    lower = getattr(torch, options.autocast or "bfloat16")
 
-    def run(net: Any) -> Array:
-        with torch.no_grad(), warnings.catch_warnings():
+    def run(timed: Any) -> Array:
+        if timed is not None:
+            timed.net = net
+        own_precision = torch.autocast(place.type, lower, enabled=options.peer == "diffusers-fast" and bool(options.autocast))
+        with torch.no_grad(), own_precision, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # theirs, of NumPy 2's array protocol
             scheduler.set_timesteps(options.steps)
             x = torch.randn((options.batch, *shape), device=place, dtype=dtype)
             for t in scheduler.timesteps:
-                out = (net or denoiser.net)(x, torch.full((options.batch,), int(t) + shift, device=place))
-                x = scheduler.step(out, t, x).prev_sample
+                out = (timed or net)(x, torch.full((options.batch,), int(t) + shift, device=place))
+                x = scheduler.step(out.to(dtype), t, x).prev_sample
         return x
 
     return run
@@ -232,7 +240,10 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for sampler in options.sampler:
         runs = {"tinyddpm": ours(model, sampler, options)}
         if options.peer and sampler in ("ddpm", "ddim"):
-            runs["diffusers"] = (loop if options.model == "analytic" else pipeline)(model, sampler, options)
+            mixture = options.model == "analytic"
+            runs["diffusers"] = (
+                loop(model, sampler, options, denoiser.net) if mixture else pipeline(model, sampler, options)
+            )  # fmt: skip
         for library, figures in measured(runs, _nets(denoiser.net, backend, options), backend, options.repeats).items():
             yield {
                 "library": library, "backend": options.backend, "device": options.device, "model": options.model,
@@ -281,7 +292,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--autocast", metavar="DTYPE", help="run the network in bfloat16 or float16 (Torch)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of Torch on the CPU (default: 1)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs to take the median of (default: 3)")
-    parser.add_argument("--peer", choices=["diffusers"], help="time its loop beside ours (Torch only)")
+    parser.add_argument("--peer", choices=["diffusers", "diffusers-fast"], help="time its loop beside ours (Torch only)")
     for name in ("json", "markdown"):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the rows there, as {name}")
     options = parser.parse_args(argv)
@@ -290,10 +301,12 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     if unknown := [s for s in options.sampler if s not in samplers.NAMES]:
         raise LookupError(f"--sampler: {unknown[0]!r} is unknown; known are {', '.join(samplers.NAMES)}")
     for name in ("compile", "autocast"):
-        if getattr(options, name) and backends.get(options.backend).prepared is None:
+        if getattr(options, name) and backends.get(options.backend).optimize_net is None:
             raise ValueError(f"--{name}: is Torch's, not {options.backend}'s")
     if options.peer and options.backend != "torch":
         raise ValueError(f"--peer: diffusers runs on the torch backend, not on {options.backend}")
+    if options.peer == "diffusers" and options.dtype == "bfloat16":
+        raise ValueError("--dtype: diffusers' pipelines end in NumPy, which has no bfloat16; use --peer diffusers-fast")
     return options
 
 

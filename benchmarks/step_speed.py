@@ -22,6 +22,7 @@ import operator
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,10 @@ def tasks(options: argparse.Namespace, sampler: str, shape: tuple[int, ...], ste
         backend = backends.get(name)
         x, value = (backend.from_numpy(array, device=options.device) for array in host)
         found[name] = ours(backend, sampler, steps, x, value)
-    device = None if options.device == "cpu" or "torch" not in options.backend else options.device
+    device = None if options.device == "cpu" else options.device if "torch" in options.backend else "cuda"
     x, value = (backends.get("torch").from_numpy(array, device=device) for array in host)
-    found["diffusers"] = diffusers(sampler, steps, x, value)
+    if find_spec("diffusers"):
+        found["diffusers"] = diffusers(sampler, steps, x, value)
     if sampler != "dpm++2m":
         found["formula"] = formula(sampler, steps, x, value)
     backend = backends.get(options.backend[0])
@@ -167,7 +169,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for name in options.backend:
                 yield {
                     "sampler": sampler, "shape": list(shape), "backend": name, "device": options.device, "us": micro[name],
-                    "diffusers_us": micro["diffusers"], "diffusers_ratio": micro["diffusers"] / micro[name],
+                    "diffusers_us": micro.get("diffusers"), "diffusers_ratio": micro.get("diffusers", math.nan) / micro[name],
                     "formula_us": micro.get("formula"), "formula_ratio": micro.get("formula", math.nan) / micro[name],
                     "limit_us": limit, "over_limit": micro[name] / limit, "noise_us": micro.get("noise"),
                     "ns_per_element": 1e3 * micro[name] / size,
@@ -210,8 +212,9 @@ def main(argv: Sequence[str]) -> None:
     found = list(rows(options))
     header = ["sampler", "shape", "backend", "us/move", "diffusers", "ratio", "formula", "ratio", "limit", "over limit"]
     cells = [
-        [r["sampler"], "x".join(map(str, r["shape"])), r["backend"], r["us"], r["diffusers_us"], r["diffusers_ratio"],
-         math.nan if r["formula_us"] is None else r["formula_us"], r["formula_ratio"], r["limit_us"], r["over_limit"]]
+        [r["sampler"], "x".join(map(str, r["shape"])), r["backend"],
+         *(math.nan if r[k] is None else r[k] for k in ("us", "diffusers_us", "diffusers_ratio", "formula_us", "formula_ratio")),
+         r["limit_us"], r["over_limit"]]
         for r in found
     ]  # fmt: skip
     about = _report.environment("torch", "diffusers", *(["jax"] if "jax" in options.backend else []))
@@ -220,7 +223,8 @@ def main(argv: Sequence[str]) -> None:
     print(text)
     _report.write_text(options.markdown, f"# {_report.about(__doc__)}\n\n{text}")
     for row in found:
-        row["formula_ratio"] = None if row["formula_us"] is None else row["formula_ratio"]
+        for peer in ("formula", "diffusers"):
+            row[f"{peer}_ratio"] = None if row[f"{peer}_us"] is None else row[f"{peer}_ratio"]
     _report.write_json(options.json, {**about, "rows": found})
 
 

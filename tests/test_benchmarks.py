@@ -97,6 +97,8 @@ def test_sample_speed_reaches_a_torch_network_from_numpy(script: Callable[[str],
         (["--model", "gan"], "gan"),
         (["--peer", "diffusers"], "--peer"),
         (["--dtype", "int8"], "int8"),
+        (["--compile"], "--compile: is Torch's"),
+        (["--backend", "torch", "--dtype", "bfloat16", "--peer", "diffusers"], "use --peer diffusers-fast"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

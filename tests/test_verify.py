@@ -337,3 +337,13 @@ def test_the_command_switches_jax_to_float64_and_the_function_does_not() -> None
     code = "from tinyddpm import verify; verify.identities('jax')"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ValueError: dtype must be at most 32 bits wide in JAX's default mode, got float64" in run.stderr
+
+
+def test_some_identities_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["verify", "--only", "KL"]) == 0
+    _, *rows, last = capsys.readouterr().out.splitlines()
+    assert 0 < len(rows) < 10
+    assert all("KL" in row for row in rows)
+    assert last.startswith(f"{len(rows)} identities, 0 failed")
+    assert cli.main(["verify", "--only", "kl of"]) == 2
+    assert "only must be part of the name of an identity, got 'kl of'" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from tinyddpm import backends, verify
 from tinyddpm._commands import takes_output
 from tinyddpm.verify import Result
 
-EXAMPLES = ("", "--backend torch --dtype float32", "--backend jax --json")
+EXAMPLES = ("", "--backend torch --dtype float32", "--only KL", "--backend jax --json")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="numpy", metavar="B", help="numpy (default), torch, cupy, jax or a plug-in's name")
     parser.add_argument("--device", metavar="D", help="device of the backend (default: its own choice)")
     parser.add_argument("--dtype", default="float64", metavar="F", help="float64 (default) or float32")
+    parser.add_argument("--only", default="", metavar="WORD", help="only identities whose names contain this")
     takes_output(parser, quiet="print only failures and the count")
 
 
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     """Yield each identity with its largest error, its bound and the verdict; exit with code 1 if one fails."""
     if args.dtype == "float64":
         _widen(args.backend)
-    measured = verify.identities(args.backend, args.device, args.dtype)
+    measured = verify.identities(args.backend, args.device, args.dtype, args.only)
     if args.json:
         results = list(measured)
         about = {"backend": args.backend, "device": args.device, "dtype": args.dtype}

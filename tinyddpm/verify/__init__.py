@@ -57,7 +57,7 @@ class Result:
         return self.max_error <= self.bound
 
 
-def identities(backend: str = "numpy", device: Any = None, dtype: str = "float64") -> Iterator[Result]:
+def identities(backend: str = "numpy", device: Any = None, dtype: str = "float64", only: str = "") -> Iterator[Result]:
     """Measure the identities one by one; those of gradients only if the backend's library differentiates.
 
     Parameters
@@ -68,6 +68,8 @@ def identities(backend: str = "numpy", device: Any = None, dtype: str = "float64
         One of the backend's devices; None is the backend's default device.
     dtype : {"float64", "float32"}, default "float64"
         The dtype of the arrays. JAX needs its x64 mode for "float64".
+    only : str, default ""
+        What an identity's name must contain.
 
     Yields
     ------
@@ -77,7 +79,7 @@ def identities(backend: str = "numpy", device: Any = None, dtype: str = "float64
     Raises
     ------
     LookupError
-        If the backend or the dtype is unknown.
+        If the backend or the dtype is unknown, or no identity's name contains `only`.
     BackendUnavailable
         If the backend or the device can't be used on this machine.
     ValueError
@@ -87,7 +89,9 @@ def identities(backend: str = "numpy", device: Any = None, dtype: str = "float64
     place = Place(backends.get(backend), device, dtype)
     place.backend.version()
     place.array(np.zeros(1))
-    return (result for identity in _IDENTITIES if (result := _measured(identity, place)) is not None)
+    if not (chosen := [identity for identity in _IDENTITIES if only in identity.name]):
+        raise LookupError(f"only must be part of the name of an identity, got {only!r}")
+    return (result for identity in chosen if (result := _measured(identity, place)) is not None)
 
 
 def _measured(identity: Identity, place: Place) -> Result | None:
