@@ -60,14 +60,16 @@ def named(pages: list[str]) -> list[str]:
 
 TUTORIALS = [f"docs/tutorials/{name}" for name in ("train", "likelihood", "diffusers", "many-machines", "backend")]
 API = [f"docs/api/{name}" for name in ("process", "sampling", "likelihood", "backends", "torch", "tools", "commands")]
-LESSONS = [f"docs/learn/{name}" for name in ("forward", "reverse", "bound", "decoder", "objective", "algorithms", "tightest")]
-TEXTS = ["docs/derivation", "docs/sources", "docs/design", "docs/sample-flow", "docs/data", "docs/how-to"]
+LESSONS = [f"docs/learn/{name}" for name in ("forward", "reverse", "bound", "decoder", "objective", "algorithms")]
+LESSONS += ["docs/learn/tightest"]
+TEXTS = [f"docs/{name}" for name in ("derivation", "sources", "design", "sample-flow", "data", "how-to", "gallery")]
 NAVIGATION = {
     "Learn": others("docs/learn/*.md", *LESSONS),
     "Use": [
         *others("docs/tutorials/*.md", *TUTORIALS),
         "docs/data",
         "docs/how-to",
+        "docs/gallery",
         "examples/README",
         *others("examples/*/README.md"),
         *others("docs/migration/*.md"),
