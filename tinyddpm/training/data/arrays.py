@@ -75,7 +75,7 @@ class Stored:
     block: Block
     shape: tuple[int, int, int]
     scale: Scale | None = None
-    """How values become levels; None: `read` returns the values themselves."""
+    """How values become levels; if None, `read` returns the values themselves."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
