@@ -3,9 +3,9 @@
 `python benchmarks/fashion.py [--source DIR] [--out DIR] [--side 14|28]`
 
 Reads the idx files as Debian's package dataset-fashion-mnist and the set's own page have them, averages blocks of 2x2
-pixels, and writes ``train.npz`` (60 000 images) and ``test.npz`` (10 000), each with ``images`` (N, side, side), uint8, and
-``labels``. A mean of four bytes ends in .0, .25, .5 or .75; it is rounded to the nearest integer and .5 to the even one, so
-that the set gets neither brighter nor darker.
+pixels, and writes ``train.npz`` (60 000 images) and ``test.npz`` (10 000): ``images`` (N, side, side), uint8, ``labels``
+and ``class_names``. A mean of four bytes ends in .0, .25, .5 or .75; it is rounded to the nearest integer and .5 to the even one,
+so that the set gets neither brighter nor darker.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tinyddpm._io.files import replacing
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 SIDES = (14, 28)
+NAMES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 _PARTS = {"train": "train", "test": "t10k"}
 
 
@@ -41,7 +42,8 @@ def prepare(out: Path, side: int = 14, source: Path | None = None) -> dict[str, 
         if not file.exists():
             images, labels = (_idx(source / f"{_PARTS[part]}-{name}-ubyte.gz") for name in ("images-idx3", "labels-idx1"))
             with replacing(file) as stream:
-                np.savez_compressed(stream, images=halved(images) if side == 14 else images, labels=labels)
+                pixels = halved(images) if side == 14 else images
+                np.savez_compressed(stream, images=pixels, labels=labels, class_names=np.array(NAMES))
     return files
 
 

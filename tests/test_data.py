@@ -180,6 +180,19 @@ def test_wrong_labels_are_refused(tmp_path: Path, labels: Any, name: str) -> Non
         load(tmp_path / "a.npz")
 
 
+def test_an_archive_may_name_its_classes(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"images": noise(4, 4, 4), "labels": np.array([0, 2, 1, 0])}
+    np.savez(tmp_path / "a.npz", **given, class_names=np.array(["cat", "dog", "owl", "éléphant"]))
+    images = load(tmp_path / "a.npz")
+    assert (images.classes, images.class_names) == (4, ("cat", "dog", "owl", "éléphant"))
+    np.savez(tmp_path / "a.npz", images=given["images"], class_names=np.array(["cat"]))
+    assert load(tmp_path / "a.npz").class_names == ()
+    for wrong in (["cat", "dog"], ["cat", "dog", "dog"], [["cat", "dog", "owl"]], ["cat", "", "owl"], [1, 2, 3]):
+        np.savez(tmp_path / "a.npz", **given, class_names=np.array(wrong))
+        with pytest.raises(ValueError, match=r"^data: .*a\.npz: (class_names must be 3 or more names|must hold names)"):
+            load(tmp_path / "a.npz")
+
+
 def test_an_archive_of_many_arrays_must_name_its_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", one=noise(5, 4, 4), two=noise(5, 4, 4))
     with pytest.raises(ValueError, match=r"one, two"):

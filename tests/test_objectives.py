@@ -16,6 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinyddpm.cli import main
+
 pytest.importorskip("torch")
 training = pytest.importorskip("tinyddpm.training")
 
@@ -214,10 +216,39 @@ def test_the_files_are_made_from_idx_and_kept(
     loaded = training.load(out / "train.npz")
     np.testing.assert_array_equal(loaded.pixels[:, 0], images if side == 28 else fashion.halved(images))
     np.testing.assert_array_equal(loaded.labels, labels)
+    assert (loaded.classes, loaded.class_names[8:]) == (10, ("bag", "ankle boot"))
     assert capsys.readouterr().out.split() == [str(out / "train.npz"), str(out / "test.npz")]
     before = (out / "test.npz").stat().st_mtime_ns
     fashion.main(["--source", str(tmp_path / "nowhere"), "--out", str(out)])
     assert (out / "test.npz").stat().st_mtime_ns == before
+
+
+def test_a_bag_is_drawn_by_its_name(
+    script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fashion-MNIST at 28x28 from its idx files to `sample --label bag`, with images of noise."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "t10k"):
+        for name, values in (("images-idx3", rng.integers(0, 256, (30, 28, 28))), ("labels-idx1", np.arange(30) % 10)):
+            head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
+            (tmp_path / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(head + values.astype(np.uint8).tobytes()))
+    monkeypatch.chdir(tmp_path)
+    script("fashion").main(["--source", str(tmp_path), "--side", "28"])
+    small = "--steps 1 --T 20 --channels 8 --batch-size 4 --res-blocks 1 --attention 7"
+    assert main(f"train --data data/fashion28/train.npz --out run --classes --held-out 0 {small}".split()) == 0
+    assert (
+        "10 classes: t-shirt, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot" in capsys.readouterr().err
+    )
+    draw = "sample --model run -n 2 --steps 2 --guidance 2 -q --out"
+    assert main([*draw.split(), "a.npz", "--label", "bag,ankle boot"]) == 0
+    assert main([*draw.split(), "b.npz", "--label", "8,9"]) == 0
+    one, two = (np.load(f"{name}.npz") for name in "ab")
+    np.testing.assert_array_equal(one["images"], two["images"])
+    assert one["labels"].tolist() == [8, 9]
+    assert main(["evaluate", "--model", "run", "--data", "data/fashion28/test.npz", "--limit", "2", "-q"]) == 0
+    assert "images: 2" in capsys.readouterr().out
+    assert main([*draw.split(), "c.npz", "--label", "hat"]) == 2
+    assert "label must be K or K,K,... with names of t-shirt, trouser" in capsys.readouterr().err
 
 
 def test_emoji_lie_on_a_white_square(script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,8 +101,12 @@ class Stored:
             return self.scale.pixels(images)
 
 
-Found = tuple[Stored | NDArray[Any], NDArray[np.int64] | None]
-"""The images' values, (N, C, H, W), and their labels if there are any."""
+class Found(NamedTuple):
+    """The images' values, (N, C, H, W), their labels if there are any, and the classes' names if they have any."""
+
+    values: Stored | NDArray[Any]
+    labels: NDArray[np.int64] | None = None
+    names: tuple[str, ...] = ()
 
 
 def in_levels(
@@ -124,7 +128,7 @@ def in_memory(data: Any, labels: Any = None) -> Found:
     values = _host("data", data)
     with _named("the array"):
         values = _channels_first(values)
-    return values, None if labels is None else _labels(_host("labels", labels), len(values))
+    return Found(values, None if labels is None else _labels(_host("labels", labels), len(values)))
 
 
 def _host(name: str, data: Any) -> NDArray[Any]:
@@ -140,19 +144,21 @@ def _host(name: str, data: Any) -> NDArray[Any]:
 def array(file: Path) -> Found:
     """The images of an ``.npy`` file."""
     with _named(file), open_regular(file) as stream:
-        return _images(file, stream, _npy(stream)), None
+        return Found(_images(file, stream, _npy(stream)))
 
 
 def archive(file: Path) -> Found:
-    """The images of an ``.npz`` file, and its labels if there are any."""
+    """The images of an ``.npz`` file, and its labels and their names if there are any."""
     with _named(file), open_regular(file) as stream, zipfile.ZipFile(stream) as packed:
         names = [name.removesuffix(".npy") for name in packed.namelist()]
-        name = next((n for n in ("images", "x", "arr_0") if n in names), names[0] if len(names) == 1 else None)
+        named = [name for name in names if name != "class_names"]
+        name = next((n for n in ("images", "x", "arr_0") if n in names), named[0] if len(named) == 1 else None)
         if name is None:
             raise ValueError(f"must have an array called images, got {', '.join(names) or 'none'}")
         images = _channels_first(_member(packed, name))
         beside = next((n for n in ("labels", "y", *(["arr_1"] if name == "arr_0" else [])) if n in names and n != name), None)
-        return images, None if beside is None else _labels(_member(packed, beside), len(images))
+        labels = None if beside is None else _labels(_member(packed, beside), len(images))
+        return Found(images, labels, _names(_member(packed, "class_names", "U"), labels) if "class_names" in names else ())
 
 
 def idx(file: Path) -> Found:
@@ -162,10 +168,10 @@ def idx(file: Path) -> Found:
         images = _channels_first(block.of(_read(stream, block))) if packed else _images(file, stream, block)
     beside = file.with_name(file.name.replace("images", "labels").replace("idx3", "idx1"))
     if beside == file or not beside.is_file():
-        return images, None
+        return Found(images)
     with _named(beside), _unpacked(beside) as (stream, _):
         block = _idx(stream, (1,))
-        return images, _labels(block.of(_read(stream, block)), len(images))
+        return Found(images, _labels(block.of(_read(stream, block)), len(images)))
 
 
 @contextmanager
@@ -190,23 +196,24 @@ def _idx(stream: IO[bytes], axes: tuple[int, ...]) -> Block:
     return Block(4 + len(lengths), np.dtype(_IDX_TYPES[head[2]]), tuple(np.frombuffer(lengths, ">u4").tolist()))
 
 
-def _npy(stream: IO[bytes]) -> Block:
-    """Read the header of an ``.npy`` stream: the block of its numbers."""
+def _npy(stream: IO[bytes], kinds: str = _NUMBERS) -> Block:
+    """Read the header of an ``.npy`` stream: the block of its numbers, or of another of NumPy's `kinds`."""
     if np.lib.format.read_magic(stream) != (1, 0):  # the version of arrays of numbers; its header is short
         raise ValueError("must be an array file of version 1.0")
     shape, first_fastest, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype.kind not in _NUMBERS or min(shape, default=0) < 0:
-        raise ValueError(f"must hold real numbers, got {dtype} of shape {shape}")
+    if dtype.kind not in kinds or min(shape, default=0) < 0:
+        what = "real numbers" if kinds == _NUMBERS else "names"
+        raise ValueError(f"must hold {what}, got {dtype} of shape {shape}")
     return Block(stream.tell(), dtype, shape, "F" if first_fastest else "C")
 
 
-def _member(packed: zipfile.ZipFile, name: str) -> NDArray[Any]:
+def _member(packed: zipfile.ZipFile, name: str, kinds: str = _NUMBERS) -> NDArray[Any]:
     """An array of an ``.npz`` archive."""
     entry = next(e for e in packed.infolist() if e.filename.removesuffix(".npy") == name)
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} must be stored or deflated, got another compression")
     with packed.open(entry) as stream:
-        block = _npy(stream).within(entry.file_size)
+        block = _npy(stream, kinds).within(entry.file_size)
         return block.of(_read(stream, block))
 
 
@@ -256,6 +263,15 @@ def _labels(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
     if least < 0 or most > top:
         raise ValueError(f"labels must be integers 0..{top}, got {least}..{most}")
     return labels.astype(np.int64)
+
+
+def _names(names: NDArray[Any], labels: NDArray[np.int64] | None) -> tuple[str, ...]:
+    """The classes' names, one for each number."""
+    found = tuple(map(str, names.ravel().tolist()))
+    least = 0 if labels is None else int(labels.max()) + 1
+    if names.ndim != 1 or len(set(found)) < len(found) or "" in found or len(found) < least:
+        raise ValueError(f"class_names must be {least} or more names that differ, got {len(found)}")
+    return found if labels is not None else ()
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def load(
     - A ``.zip`` file: as the folder that was packed.
     - ``.npy`` or ``.npz``: numbers of shape (N, H, W), (N, H, W, C) or (N, C, H, W), where C is the shorter of the two axes in
       question, or (N, L), which are signals; in an ``.npz``, the array ``images``, ``x``, ``arr_0`` or the only one, and the
-      labels ``labels``, ``y`` or, beside ``arr_0``, ``arr_1``.
+      labels ``labels``, ``y`` or, beside ``arr_0``, ``arr_1``, whose names may be in an array of strings, ``class_names``.
     - An array in memory, of NumPy or Torch: as one in a file.
     - Any other file is read as idx, gzipped or not; its labels are in the file with "labels" for "images" in its name.
 
@@ -99,7 +99,7 @@ def load(
     check_colour(background)
     levels, ends = as_levels(levels), None if value_range is None else as_ends("value_range", value_range)
     if not isinstance(source, str | os.PathLike):
-        images = _of_array("the array", *arrays.in_memory(source, labels), levels, ends)
+        images = _of_array("the array", arrays.in_memory(source, labels), levels, ends)
     elif os.fspath(source) == IN_MEMORY:
         raise ValueError("data must be given again: the run was trained on an array in memory, and --data FILE.npy can hold it")
     elif source != "digits" and (files := _files(os.fspath(source))) is not None:
@@ -143,19 +143,17 @@ def _of_one_file(source: str, labels: Any, levels: int | None, ends: tuple[float
     path = Path(source)
     reader = {".npy": arrays.array, ".npz": arrays.archive}.get(path.suffix.lower(), arrays.idx)
     try:
-        return _of_array(str(path), *reader(path), levels, ends)
+        return _of_array(str(path), reader(path), levels, ends)
     except MemoryError:
         raise ValueError(f"data: {path}: must fit into memory") from None
 
 
-def _of_array(
-    name: str, found: arrays.Stored | NDArray[Any], labels: NDArray[np.int64] | None, levels: int | None,
-    ends: tuple[float, float] | None,
-) -> Images:  # fmt: skip
+def _of_array(name: str, found: arrays.Found, levels: int | None, ends: tuple[float, float] | None) -> Images:
     """The images of an array that errors call `name`."""
-    pixels, scale = arrays.in_levels(found, name, levels, ends)
+    pixels, scale = arrays.in_levels(found.values, name, levels, ends)
     notes = tuple(dark(pixels, scale.levels)) if levels is None and scale.ends is None else ()
-    return Images(pixels, scale.levels, labels, notes=notes, value_range=scale.ends)
+    classes = len(found.names) or None
+    return Images(pixels, scale.levels, found.labels, classes, class_names=found.names, notes=notes, value_range=scale.ends)
 
 
 def _files(source: str) -> _Files | None:
