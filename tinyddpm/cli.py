@@ -12,11 +12,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn
 
 from tinyddpm import __version__, backends
-from tinyddpm._arrays.check import nearest
+from tinyddpm._arrays.check import is_out_of_memory, nearest
+from tinyddpm._io.files import shown
+from tinyddpm._io.progress import say
 
 __all__ = ["COMMANDS", "main", "parser"]
 
@@ -33,6 +36,7 @@ COMMANDS = {
 }
 """The name of each command and what it does."""
 
+_SMALLER = {"train": "--batch-size, --channels or --image-size", "plot": "--limit", "calibrate": "--batch-size or --limit"}
 _BAD_INPUT = (ValueError, TypeError, LookupError, OSError, backends.BackendUnavailable)
 
 
@@ -57,15 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     name = words[0] if words and words[0] in COMMANDS else None
+    if argv is None:
+        _open_closed_streams()
     try:
         if name is None:
             return _no_command(words)
         args = parser(name).parse_intermixed_args(words[1:])
         for line in import_module(f"tinyddpm._commands.{name}").run(args):
             try:
-                print(line, flush=True)
+                print(_printable(line), flush=True)
             except BrokenPipeError:  # the reader, such as head, has gone
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 128 + 13
     except SystemExit as end:  # after --help or --version, or with a command's own code
         return int(end.code or 0)
@@ -76,9 +81,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         library = str(error.name).partition(".")[0]
         _complain(name, f"{library} is not installed; pip install 'tinyddpm[train,plots]' brings it")
         return 2
-    except _BAD_INPUT as error:
-        _complain(name, str(error))
+    except (*_BAD_INPUT, MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error) or is_out_of_memory(error.__cause__):
+            said = "" if isinstance(error, RuntimeError) else str(error)  # Torch's is long
+            _complain(name, f"{said or 'out of memory'}; smaller {_SMALLER.get(str(name), '--batch-size')} take less of it")
+        elif isinstance(error, _BAD_INPUT):
+            _complain(name, _told(error))
+        else:
+            raise
         return 2
+    finally:
+        _drop_what_nobody_reads()
     return 0
 
 
@@ -132,11 +145,45 @@ def _no_command(words: list[str]) -> int:
     for name, about in COMMANDS.items():
         commands.add_argument(name, nargs="?", help=about)
     top.parse_args(words)
-    top.print_usage(sys.stderr)
+    say(top.format_usage().strip())
     _complain(None, f"command must be one of {', '.join(COMMANDS)}")
     return 2
 
 
 def _complain(name: str | None, message: str) -> None:
     """Print an error as one line on standard error."""
-    print(f"tinyddpm{f' {name}' if name else ''}: {' '.join(message.split())}", file=sys.stderr)
+    say(f"tinyddpm{f' {name}' if name else ''}: {' '.join(message.split())}")
+
+
+def _told(error: Exception) -> str:
+    """An error's message; one of the system is the file and the reason, without the number."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _printable(text: str) -> str:
+    """The text as standard output can show it; what a terminal would obey is escaped."""
+    lines = "\n".join("\t".join(map(shown, line.split("\t"))) for line in text.split("\n"))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return lines.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _open_closed_streams() -> None:
+    """Give the standard streams that the caller closed to the null device, so that no file of ours gets their numbers."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _drop_what_nobody_reads() -> None:
+    """Empty the standard streams; what can't be written is dropped, so that the exit code stays the command's."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, or no file
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

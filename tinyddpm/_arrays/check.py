@@ -97,6 +97,12 @@ def allocating(name: str, value: Any) -> Iterator[None]:
         raise
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, of Python or of a library, says that memory could not be allocated."""
+    said = "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said)
+
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

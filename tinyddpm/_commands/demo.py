@@ -57,7 +57,7 @@ def _demo(args: argparse.Namespace, out: Path, progress: bool) -> Iterator[tuple
     started = time.perf_counter()
     columns = plots.columns(model.diffusion, 12)[::-1]
     steps = follow(model, range(SAMPLES), columns, seed=args.seed, progress=progress)
-    drawn = SAMPLES / (time.perf_counter() - started)
+    drawn = SAMPLES / max(time.perf_counter() - started, 1e-9)
     save_png(image_grid(to_uint8(steps[-1].x), 8, SCALE, GAP), out / "samples.png")
     few = [dataclasses.replace(step, x=step.x[:8]) for step in steps]
     plots.save(plots.trajectory(few), out / "denoising.png")

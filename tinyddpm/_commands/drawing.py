@@ -5,7 +5,6 @@ A sample is a function of the run, its number and the options, so any process ca
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyddpm import backends
-from tinyddpm._arrays.check import as_int
 from tinyddpm._commands.runs import batches, device_of, network_digest
 from tinyddpm.calibration import Calibration
 from tinyddpm.samplers import Step
@@ -108,16 +106,6 @@ class Drawing:
 
     def _batches(self) -> Iterator[tuple[range, bool]]:
         return batches(self.index, self.batch_size, self.progress)
-
-
-def processes() -> tuple[int, int]:
-    """Return this process's rank and the number of processes that torchrun started; (0, 1) without torchrun."""
-    given = {name: os.environ.get(name, default) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"))}
-    for name, value in given.items():
-        if not value.isdecimal():
-            raise ValueError(f"{name} must be a number, got {value!r}")
-    size = as_int("WORLD_SIZE", int(given["WORLD_SIZE"]), 1, 2**31)
-    return as_int("RANK", int(given["RANK"]), 0, size - 1), size
 
 
 def _pixels(x: Any) -> Pixels:

@@ -17,12 +17,13 @@ from tinyddpm import Diffusion, plans, samplers, schedules
 from tinyddpm._arrays.check import as_int, as_positive_int, as_real
 from tinyddpm._commands import takes_model
 from tinyddpm._commands.calibrate import read_calibration
-from tinyddpm._commands.drawing import Drawing, processes
+from tinyddpm._commands.drawing import Drawing
 from tinyddpm._commands.runs import class_numbers, open_run, refuse_within_data
 from tinyddpm._commands.saving import save_array, save_folder
 from tinyddpm._io.files import write
 from tinyddpm.calibration import Calibration
 from tinyddpm.training import Run, image_grid, save_png
+from tinyddpm.training.world import processes
 
 EXAMPLES = (
     "--model runs/digits --out grid.png",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tinyddpm.training.checkpoint import find, read_state
 from tinyddpm.training.config import refuse_unknown
 from tinyddpm.training.fields import help_of
 from tinyddpm.training.initial import settings_of
+from tinyddpm.training.world import processes
 
 __all__ = ["EXAMPLES", "arguments", "run"]
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     """Train; the settings, the checkpoint's path, and commands to go on with; or the first two as JSON."""
     flags = {k: v for k, v in vars(args).items() if k not in ("config", "quiet", "json", "calibrate")}
     config, reasons = _config(flags, args.config)
-    speaks = os.environ.get("RANK", "0") == "0"
+    speaks = processes()[0] == 0
     if speaks and not args.quiet and not args.json:
         yield "\n".join([*(f"# {reason}" for reason in reasons), _as_toml(config)])
     resume = ("train", "--out", config.out, "--resume")

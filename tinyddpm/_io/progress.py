@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from typing import TypeVar
 
+from tinyddpm._io.files import shown
+
 Item = TypeVar("Item")
 
 
@@ -23,7 +25,7 @@ def progress_bar(
     if not enabled:
         yield from items
         return
-    if sys.stderr.isatty() and find_spec("tqdm"):
+    if on_terminal() and find_spec("tqdm"):
         from tqdm import tqdm
 
         with tqdm(items, total=total, desc=label, file=sys.stderr, initial=start) as bar:
@@ -35,8 +37,14 @@ def progress_bar(
         yield from _lines(items, total, label, start, note or str)
 
 
+def on_terminal() -> bool:
+    """Whether standard error is a terminal; it may be closed, or not there at all."""
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+
+
 def say(line: str) -> None:
     """Write a line to standard error, above a bar if there is one; one that can't be written is dropped."""
+    line = shown(line)
     try:
         if tqdm := sys.modules.get("tqdm"):
             tqdm.tqdm.write(line, file=sys.stderr)

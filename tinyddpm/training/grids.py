@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tinyddpm import plots
+from tinyddpm._arrays.check import is_out_of_memory
 from tinyddpm.training.checkpoint import writing
 from tinyddpm.training.data import pixels
 from tinyddpm.training.log import Log, read_lines
@@ -48,15 +49,18 @@ class Grids:
         began, file = time.perf_counter(), self.folder / f"step-{step:08d}.png"
         try:
             picture = self.trainer.samples(count, self.screen.enabled)
-        except ValueError as error:
-            self.screen.say(f"samples: none at step {step}: {error}")
+        except (ValueError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
+            reason = error if isinstance(error, ValueError) else "out of memory; --samples draws fewer"
+            self.screen.say(f"samples: none at step {step}: {reason}")
             return
         with writing(f"samples {self.folder}"):
             pixels.save_png(picture, file)
         log.show(picture, step)
         drawn = time.perf_counter()
         self._draw_loss()
-        self._each, self._loss = (drawn - began) / count, time.perf_counter() - drawn
+        self._each, self._loss = max(drawn - began, 1e-9) / count, time.perf_counter() - drawn
         self._spent += drawn - began + self._loss
         self.screen.say(f"samples: {file} ({count} images, {drawn - began:.1f} s)")
 
@@ -65,7 +69,7 @@ class Grids:
         config, made = self.trainer.config, step - self.trainer.start
         if self._every is not None:
             return config.samples
-        step_seconds = (now - self._began - self._spent) / made
+        step_seconds = max(now - self._began - self._spent, 1e-9) / made
         each = self._each or min(CALLS, config.T) * _FORWARD * step_seconds / config.batch_size
         left = sum(1 for planned in self._plan if planned >= step)
         budget = _BUDGET * step_seconds * (config.steps - self.trainer.start) - self._spent

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tinyddpm import verify
-from tinyddpm._arrays.check import as_instance
+from tinyddpm._arrays.check import as_instance, is_out_of_memory
 from tinyddpm._io.files import write
 from tinyddpm.training import checkpoint
 from tinyddpm.training.checkpoint import writing
@@ -182,7 +182,9 @@ def _loop(trainer: Trainer, log: Log | None, screen: Screen) -> None:
         for step in screen.steps(config.steps):
             try:
                 waiting.append(trainer.step(step))
-            except (ValueError, OSError) as error:  # an image that can't be read: no update was made
+            except (ValueError, OSError, MemoryError, RuntimeError) as error:  # no update was made
+                if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                    raise
                 _save_before(trainer, log, screen, waiting, step, since, error)
                 raise
             due, grid = step == config.steps or step % config.checkpoint_every == 0, grids.due(step)
@@ -206,13 +208,19 @@ def _loop(trainer: Trainer, log: Log | None, screen: Screen) -> None:
 def _save_before(
     trainer: Trainer, log: Log | None, screen: Screen, waiting: list[Tensor], step: int, since: float, error: Exception
 ) -> None:
-    """Save the step before one that failed, and raise the error with a word on that."""
+    """Save the step before one whose images can't be read or don't fit, and raise the error with a word on that."""
     if log is None or step == trainer.start + 1:
         return
     if waiting:
         _report(trainer, log, screen, waiting, step - 1, since)
     log.sync()
     trainer.save(step - 1)
+    if is_out_of_memory(error):
+        parts = 2 * trainer.config.accumulate
+        told = (
+            f"out of memory in step {step}; step {step - 1} is saved, and --resume --accumulate {parts} goes on with half as much"
+        )
+        raise MemoryError(told) from error
     remedy = ", and --resume --bad-files skip goes on without it" if str(error).startswith("data: ") else ""
     raise ValueError(f"{error}; step {step - 1} is saved{remedy}") from error
 
@@ -220,7 +228,7 @@ def _save_before(
 def _report(trainer: Trainer, log: Log | None, screen: Screen, waiting: list[Tensor], step: int, since: float) -> None:
     """Log the records of the steps up to `step`; one that is not finite ends the run or is marked as skipped."""
     values = torch.stack(waiting).tolist()
-    seconds = (time.perf_counter() - since) / len(waiting)
+    seconds = max(time.perf_counter() - since, 1e-9) / len(waiting)  # a coarse clock may stand still
     screen.time(trainer.config.steps - step, seconds)
     for number, record in enumerate(values, step - len(values) + 1):
         wrong = next((f"{k}: {v} at step {number}" for k, v in zip(RECORD, record, strict=True) if not math.isfinite(v)), None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tinyddpm import losses
+from tinyddpm._io.progress import on_terminal
 from tinyddpm.nn import UNet
 from tinyddpm.training import checkpoint, initial
 from tinyddpm.training.batches import Batch, Batches
@@ -237,7 +237,7 @@ class Trainer:
             seed=config.seed,
             backend="torch",
             device=str(self.world.device),
-            progress=progress and sys.stderr.isatty(),
+            progress=progress and on_terminal(),
         )
         images = pixels.to_uint8(x.cpu().numpy())
         return pixels.image_grid(images if channels in (1, 3) else images[:, :1], scale=max(1, 64 // max(height, width)))

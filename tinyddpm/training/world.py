@@ -12,10 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tinyddpm._arrays.check import as_int
+
 if TYPE_CHECKING:
     from tinyddpm.training.config import TrainConfig
 
-__all__ = ["World", "join"]
+__all__ = ["World", "join", "processes"]
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,24 @@ class World:
         return int(shared)
 
 
+def processes() -> tuple[int, int]:
+    """Return this process's rank and the number of processes that torchrun started; (0, 1) without torchrun."""
+    size = as_int("WORLD_SIZE", _number("WORLD_SIZE", 1), 1, 2**31)
+    return as_int("RANK", _number("RANK", 0), 0, size - 1), size
+
+
+def _number(name: str, default: int) -> int:
+    """A number that torchrun passes in the environment."""
+    value = os.environ.get(name, str(default))
+    if not (value.isdecimal() and len(value) < 12):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return int(value)
+
+
 @contextmanager
 def join(config: TrainConfig) -> Iterator[World]:
     """Join the processes that torchrun started, if it did, and leave them at the end."""
-    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    rank, size = processes()
     if config.batch_size % (size * config.accumulate):
         parts = f"{size} processes" if config.accumulate == 1 else f"{size} x {config.accumulate} micro-batches"
         raise ValueError(f"batch_size must be a multiple of {parts}, got {config.batch_size}")
@@ -64,8 +80,8 @@ def join(config: TrainConfig) -> Iterator[World]:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device must be usable, got {name!r}: {str(error).splitlines()[0]}") from None
     if device.type == "cuda" and device.index is None:
-        local = os.environ.get("LOCAL_RANK")
-        device = torch.device("cuda", torch.cuda.current_device() if local is None else int(local))
+        local = _number("LOCAL_RANK", torch.cuda.current_device())
+        device = torch.device("cuda", local)
     joined = size > 1 and not dist.is_initialized()
     if joined:
         if device.type == "cuda":
