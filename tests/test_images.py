@@ -182,6 +182,29 @@ def test_eight_bits_among_sixteen_are_multiplied_by_257(tmp_path: Path) -> None:
     assert load(tmp_path, image_size=2).pixels[:].max() > 255
 
 
+def test_a_picture_to_edit_is_read_as_the_models_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from types import SimpleNamespace
+
+    from tinyddpm._commands.inputs import read_mask, read_picture
+
+    model: Any = SimpleNamespace(shape=(3, 4, 4), config=SimpleNamespace(background="white", levels=None))
+    pixels = noise(4, 4, 3)
+    (tmp_path / "deep.png").write_bytes(deep_png(257 * pixels.astype(np.uint16)))
+    (tmp_path / "plain.png").write_bytes(encoded(pixels))
+    deeper, plain = (read_picture("image", str(tmp_path / f"{name}.png"), model, quiet=True) for name in ("deep", "plain"))
+    np.testing.assert_allclose(deeper, plain, atol=1e-6)
+    files = [str(tmp_path / f"{name}.png") for name in ("deep", "plain")]
+    kept = [read_mask("mask", file, ("image", file), model.shape) for file in files]
+    np.testing.assert_array_equal(kept[0], kept[1])
+    (tmp_path / "clear.png").write_bytes(encoded(np.zeros((4, 4, 4), np.uint8)))
+    assert read_picture("image", str(tmp_path / "clear.png"), model, quiet=True).min() == 1
+    model.config.levels = 2
+    (tmp_path / "bits.png").write_bytes(encoded(pixels // 128))
+    seen = read_picture("image", str(tmp_path / "bits.png"), model, quiet=False)
+    assert sorted(set(seen.ravel().tolist())) == [-1, 1]
+    assert "values 0..1 are black to white, as the model's data" in capsys.readouterr().err
+
+
 # ---- sizes
 
 

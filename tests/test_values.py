@@ -146,6 +146,9 @@ def test_a_run_on_an_array_holds_out_the_same_rows_when_it_is_resumed_and_scored
     host = np.asarray(torch.as_tensor(values).detach().float())
     np.save(tmp_path / "same.npy", host)
     np.testing.assert_array_equal(held_out(run, str(tmp_path / "same.npy")).pixels, load(host).split(0.2)[1].pixels)
+    half = {**options, "steps": 3}
+    train(config(tmp_path / "run", **half), data=values / 2, labels=np.arange(20) % 2, progress=False)
+    assert load_run(tmp_path / "run").config.value_range == run.config.value_range
     np.save(tmp_path / "part.npy", host[:7])  # whose smallest and largest values are others
     assert len(trained_on(run, str(tmp_path / "part.npy"), 99)) == 6
 
@@ -153,6 +156,9 @@ def test_a_run_on_an_array_holds_out_the_same_rows_when_it_is_resumed_and_scored
 def test_what_a_run_on_an_array_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(config(tmp_path / "run", **TINY), data=normal(20, 8), progress=True)
     assert "images: 19 of 1x8x1, values -2.55299..2.38314 on 65536 levels (1 more held out)" in capsys.readouterr().err
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/a.png").write_bytes(encoded(noise(8, 1)))
+    assert images_for(load_run(tmp_path / "run"), str(tmp_path / "pictures")).levels == 256  # the range is of arrays only
     assert main(["calibrate", "--model", str(tmp_path / "run")]) == 2
     assert "data must be given again: the run was trained on an array in memory" in capsys.readouterr().err
     assert main(["train", "--out", str(tmp_path / "run"), "--resume", "--steps", "2"]) == 2
@@ -166,16 +172,19 @@ def test_what_a_run_on_an_array_says(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_samples_of_a_run_are_in_the_values_of_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, values, dtype in (("f", 7 + normal(20, 4, 4, 5), "<f4"), ("u", noise(20, 4, 4).astype("u2") * 257, "<u2")):
-        train(config(tmp_path / name, **TINY), data=values, progress=False)
+    for name, values, dtype, levels in (
+        ("f", 7 + normal(20, 4, 4, 5), "<f4", None), ("u", noise(20, 4, 4).astype("u2") * 257, "<u2", None),
+        ("b", noise(20, 4, 4) // 64, "u1", 4),
+    ):  # fmt: skip
+        train(config(tmp_path / name, **TINY, levels=levels), data=values, progress=False)
         out, command = tmp_path / f"{name}.npz", ["sample", "--model", str(tmp_path / name), "-n", "5", "--batch-size", "3", "-q"]
         assert main([*command, "--out", str(out)]) == 0
         drawn = np.load(out)["images"]
         assert (drawn.dtype, len(drawn)) == (np.dtype(dtype), 5)
-        low, high = load_run(tmp_path / name).config.value_range or (0, 65_535)
+        low, high = load_run(tmp_path / name).config.value_range or (0, (levels or 65_536) - 1)
         assert low - 1e-4 <= drawn.min() < (low + high) / 2 < drawn.max() <= high + 1e-4
         assert main(["evaluate", "--model", str(tmp_path / name), "--data", str(out), "-q"]) == 0
-        assert "levels: 65536" in capsys.readouterr().out
+        assert f"levels: {levels or 65_536}" in capsys.readouterr().out
 
 
 # ---- signals

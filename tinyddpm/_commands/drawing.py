@@ -66,13 +66,13 @@ class Drawing:
 
     @property
     def kind(self) -> np.dtype[Any]:
-        """What an array of samples holds: bytes, or uint16 or float32 if the data have 16 bits or a range of their own."""
+        """What an array of samples holds, bytes, or uint16 or float32 if the data have 16 bits or a range of their own."""
         ends = self.run.config.value_range
         return np.dtype("<f4" if ends else "<u2" if self.run.levels > 256 else "u1")
 
     def values(self, x: NDArray[np.float32]) -> NDArray[Any]:
-        """Samples as an array holds them, on the data's levels."""
-        if self.kind == np.uint8:
+        """Samples as an array holds them: in 0..255, or as data of 16 bits, or with a range or levels that were given, are."""
+        if self.kind == np.uint8 and self.run.config.levels is None:
             return to_uint8(x)
         levels, (low, high) = to_levels(x, self.run.levels), self.run.config.value_range or (0, self.run.levels - 1)
         return (low + levels * ((high - low) / (self.run.levels - 1))).astype(self.kind)

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     refuse_within_data(model, out if kind else out / "000000.png")
     if model.shape[0] not in (1, 3):
         raise ValueError(f"model must have 1 or 3 channels for pictures, got {model.shape[0]}")
-    given = [read_picture(name, file, model.shape, quiet=args.quiet) for name, file in pictures.items()]
+    given = [read_picture(name, file, model, quiet=args.quiet) for name, file in pictures.items()]
     # Noise is a function of the sample's number, so the parts are those of one call.
     results = [edited(args, model, given, index, show) for index, show in batches(range(n), size, not args.quiet)]
     found = np.concatenate(results)

@@ -10,15 +10,20 @@ from numpy.typing import NDArray
 from tinyddpm._io.files import open_regular
 from tinyddpm._io.progress import say
 from tinyddpm.nn.weights import as_path
+from tinyddpm.training import Run
 from tinyddpm.training.data.pictures import decode, fit, refusing_oversized
 from tinyddpm.training.data.sources import toned
 
 
-def read_picture(name: str, file: str, shape: tuple[int, int, int], *, quiet: bool) -> NDArray[np.float32]:
-    """Return a picture as a model of this (channels, height, width) takes it, in [-1, 1]; say what was changed."""
-    channels, *size = shape
-    stored = _decoded(name, file)
-    picture, changes = stored, []
+def read_picture(name: str, file: str, model: Run, *, quiet: bool) -> NDArray[np.float32]:
+    """Return a picture as the model takes it, in [-1, 1], on the background and levels of its data; say what was changed."""
+    (channels, *size), levels = model.shape, model.config.levels
+    stored = _decoded(name, file, model.config.background or "black")
+    picture, changes = stored, list[str]()
+    top = _top(stored)
+    if levels is not None and levels <= top and stored.max() < levels:
+        top = levels - 1
+        changes.append(f"values 0..{top} are black to white, as the model's data")
     if stored.shape[2] != channels:
         changes.append("made grey" if channels == 1 else "grey, in three equal channels")
         picture = _grey(stored) if channels == 1 else stored.repeat(3, axis=2)
@@ -27,7 +32,6 @@ def read_picture(name: str, file: str, shape: tuple[int, int, int], *, quiet: bo
         changes.append(f"{cropped}resized from {stored.shape[1]}x{stored.shape[0]} to {size[1]}x{size[0]}")
     if changes and not quiet:
         say(f"{name}: {file}: {', '.join(changes)}")
-    top = _top(picture)
     return np.asarray(fit(picture, (size[0], size[1]), top).transpose(2, 0, 1) * (2 / top) - 1, np.float32)
 
 
@@ -43,11 +47,11 @@ def read_mask(name: str, file: str, image: tuple[str, str], shape: tuple[int, in
     return np.asarray(keep)
 
 
-def _decoded(name: str, file: str) -> NDArray[Any]:
+def _decoded(name: str, file: str, background: str = "black") -> NDArray[Any]:
     """A file's pixels (height, width, C); errors begin with the argument's name."""
     try:
         with open_regular(as_path(name, file)) as stream, refusing_oversized():
-            return decode(stream, file)
+            return decode(stream, file, background)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{name}: {str(error).removeprefix('data: ')}") from None
 
