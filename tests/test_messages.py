@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 
 from runs import config, noise
 
+from tinyddpm._commands.train import _as_toml
 from tinyddpm.cli import main
-from tinyddpm.training import train
+from tinyddpm.training import TrainConfig, train
 
 FAST = ("--T", "20", "--channels", "8", "--batch-size", "4", "--mults", "1", "--res-blocks", "1", "--attention", "8")
 
@@ -56,6 +60,22 @@ def test_the_cause_the_flag_and_the_remedy_are_named(
     last = capsys.readouterr().err.splitlines()[-1]
     assert told in last
     assert not Path("new").exists()
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+@example("fotos🙂é")
+@example('a "b" \\c\x7f\x9b')
+def test_the_printed_settings_are_toml_that_reads_back(name: str) -> None:
+    settings = TrainConfig(data=name, value_range=(-1, 1), mults=(1, 2), background=name, lr=1e-5)
+    printed = _as_toml(settings)
+    assert all(line.isprintable() for line in printed.splitlines())
+    assert TrainConfig.from_dict(tomllib.loads(printed)) == settings
+
+
+def test_a_name_that_is_no_text_is_a_comment() -> None:
+    printed = _as_toml(TrainConfig(data="caf\udce9"))
+    assert printed.splitlines()[0] == r"# data is caf\udce9, which TOML can't hold: --data has to be given"
+    assert tomllib.loads(printed)["out"] == "run"
 
 
 def test_one_image_has_no_standard_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

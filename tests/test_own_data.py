@@ -285,12 +285,16 @@ def test_nearly_black_images_and_parts_taken_for_classes_are_said(tmp_path: Path
 # ---- what values stand for
 
 
-def test_levels_and_background(tmp_path: Path) -> None:
+def test_levels_and_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "a.npy", np.eye(8, dtype=np.uint8)[None].repeat(3, 0))
     images = load(tmp_path / "a.npy", levels=2)
     assert (sorted(set(images.scaled().ravel().tolist())), images.notes) == ([-1, 1], ())
     with pytest.raises(ValueError, match=r"^levels must be more than the largest value in .*photos, which is 255, got 2"):
         load(folder(tmp_path / "photos", 2), levels=2)
+    with monkeypatch.context() as within:
+        within.setattr(sources, "IN_MEMORY", 0)
+        with pytest.raises(ValueError, match=r"^data: .*0.\.png: levels must be more than its largest value, 25\d, got 2"):
+            load(tmp_path / "photos", levels=2).scaled()
     drawing = np.zeros((8, 8, 4), np.uint8)
     drawing[2:4, :, 3] = 255  # black lines on nothing
     (tmp_path / "drawing").mkdir()

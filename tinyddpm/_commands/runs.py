@@ -14,6 +14,7 @@ import numpy as np
 from tinyddpm import backends
 from tinyddpm._arrays.check import as_positive_int
 from tinyddpm._commands.models import Saved, is_saved, open_saved
+from tinyddpm._io.files import shown
 from tinyddpm._io.progress import progress_bar, say
 from tinyddpm.likelihood import VLB, vlb
 from tinyddpm.samplers import Step
@@ -123,7 +124,7 @@ def class_numbers(run: Run, text: str) -> tuple[int, ...]:
     numbered = not any(name.isdecimal() for name in names)
     for word in words:
         if word not in names and not (numbered and word.isdecimal()):
-            known = f"names of {', '.join(names)}" if names else "class numbers"
+            known = f"names of {shown(', '.join(names))}" if names else "class numbers"
             raise ValueError(f"label must be K or K,K,... with {known}, got {word!r}")
     return tuple(names.index(word) if word in names else int(word) for word in words)
 

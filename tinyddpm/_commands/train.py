@@ -148,5 +148,15 @@ def _read(file: str) -> dict[str, Any]:
 
 def _as_toml(config: TrainConfig) -> str:
     """The settings, as ``--config`` reads them."""
-    settings = dataclasses.asdict(config)
-    return "\n".join(f"{name} = {json.dumps(value)}" for name, value in settings.items() if value is not None)
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+    return "\n".join(_toml_line(name, value) for name, value in settings.items())
+
+
+def _toml_line(name: str, value: Any) -> str:
+    """A setting; TOML has no word for a name of a file that is no text."""
+    if not isinstance(value, str):
+        return f"{name} = {json.dumps(value)}"
+    if any(0xD800 <= ord(c) < 0xE000 for c in value):
+        return f"# {name} is {shown(value)}, which TOML can't hold: --{name.replace('_', '-')} has to be given"
+    text = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08X}" for c in value)
+    return f'{name} = "{text}"'

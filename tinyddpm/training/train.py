@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tinyddpm import verify
 from tinyddpm._arrays.check import as_instance, is_out_of_memory
-from tinyddpm._io.files import write
+from tinyddpm._io.files import shown, write
 from tinyddpm.training import checkpoint
 from tinyddpm.training.checkpoint import writing
 from tinyddpm.training.config import TrainConfig
@@ -150,7 +150,7 @@ def _about(trainer: Trainer, held_out: int) -> Iterator[str]:
     classes = "" if images.classes is None else f", {images.classes} classes{'' if trainer.config.classes else ' (not used)'}"
     skipped = f", {len(images.skipped)} that can't be read" if images.skipped else ""
     if images.class_names:
-        classes += f": {', '.join(images.class_names[:12])}{', ...' if len(images.class_names) > 12 else ''}"
+        classes += f": {shown(', '.join(images.class_names[:12]))}{', ...' if len(images.class_names) > 12 else ''}"
     low, high = images.value_range or (0, images.levels - 1)
     shape, values = "x".join(map(str, images.shape)), f"values {low:g}..{high:g} on {images.levels} levels"
     yield f"images: {len(images)} of {shape}, {values} ({held_out} more held out){classes}{skipped}"

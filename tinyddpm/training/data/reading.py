@@ -18,7 +18,7 @@ from tinyddpm.training.data.listed import listed_labels
 from tinyddpm.training.data.notes import check_colour, dark, of_folder
 from tinyddpm.training.data.pictures import SUFFIXES
 from tinyddpm.training.data.shards import Folder, Labels, Shards, expand
-from tinyddpm.training.data.sources import Fitted, Rows, Toned, fit_all, open_pictures, toned
+from tinyddpm.training.data.sources import Fitted, Pictures, Rows, Toned, fit_all, open_pictures, toned
 from tinyddpm.training.data.values import as_ends, as_levels
 from tinyddpm.training.data.zips import Zip
 
@@ -118,6 +118,8 @@ def _of_files(
 ) -> Images:  # fmt: skip
     """The pictures `kept` of the files."""
     stored = np.iinfo(pixels.dtype).max + 1
+    if levels is not None and isinstance(pixels, Rows) and isinstance(pixels.source, Pictures):
+        pixels = replace(pixels, source=replace(pixels.source, levels=levels))  # checked when they are read
     labels, classes, names = found or (None, None, ())
     notes = (*of_folder(files.ignored, names), *(dark(pixels, stored) if levels is None else ()))
     chosen, numbers = None if labels is None else labels[kept], kept if skipped else None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyddpm._io.files import shown
 from tinyddpm.training.data.images import Images
 
 __all__ = ["Record", "by_name", "digests", "read_names", "read_record"]
@@ -133,7 +134,7 @@ def by_name(images: Images, names: tuple[str, ...]) -> Images:
         return images
     for name in images.class_names:
         if name not in names:
-            raise ValueError(f"data: class {name!r} is none of the run's, which are {', '.join(names)}")
+            raise ValueError(f"data: class {name!r} is none of the run's, which are {shown(', '.join(names))}")
     number = np.array([names.index(name) for name in images.class_names], np.int64)
     return replace(images, labels=number[images.labels], classes=len(names), class_names=names)
 

@@ -162,6 +162,8 @@ class Pictures:
     workers: int
     background: str = "black"
     deep: bool = False
+    levels: int = 2**16
+    """More than each value."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -186,6 +188,10 @@ class Pictures:
         picture = fit(decoded, self.shape[1:], np.iinfo(decoded.dtype).max).transpose(2, 0, 1)
         if picture.shape[1:] != self.shape[1:] or len(picture) > self.shape[0] or deep > self.deep:
             raise ValueError(f"data: {self.files.name(row)}: changed after its header was read")
+        if (most := picture.max()) >= self.levels:
+            raise ValueError(
+                f"data: {self.files.name(row)}: levels must be more than its largest value, {most}, got {self.levels}"
+            )
         return np.broadcast_to(picture, self.shape)
 
     def fault(self, row: int) -> str:
