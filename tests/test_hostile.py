@@ -449,7 +449,7 @@ ARRAYS: dict[str, bytes] = {
     "a header of 64 kB": b"\x93NUMPY\1\0\xff\xff" + b" " * 65535,
     "a header of 4 GiB": b"\x93NUMPY\2\0\xff\xff\xff\xff" + b"{",
     "an unknown version": npy((1, 8, 8), body=bytes(64), version=(9, 0)),
-    **{f"dtype {descr}": npy((1, 8, 8), descr, bytes(512)) for descr in ("<f8", "|V8", "<M8[s]")},
+    **{f"dtype {descr}": npy((1, 8, 8), descr, bytes(512)) for descr in ("<c8", "|V8", "<M8[s]", "<U2")},
     **{f"{n} bytes for 256": npy((4, 8, 8), body=bytes(n)) for n in (255, 257)},
 }  # fmt: skip
 
@@ -495,7 +495,7 @@ IDX: dict[str, bytes] = {
     "all sides 2^32 - 1": idx_file(*[2**32 - 1] * 4),
     **{f"{n} axes": idx_file(*[1] * n) for n in (0, 255)},
     "cut header": idx_file(1, 8, 8)[:10],
-    "floats": idx_file(1, 8, 8, body=bytes(256), kind=13),
+    "no type of numbers": idx_file(1, 8, 8, body=bytes(256), kind=10),
     **{f"{n} bytes for 64": idx_file(1, 8, 8, body=bytes(n)) for n in (63, 65)},
     "no images": idx_file(0, 8, 8),
     "packed: all sides 2^32 - 1": gz(idx_file(*[2**32 - 1] * 4)),

@@ -70,7 +70,9 @@ class Quality:
         if args.fid and args.classifier is None:
             return cls(args, run, real, None, None, inception)
         if isinstance(run, Saved):
-            raise ValueError("distances need a run, unless --fid is given: a saved model does not say on what it was trained")
+            raise ValueError(
+                "distances need a run, unless --fid is given: a saved model does not say on which images it was trained"
+            )
         training = by_name(run.config.images().split(run.config.held_out)[0], run.class_names)
         real = by_name(real, training.class_names)
         if args.classifier is not None and Path(args.classifier).exists():
