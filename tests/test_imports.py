@@ -108,7 +108,7 @@ OPENING = {
     "loadtxt", "memmap", "mkstemp", "mmap", "open", "open_binary", "pread", "read_bytes", "read_text", "savetxt", "savez",
     "savez_compressed", "tofile", "write_bytes", "write_text",
 }  # fmt: skip
-WITHIN = ("stream", "packed", "archive", "target", "files", "content")  # names of what came through the door
+WITHIN = ("stream", "bounded", "packed", "archive", "target", "files", "content")  # names of what came through the door
 
 
 def opened_elsewhere(path: Path) -> Iterator[str]:

@@ -125,7 +125,7 @@ def _field(
 def _as_path(name: str, value: Any) -> str:
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str) or not text:
-        raise TypeError(f"{name} must be a path, got {value!r}")
+        raise TypeError(f"{name} must be a path, got {'an empty one' if text == '' else type(value).__name__}")
     return text
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyddpm._io.files import shown
+from tinyddpm.training.data.bounds import Bounded, refuse_long, refuse_scans
 from tinyddpm.training.data.deep import deep_pixels, is_deep, is_grey_with_alpha, refuse_unreadable
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ SUFFIXES = frozenset({
 })  # fmt: skip
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "AVIF")
 _ORIENTATION = 0x0112
+_MAX_CHUNKS = 2**16
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def decode(stream: BinaryIO, name: str, background: str = "black") -> NDArray[An
     from PIL import Image, ImageOps
 
     with _open_picture(stream, name) as stored:
+        refuse_scans(stored, stream)
         if is_deep(stored):
             return deep_pixels(stored, stream, background)
         grey = _grey(stored)
@@ -110,14 +114,16 @@ def _open_picture(stream: BinaryIO, name: str) -> Iterator[Image]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(stream, formats=_formats(name)) as picture:
+        bounded: Any = Bounded(stream)
+        with Image.open(bounded, formats=_formats(name)) as picture:
+            refuse_long(picture)
             if is_deep(picture):
                 refuse_unreadable(picture)
             yield picture
     except UnidentifiedImageError:
         raise ValueError(f"data: {name}: must be a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image") from None
     except Exception as error:  # on damaged files Pillow's readers raise nearly everything
-        raise ValueError(f"data: {name}: {' '.join(str(error).split()) or type(error).__name__}") from None
+        raise ValueError(f"data: {name}: {shown(' '.join(str(error).split())) or type(error).__name__}") from None
 
 
 def _late_exif(stream: BinaryIO) -> Exif:
@@ -125,7 +131,7 @@ def _late_exif(stream: BinaryIO) -> Exif:
     from PIL import Image
 
     exif, place = Image.Exif(), 8
-    while True:
+    for _ in range(_MAX_CHUNKS):
         stream.seek(place)
         head = stream.read(8)
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
@@ -135,6 +141,7 @@ def _late_exif(stream: BinaryIO) -> Exif:
             exif.load(stream.read(length))
             return exif
         place += 12 + length
+    return exif
 
 
 def _formats(name: str) -> tuple[str, ...]:

@@ -18,15 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyddpm._io.files import open_regular, read_at, shown, size_of
+from tinyddpm.training.data.bounds import MAX_FILE
 from tinyddpm.training.data.pictures import SUFFIXES
 
 __all__ = [
-    "MAX_FILE", "Folder", "Labels", "Shards", "counted", "expand", "folder_labels", "is_hidden", "is_image", "kind",
+    "Folder", "Labels", "Shards", "counted", "expand", "folder_labels", "is_hidden", "is_image", "kind",
 ]  # fmt: skip
 
 _BLOCK = 512
 _MAX_NAME = 2**16  # bytes of a header that holds the next member's name
-MAX_FILE = 2**28  # bytes of one image file, read whole
 _MAX_SHARDS = 10**5
 _KINDS = 6  # of what is ignored, named
 _WITHOUT_CONTENT = (

@@ -90,7 +90,7 @@ def as_ends(name: str, value: Any) -> tuple[float, float]:
     """Two numbers, the first of them less."""
     given = tuple(value) if isinstance(value, tuple | list) else (value,)
     if len(given) != 2:
-        raise ValueError(f"{name} must be two numbers, got {value!r}")
+        raise ValueError(f"{name} must be two numbers, got {len(given)} of {type(value).__name__}")
     low, high = (as_real(name, end, -1e300, 1e300) for end in given)
     if not low < high:
         raise ValueError(f"{name} must be LOW,HIGH with LOW < HIGH, got {low:g},{high:g}")

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tinyddpm._io.files import open_regular, read_at, shown
-from tinyddpm.training.data.shards import MAX_FILE, Labels, counted, folder_labels, is_hidden, is_image, kind
+from tinyddpm.training.data.bounds import MAX_FILE
+from tinyddpm.training.data.shards import Labels, counted, folder_labels, is_hidden, is_image, kind
 
 __all__ = ["Zip"]
 
