@@ -47,6 +47,10 @@ def normal(*shape: int) -> Any:
         (np.array([0.0, 0.5]), (0, 1), 65_536),
         (np.array([-0.5, 0.5]), (-1, 1), 65_536),
         (np.array([-0.5, 1.5]), (-0.5, 1.5), 65_536),
+        (np.array([0.0, 1.0]), (0, 1), 65_536),
+        (np.array([3.0, 250.0]), (0, 255), 256),
+        (np.array([3.0, 250.5]), (3, 250.5), 65_536),
+        (np.array([-1.0, 100.0]), (-128, 127), 256),
     ],
 )  # fmt: skip
 def test_the_rule_for_the_range(values: Any, ends: tuple[float, float], levels: int) -> None:
@@ -151,6 +155,51 @@ def test_a_run_on_an_array_holds_out_the_same_rows_when_it_is_resumed_and_scored
     assert load_run(tmp_path / "run").config.value_range == run.config.value_range
     np.save(tmp_path / "part.npy", host[:7])  # whose smallest and largest values are others
     assert len(trained_on(run, str(tmp_path / "part.npy"), 99)) == 6
+
+
+def test_grey_data_go_on_with_a_colour_run_by_a_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    colour = noise(20, 8, 8, 3)
+    np.save(tmp_path / "grey.npy", load(colour, channels=1).pixels[:])
+    train(config(tmp_path / "run", **TINY), data=load(colour), progress=False)
+    resume = ["train", "--out", str(tmp_path / "run"), "--resume", "--steps", "2", "--data", str(tmp_path / "grey.npy"), "-q"]
+    assert main(resume) == 2
+    assert "got [1, 8, 8]; --rgb makes grey images colour" in capsys.readouterr().err
+    assert main([*resume, "--rgb"]) == 0
+
+
+def test_the_ends_are_given_as_two_numbers(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", normal(20, 8, 8))
+    run = [
+        "train",
+        "--data",
+        str(tmp_path / "a.npy"),
+        "--out",
+        str(tmp_path / "run"),
+        "--steps",
+        "1",
+        "--T",
+        "20",
+        "--channels",
+        "8",
+    ]
+    assert main([*run, "--value-range", "-3.5", "4", "--mults", "1", "--batch-size", "2", "-q"]) == 0
+    assert load_run(tmp_path / "run").config.value_range == (-3.5, 4)
+
+
+def test_distances_of_a_run_on_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classifier learns from the images that the run was trained on, as the data that are named hold them."""
+    from tinyddpm._commands import quality
+    from tinyddpm.cli import parser
+
+    monkeypatch.setattr(quality, "train_classifier", lambda images, **_: images)
+    values, labels = noise(60, 8, 8), np.arange(60) % 3
+    train(config(tmp_path / "run", **{**TINY, "held_out": 0.4}), data=values, labels=labels, progress=False)
+    np.savez(tmp_path / "a.npz", images=values, labels=labels)
+    words = ["--model", str(tmp_path / "run"), "--data", str(tmp_path / "a.npz"), "--distances", "20", "--sampler-steps", "2"]
+    found = quality.Quality.prepared(parser("evaluate").parse_args(words), load_run(tmp_path / "run"))
+    assert found is not None
+    assert found.training is not None
+    np.testing.assert_array_equal(found.training.pixels[:], load(values).split(0.4)[0].pixels)
 
 
 def test_what_a_run_on_an_array_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

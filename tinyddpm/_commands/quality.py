@@ -13,8 +13,9 @@ import numpy as np
 from tinyddpm import backends, samplers
 from tinyddpm._arrays.check import as_int
 from tinyddpm._commands.models import Saved
-from tinyddpm._commands.runs import batches, device_of, held_out
+from tinyddpm._commands.runs import batches, device_of, held_out, trained_on
 from tinyddpm.training import Images, Run, to_levels
+from tinyddpm.training.data.reading import IN_MEMORY
 from tinyddpm.training.data.record import by_name
 from tinyddpm.training.evaluation import fid
 from tinyddpm.training.evaluation.classifier import Classifier, train_classifier
@@ -73,7 +74,11 @@ class Quality:
             raise ValueError(
                 "distances need a run, unless --fid is given: a saved model does not say on which images it was trained"
             )
-        training = by_name(run.config.images().split(run.config.held_out)[0], run.class_names)
+        if run.config.data == IN_MEMORY:
+            training = trained_on(run, args.data, 2**62)
+        else:
+            training = run.config.images().split(run.config.held_out)[0]
+        training = by_name(training, run.class_names)
         real = by_name(real, training.class_names)
         if args.classifier is not None and Path(args.classifier).exists():
             classifier = Classifier.load(args.classifier).to(device_of(run))

@@ -33,8 +33,8 @@ SKIP = ("stop", "skip")
 TIMES = ("uniform", "loss_aware")
 VARIANCES = ("beta", "beta_tilde", "learned", "learned_range")
 FREE = frozenset({
-    "data", "labels", "out", "steps", "checkpoint_every", "keep", "sample_every", "samples", "log_to", "resume", "device",
-    "accumulate", "compile", "on_nonfinite", "verify_first", "bad_files", "workers",
+    "data", "labels", "grey", "rgb", "out", "steps", "checkpoint_every", "keep", "sample_every", "samples", "log_to", "resume",
+    "device", "accumulate", "compile", "on_nonfinite", "verify_first", "bad_files", "workers",
 })  # fmt: skip
 """The fields that may change when a run is resumed, as they do not decide what a step does."""
 LIVE = frozenset({

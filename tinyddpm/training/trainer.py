@@ -204,7 +204,9 @@ class Trainer:
             )
         for key in ("shape", "levels", "images"):
             if state.get(key) != self.about[key]:
-                raise ValueError(f"data must have {key} {state.get(key)}, as the run in {out} has, got {self.about[key]}")
+                toned = {3: "; --rgb makes grey images colour", 1: "; --grey makes colour images grey"}
+                remedy = toned.get(state["shape"][0], "") if key == "shape" and self.about[key][0] in (1, 3) else ""
+                raise ValueError(f"data must have {key} {state.get(key)}, as the run in {out} has, got {self.about[key]}{remedy}")
 
     def _note_changes(self, state: Mapping[str, Any]) -> None:
         """Record which settings change from this step on."""

@@ -115,12 +115,18 @@ def in_levels(
     """The images on levels, and the values for which these stand; see `Scale.of`. Errors name the data as `name`."""
     with _named(name):
         if isinstance(found, np.ndarray):
-            scale = Scale.of(found.dtype.kind, found.min().item(), found.max().item(), levels, ends)
+            scale = Scale.of(found.dtype.kind, found.min().item(), found.max().item(), levels, ends, _whole(found))
             return scale.pixels(found), scale
         parts = (found.read(np.arange(k, min(k + _ROWS, len(found)))) for k in range(0, len(found), _ROWS))
-        bounds = np.array([(part.min(), part.max()) for part in parts])
-        scale = Scale.of(found.block.dtype.kind, bounds[:, 0].min().item(), bounds[:, 1].max().item(), levels, ends)
+        bounds = np.array([(part.min(), part.max(), _whole(part)) for part in parts], object)
+        (least, most), whole = (bounds[:, 0].min().item(), bounds[:, 1].max().item()), bool(bounds[:, 2].all())
+        scale = Scale.of(found.block.dtype.kind, least, most, levels, ends, whole)
         return Rows(replace(found, scale=scale), np.arange(len(found))), scale
+
+
+def _whole(values: NDArray[Any]) -> bool:
+    """Whether these are floats without fractions."""
+    return values.dtype.kind == "f" and bool((values == np.floor(values)).all())
 
 
 def in_memory(data: Any, labels: Any = None) -> Found:

@@ -58,8 +58,8 @@ def load(
 
     Parameters
     ----------
-    source : str, path or array
-        What to load, see above.
+    source : str, path, array or Images
+        What to load, see above; `Images` keep their levels and labels.
     image_size : int or (int, int), optional
         A side, or (height, width): each image is cut around its centre to this shape and resized. Default: all images have
         one size already.
@@ -98,7 +98,9 @@ def load(
     threads = min(os.cpu_count() or 1, 8) if workers is None else as_int("workers", workers, 0, 256)
     check_colour(background)
     levels, ends = as_levels(levels), None if value_range is None else as_ends("value_range", value_range)
-    if not isinstance(source, str | os.PathLike):
+    if isinstance(source, Images):
+        images = source
+    elif not isinstance(source, str | os.PathLike):
         images = _of_array("the array", arrays.in_memory(source, labels), levels, ends)
     elif os.fspath(source) == IN_MEMORY:
         raise ValueError("data must be given again: the run was trained on an array in memory, and --data FILE.npy can hold it")

@@ -27,12 +27,16 @@ class Scale:
     high: float
 
     @classmethod
-    def of(cls, kind: str, least: float, most: float, levels: int | None, ends: tuple[float, float] | None) -> Scale:
+    def of(
+        cls, kind: str, least: float, most: float, levels: int | None, ends: tuple[float, float] | None, whole: bool = False
+    ) -> Scale:
         """The scale of values `least`..`most`, ints or floats by NumPy's `kind`, with the levels and ends that are given.
 
         Without ends these are the first of 0..255, 0..65535, -128..127, -32768..32767 (of floats: 0..1, -1..1) that hold all
-        values, else the smallest and the largest value. Ints have a level for each value, if these are at most 65536.
+        values, else the smallest and the largest value. Ints have a level for each value, if these are at most 65536. Floats
+        beyond -1..1 that are `whole` numbers count as ints.
         """
+        kind = "i" if whole and (most > 1 or least < -1) else kind
         if not (math.isfinite(least) and math.isfinite(most)):
             raise ValueError("must hold finite numbers, got NaN or infinity")
         if ends is None and levels is not None and kind != "f":
