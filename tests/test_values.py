@@ -82,7 +82,7 @@ def test_ends_and_levels_that_are_given() -> None:
     with pytest.raises(ValueError, match="levels must be more than the largest value"):
         load(noise(4, 2, 2), levels=16)
     with pytest.raises(ValueError, match="must hold values that differ"):
-        load(np.full((4, 2, 2), 7.0))
+        load(np.full((4, 2, 2), 7.5))
     with pytest.raises(ValueError, match=r"^value_range must be left out"):
         load("digits", value_range=(0, 16))
 
@@ -350,6 +350,9 @@ def test_labels_from_a_list_are_as_from_folders(listed: Path, name: str) -> None
         ("a.json", '[["a/0.png"]]', "must hold names and classes"),
         ("a.json", "[" * 10_000, "."),
         ("a.json", "{", "."),
+        ("a.json", '[["a/0.png", ' + "9" * 10_000 + "]]", "."),
+        ("a.csv", "a/0.png,\0", "."),
+        ("a.csv", "../../0.png,a\n1.png,a\n", r"must have a class for b/2\.png"),
     ],
 )
 def test_wrong_lists_are_named(listed: Path, name: str, text: str, error: str) -> None:

@@ -18,7 +18,7 @@ from tinyddpm.training.data.shards import Labels, is_image
 
 __all__ = ["listed_labels"]
 
-_MOST = 2**28  # bytes
+_MOST = 2**25  # bytes
 _FILE = ("file_name", "filename", "file", "image", "path", "name", "id")
 _CLASS = ("label", "class", "labels", "category", "target", "y")
 
