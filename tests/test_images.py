@@ -182,6 +182,25 @@ def test_eight_bits_among_sixteen_are_multiplied_by_257(tmp_path: Path) -> None:
     assert load(tmp_path, image_size=2).pixels[:].max() > 255
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.int16])
+def test_measured_values_have_the_range_of_arrays(tmp_path: Path, dtype: Any) -> None:
+    """TIFFs of floats, of 32 bits and of signed numbers are as the array of their values."""
+    values = (np.random.RandomState(2).standard_normal((6, 4, 8)) * 1000).astype(dtype)
+    for k, value in enumerate(values):
+        signed = (
+            tiff(value[..., None].view(np.uint16), (339, 2)) if dtype == np.int16 else encoded(Image.fromarray(value), "TIFF")
+        )
+        (tmp_path / f"{k}.tif").write_bytes(signed)
+    given: tuple[dict[str, Any], ...] = ({}, {"image_size": (2, 4)}, {"value_range": (-9000, 9000)})
+    for options in given:
+        images, array = load(tmp_path, **options), load(values, **options)
+        assert (images.levels, images.value_range) == (array.levels, array.value_range)
+        np.testing.assert_array_equal(images.pixels[:], array.pixels[:])
+    (tmp_path / "other.png").write_bytes(encoded(noise(4, 8)))
+    with pytest.raises(ValueError, match=r"^data: .*0\.tif: must have 8 or 16 bits a channel, as .*other\.png has"):
+        load(tmp_path)
+
+
 def test_a_picture_to_edit_is_read_as_the_models_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from types import SimpleNamespace
 
@@ -203,6 +222,9 @@ def test_a_picture_to_edit_is_read_as_the_models_data(tmp_path: Path, capsys: py
     seen = read_picture("image", str(tmp_path / "bits.png"), model, quiet=False)
     assert sorted(set(seen.ravel().tolist())) == [-1, 1]
     assert "values 0..1 are black to white, as the model's data" in capsys.readouterr().err
+    (tmp_path / "float.tif").write_bytes(encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
+    with pytest.raises(ValueError, match=r"^image: .*float\.tif: must have 8 or 16 bits"):
+        read_picture("image", str(tmp_path / "float.tif"), model, quiet=True)
 
 
 # ---- sizes
@@ -259,10 +281,7 @@ def test_a_folder_of_any_sizes(tmp_path: Path) -> None:
 
 def unread() -> dict[str, bytes]:
     return {
-        "float TIFF": encoded(Image.fromarray(noise(4, 4).astype(np.float32)), "TIFF"),
-        "int32 TIFF": encoded(Image.fromarray(noise(4, 4).astype(np.int32)), "TIFF"),
         "colour 16-bit PPM": b"P6 2 2 65535\n" + bytes(24),
-        "signed 16-bit TIFF": tiff(np.zeros((2, 2, 1), "<u2"), (339, 2)),
         "16-bit TIFF, alpha multiplied in": tiff(np.zeros((2, 2, 4), "<u2"), (338, 1)),
     }
 

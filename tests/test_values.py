@@ -83,6 +83,11 @@ def test_ends_and_levels_that_are_given() -> None:
         load(noise(4, 2, 2), levels=16)
     with pytest.raises(ValueError, match="must hold values that differ"):
         load(np.full((4, 2, 2), 7.5))
+    others: dict[str, Any] = {"levels": 17, "value_range": (0, 2), "labels": np.arange(4)}
+    for name, value in others.items():
+        with pytest.raises(ValueError, match=f"^{name} must be left out for Images"):
+            load(load(floats), **{name: value})
+    assert load(load(floats), levels=65_536).levels == 65_536
     with pytest.raises(ValueError, match=r"^value_range must be left out"):
         load("digits", value_range=(0, 16))
 
@@ -234,6 +239,24 @@ def test_samples_of_a_run_are_in_the_values_of_its_data(tmp_path: Path, capsys: 
         assert low - 1e-4 <= drawn.min() < (low + high) / 2 < drawn.max() <= high + 1e-4
         assert main(["evaluate", "--model", str(tmp_path / name), "--data", str(out), "-q"]) == 0
         assert f"levels: {levels or 65_536}" in capsys.readouterr().out
+
+
+def test_a_run_on_measured_pictures_reads_others_in_its_range(tmp_path: Path) -> None:
+    from PIL import Image
+
+    values = normal(20, 8, 8).astype(np.float32)
+    for k, value in enumerate(values):
+        file = tmp_path / ("part" if k < 5 else "all") / f"{k}.tif"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(value).save(file)
+    train(config(tmp_path / "run", data=str(tmp_path / "all"), **TINY), progress=False)
+    run = load_run(tmp_path / "run")
+    low, high = run.config.value_range or (0, 0)
+    assert (low, high) == (values[5:].min(), values[5:].max())
+    seen = load(np.clip(values[:5], low, high), value_range=(low, high)).pixels
+    for k, value in enumerate(np.clip(values[:5], low, high)):
+        Image.fromarray(value).save(tmp_path / "part" / f"{k}.tif")
+    np.testing.assert_array_equal(images_for(run, str(tmp_path / "part")).pixels, seen)
 
 
 # ---- signals

@@ -51,7 +51,10 @@ def _decoded(name: str, file: str, background: str = "black") -> NDArray[Any]:
     """A file's pixels (height, width, C); errors begin with the argument's name."""
     try:
         with open_regular(as_path(name, file)) as stream, refusing_oversized():
-            return decode(stream, file, background)
+            pixels = decode(stream, file, background)
+        if pixels.dtype.kind == "f":
+            raise ValueError(f"{file}: must have 8 or 16 bits a channel")
+        return pixels
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{name}: {str(error).removeprefix('data: ')}") from None
 

@@ -49,14 +49,15 @@ def device_of(run: Run) -> str:
 def images_for(run: Run, data: str, tell: bool = False) -> Images:
     """The images of `data` as the run reads its own, grey or in colour as these are; with `tell`, a line says what was done."""
     config = run.config
-    files = data == "digits" or Path(data).is_dir() or Path(data).suffix.lower() in (".zip", ".tar")
     same = config.labels is not None and os.path.realpath(data) == os.path.realpath(config.data)
-    given: dict[str, Any] = {
-        "data": data,
-        "labels": config.labels if same else None,
-        "value_range": None if files else config.value_range,
-    }
-    images = dataclasses.replace(config, **given).images()
+    given: dict[str, Any] = {"data": data, "labels": config.labels if same else None}
+    try:
+        images = dataclasses.replace(config, **given).images()
+    except ValueError as error:
+        if not str(error).startswith("value_range must be left out"):
+            raise
+        given["value_range"] = None  # pictures of 8 or 16 bits have a range of their own
+        images = dataclasses.replace(config, **given).images()
     channels = run.shape[0]
     if images.shape[0] == channels or {images.shape[0], channels} != {1, 3}:
         return images

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["deep_pixels", "is_deep", "is_grey_with_alpha", "refuse_unreadable"]
+__all__ = ["deep_pixels", "is_deep", "is_grey_with_alpha", "kind_of", "refuse_unreadable"]
 
 _TOP = 2**16 - 1
 _GREYS = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -27,9 +27,16 @@ def is_deep(picture: Image) -> bool:
     return wide or picture.mode.startswith(("I", "F")) or re.search(r";16[BLN]", stored) is not None
 
 
+def kind_of(picture: Image) -> Literal["u1", "u2", "f8"]:
+    """What the picture holds: bytes, 16 bits, or measured values, which are floats, signed, or of 32 bits."""
+    if picture.format == "TIFF" and picture.mode in ("F", "I"):
+        return "f8"
+    return "u2" if is_deep(picture) else "u1"
+
+
 def refuse_unreadable(picture: Image) -> None:
     """Raise `ValueError` for a deep picture that `deep_pixels` does not read."""
-    grey = picture.mode in _GREYS or (picture.format == "PPM" and picture.mode == "I")
+    grey = picture.mode in _GREYS or (picture.format == "PPM" and picture.mode == "I") or kind_of(picture) == "f8"
     if not grey and not (picture.format in ("PNG", "TIFF") and re.fullmatch(_COLOURS, str(_stored(picture)[0]))):
         kept = f"{picture.mode}, stored as {_stored(picture)[0]}" if _stored(picture) else picture.mode
         raise ValueError(f"must have 8 or 16 bits a channel, in a PNG, TIFF or PGM, got {kept}; an .npy array can hold others")
@@ -40,10 +47,12 @@ def is_grey_with_alpha(picture: Image) -> bool:
     return str(_stored(picture)[0]) == "LA;16B" if _stored(picture) else False
 
 
-def deep_pixels(picture: Image, stream: BinaryIO, background: str) -> NDArray[np.uint16]:
+def deep_pixels(picture: Image, stream: BinaryIO, background: str) -> NDArray[Any]:
     """The pixels (height, width, 1 or 3) of a picture that is open in `stream`, turned as EXIF says, before the background."""
     from PIL import Image, ImageColor, ImageOps
 
+    if kind_of(picture) == "f8":
+        return np.asarray(ImageOps.exif_transpose(picture)).astype(np.float64)[..., None]
     key = picture.info.get("transparency")
     if picture.mode in (*_GREYS, "I"):
         planes = np.asarray(ImageOps.exif_transpose(picture)).astype(np.uint16)[..., None]

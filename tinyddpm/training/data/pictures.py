@@ -9,14 +9,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyddpm._io.files import shown
 from tinyddpm.training.data.bounds import Bounded, refuse_long, refuse_scans
-from tinyddpm.training.data.deep import deep_pixels, is_deep, is_grey_with_alpha, refuse_unreadable
+from tinyddpm.training.data.deep import deep_pixels, is_deep, is_grey_with_alpha, kind_of, refuse_unreadable
 
 if TYPE_CHECKING:
     from PIL.Image import Exif, Image
@@ -34,12 +34,12 @@ _MAX_CHUNKS = 2**16
 
 @dataclass(frozen=True)
 class Header:
-    """The size of the array that `decode` returns; `channels` is 1 or 3, and `deep` says whether its values have 16 bits."""
+    """The size of the array that `decode` returns; `channels` is 1 or 3, and `kind` its dtype."""
 
     height: int
     width: int
     channels: int
-    deep: bool = False
+    kind: Literal["u1", "u2", "f8"] = "u1"
 
 
 def read_header(stream: BinaryIO, name: str) -> Header:
@@ -54,13 +54,13 @@ def read_header(stream: BinaryIO, name: str) -> Header:
             # Some versions of Pillow have already turned a TIFF's size.
             tiff = picture.format == "TIFF"
             width, height = ImageOps.exif_transpose(picture).size if tiff else (height, width)
-        return Header(height, width, 1 if _grey(picture) else 3, is_deep(picture))
+        return Header(height, width, 1 if _grey(picture) else 3, kind_of(picture))
 
 
 def decode(stream: BinaryIO, name: str, background: str = "black") -> NDArray[Any]:
     """The pixels (height, width, C), turned as EXIF says, before the background; C is 1 if the file is grey, else 3.
 
-    They are uint8, or uint16 if the file has 16 bits a channel.
+    They are uint8, uint16 if the file has 16 bits a channel, or float64 if a TIFF holds other numbers.
     """
     from PIL import Image, ImageOps
 
@@ -157,4 +157,4 @@ def _formats(name: str) -> tuple[str, ...]:
 
 
 def _grey(picture: Image) -> bool:
-    return picture.mode.startswith("I") or picture.mode in ("1", "L", "LA", "La") or is_grey_with_alpha(picture)
+    return picture.mode.startswith(("I", "F")) or picture.mode in ("1", "L", "LA", "La") or is_grey_with_alpha(picture)

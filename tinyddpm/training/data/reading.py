@@ -18,8 +18,9 @@ from tinyddpm.training.data.listed import listed_labels
 from tinyddpm.training.data.notes import check_colour, dark, of_folder
 from tinyddpm.training.data.pictures import SUFFIXES
 from tinyddpm.training.data.shards import Folder, Labels, Shards, expand
+from tinyddpm.training.data.sources import IN_MEMORY as MOST
 from tinyddpm.training.data.sources import Fitted, Pictures, Rows, Toned, fit_all, open_pictures, toned
-from tinyddpm.training.data.values import as_ends, as_levels
+from tinyddpm.training.data.values import Scale, as_ends, as_levels
 from tinyddpm.training.data.zips import Zip
 
 __all__ = ["BAD_FILES", "IN_MEMORY", "load"]
@@ -99,7 +100,7 @@ def load(
     check_colour(background)
     levels, ends = as_levels(levels), None if value_range is None else as_ends("value_range", value_range)
     if isinstance(source, Images):
-        images = source
+        images = _as_they_are(source, levels, ends, labels)
     elif not isinstance(source, str | os.PathLike):
         images = _of_array("the array", arrays.in_memory(source, labels), levels, ends)
     elif os.fspath(source) == IN_MEMORY:
@@ -107,11 +108,35 @@ def load(
     elif source != "digits" and (files := _files(os.fspath(source))) is not None:
         pixels, kept, skipped = open_pictures(files, size, skip, threads, background)
         found = files.labels() if labels is None else listed_labels(labels, files.inside())
-        images = _of_files(files, pixels, found, kept, skipped, _levels_of(pixels, os.fspath(source), levels, ends))
+        scale = _measured(pixels, os.fspath(source), levels, ends)
+        if scale is not None and isinstance(pixels, np.ndarray):
+            levels, pixels = scale.levels, scale.pixels(pixels)
+        else:
+            levels = _levels_of(pixels, os.fspath(source), levels, ends)
+        images = _of_files(files, pixels, found, kept, skipped, levels)
+        images = images if scale is None else replace(images, value_range=scale.ends)
     else:
         images = _of_one_file(os.fspath(source), labels, levels, ends)
     images = _fitted(images, size)
     return images if channels is None else _toned(images, as_int("channels", channels, 1, 3))
+
+
+def _as_they_are(images: Images, levels: int | None, ends: tuple[float, float] | None, labels: Any) -> Images:
+    """The images, if what is given besides is theirs."""
+    given = {"levels": (levels, images.levels), "value_range": (ends, images.value_range), "labels": (labels, images.labels)}
+    for name, (value, own) in given.items():
+        if value is not None and value is not own and (name == "labels" or value != own):
+            raise ValueError(f"{name} must be left out for Images, which have their own")
+    return images
+
+
+def _measured(pixels: NDArray[Any] | Rows, source: str, levels: int | None, ends: tuple[float, float] | None) -> Scale | None:
+    """The range and the levels of pictures of measured values; None of other pictures."""
+    if pixels.dtype.kind != "f":
+        return None
+    if isinstance(pixels, Rows):
+        raise ValueError(f"data: {source}: pictures of floats must fit into {MOST} bytes; an .npy array may have more")
+    return arrays.in_levels(pixels, source, levels, ends)[1]
 
 
 def _of_files(

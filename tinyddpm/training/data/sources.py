@@ -154,20 +154,20 @@ def fit_all(pixels: NDArray[Any], size: tuple[int, int], top: int = 255) -> NDAr
 class Pictures:
     """Image files as a source: `shape` is the (channels, height, width) to which each is fitted.
 
-    If one has 16 bits (`deep`), so have all: 8-bit values are multiplied by 257, which takes 255 to 65535.
+    If one has 16 bits, so have all: 8-bit values are multiplied by 257, which takes 255 to 65535. Other numbers stay as they are.
     """
 
     files: Files
     shape: tuple[int, int, int]
     workers: int
     background: str = "black"
-    deep: bool = False
+    kind: str = "u1"
     levels: int = 2**16
     """More than each value."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.uint16 if self.deep else np.uint8)
+        return np.dtype(self.kind)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -182,13 +182,13 @@ class Pictures:
     def image(self, row: int) -> NDArray[Any]:
         """One image; a grey one is repeated over the channels of `shape`."""
         decoded = _with(partial(decode, background=self.background), self.files, row)
-        deep = decoded.dtype != np.uint8
-        if self.deep and not deep:
+        if self.kind == "u2" and decoded.dtype == np.uint8:
             decoded = 257 * decoded.astype(np.uint16)
-        picture = fit(decoded, self.shape[1:], np.iinfo(decoded.dtype).max).transpose(2, 0, 1)
-        if picture.shape[1:] != self.shape[1:] or len(picture) > self.shape[0] or deep > self.deep:
+        measured = self.kind == "f8"
+        picture = (decoded if measured else fit(decoded, self.shape[1:], np.iinfo(decoded.dtype).max)).transpose(2, 0, 1)
+        if picture.shape[1:] != self.shape[1:] or len(picture) > self.shape[0] or picture.dtype != self.dtype:
             raise ValueError(f"data: {self.files.name(row)}: changed after its header was read")
-        if (most := picture.max()) >= self.levels:
+        if not measured and (most := picture.max()) >= self.levels:
             raise ValueError(
                 f"data: {self.files.name(row)}: levels must be more than its largest value, {most}, got {self.levels}"
             )
@@ -214,13 +214,18 @@ def open_pictures(
     headers, bad = _headers(files, skip)
     _refuse_none(len(headers), bad)
     (first, one), channels = next(iter(headers.items())), max(header.channels for header in headers.values())
-    for i, header in headers.items() if size is None else ():
+    kinds = {header.kind: files.name(i) for i, header in reversed(headers.items())}
+    if "f8" in kinds and len(kinds) > 1:
+        other = next(name for kind, name in kinds.items() if kind != "f8")
+        raise ValueError(f"data: {kinds['f8']}: must have 8 or 16 bits a channel, as {other} has")
+    measured = "f8" in kinds
+    for i, header in headers.items() if size is None or measured else ():
         if (header.height, header.width) != (one.height, one.width):
             size_i, size_1 = f"{header.width}x{header.height}", f"{one.width}x{one.height}"
             what = f"is {size_i}, but {files.name(first).rpartition('/')[2]} is {size_1}"
             raise ValueError(f"data: {files.name(i)}: {what}; image_size must be given if images differ in size")
-    deep = any(header.deep for header in headers.values())
-    source = Pictures(files, (channels, *(size or (one.height, one.width))), workers, background, deep)
+    shape = (channels, *((one.height, one.width) if size is None or measured else size))
+    source = Pictures(files, shape, workers, background, max(kinds) if not measured else "f8")
     kept = list(headers)
     if skip:
         bad |= {i: fault for i, fault in zip(kept, each(source.fault, kept, workers), strict=True) if fault}
