@@ -203,3 +203,66 @@ def test_a_dead_pipe_ends_a_command_as_it_ends_others_and_no_work_is_lost(place:
     code, _, _ = place(both, [word.format(new=tmp_path / "new") for word in (*WORDS["train"], "--quiet")])
     assert code == 141
     assert (tmp_path / "new" / "last").exists()
+
+
+def test_an_interrupt_before_the_first_step_is_one_line(place: Place, tmp_path: Path) -> None:
+    before = """
+import signal, tinyddpm.training.trainer as trainer
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have turned off
+def made(self, *_):
+    signal.raise_signal(signal.SIGINT)
+trainer.Trainer.__init__ = made
+"""
+    code, _, err = place(before, [word.format(new=tmp_path / "new") for word in (*WORDS["train"], "--quiet")])
+    assert code == 130
+    (line,) = err.splitlines()
+    assert line.startswith("tinyddpm train: interrupted; go on with: ")
+
+
+OTHER_SYSTEM = """
+import os, sys
+import torch, torch._dynamo, sklearn.datasets, subprocess, tempfile, multiprocessing, concurrent.futures  # have their own ways
+sys.modules["fcntl"] = None
+for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "register_at_fork", "pread", "link"):
+    delattr(os, name)
+def symlink(*_, **__): raise OSError(1314, "a privilege is not held")
+os.symlink = symlink
+torch.set_num_threads(1)
+from tinyddpm import cli
+for words in sys.argv[1:]:
+    code = cli.main(words.split())
+    assert code == 0, (words, code)
+"""
+
+
+def test_a_system_that_lacks_what_windows_lacks(tmp_path: Path) -> None:
+    """No flock, no link that is not followed, no handler at forks, no reads at a place, no links."""
+    words = [" ".join(WORDS[name]).format(new=tmp_path / "new", run=tmp_path / "new") for name in ("train", "array", "evaluate")]
+    words += [f"{words[0]} --resume".replace("--steps 2", "--steps 3")]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", OTHER_SYSTEM, *words], capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(f"out: {tmp_path / 'new'} is on a system without locks") >= 1
+    assert not [p.name for p in tmp_path.rglob("*.new")]
+
+
+@pytest.mark.slow
+def test_without_the_sources(tmp_path: Path) -> None:
+    """Only ``.pyc`` files, as some packagers ship them."""
+    import compileall
+    import shutil
+
+    import tinyddpm
+
+    root = Path(tinyddpm.__file__).parent
+    shutil.copytree(root, tmp_path / "bare" / "tinyddpm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(root.parent / "backends" / "tinyddpm_backends", tmp_path / "bare" / "tinyddpm_backends")
+    assert compileall.compile_dir(tmp_path / "bare", legacy=True, quiet=1)
+    for source in (tmp_path / "bare").rglob("*.py"):
+        source.unlink()
+    for name in ("train", "array"):
+        words = [word.format(new=tmp_path / "new", run=tmp_path / "new") for word in WORDS[name]]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path / "bare")}
+        subprocess.run([sys.executable, "-m", "tinyddpm", *words], env=environment, cwd=tmp_path, check=True, timeout=120)

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     try:
         last = train(config, progress=not args.quiet)
     except KeyboardInterrupt as interrupt:
-        interrupt.args = (f"{interrupt or 'interrupted'}; go on with: {command_line(*resume)}",)
+        interrupt.args = (f"{str(interrupt) or 'interrupted'}; go on with: {command_line(*resume)}",)
         raise
     if not speaks:
         return
