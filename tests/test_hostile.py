@@ -333,7 +333,8 @@ def config(**changes: Any) -> Damage:
 
 
 SETTINGS: list[dict[str, Any]] = [
-    *({"T": T} for T in (10**9, 2**31, 10**300)), {"evil": "x"}, {"schedule": "__import__"}, {"lr": [1]}, {"lr": 1e999},
+    *({"T": T} for T in (100_001, 10**7, 10**9, 2**31, 10**300)),
+    {"evil": "x"}, {"schedule": "__import__"}, {"lr": [1]}, {"lr": 1e999},
 ]  # fmt: skip
 STATE_JSON: dict[str, Damage] = {
     **JSON,
@@ -408,7 +409,7 @@ PIPELINES: dict[str, Damage] = {
     "a pickle": pickled,
     **{f"shards {name}": shards(name)
        for name in ("../elsewhere.safetensors", "/etc/passwd", "..\\elsewhere.safetensors", "evil.bin")},
-    **{f"{T} steps": within(CONFIGS[2], keys(num_train_timesteps=T)) for T in (10**9, 10**300)},
+    **{f"{T} steps": within(CONFIGS[2], keys(num_train_timesteps=T)) for T in (100_001, 10**9, 10**300)},
     "the deepest": within(CONFIGS[1], keys(**DEEPEST)),
     **{f"{part}: {case}": within(part, JSON[case]) for part in CONFIGS
        for case in ("cut at 0", "cut at -9", "a pickle", "too deep", "1 TiB", "a device", "a pipe", "a folder")},

@@ -158,6 +158,13 @@ def test_every_file(files: Path, name: str, wrong: str) -> None:
         refuses(lambda: READ[name](files), file.name, "holds pictures that this command did not draw")
 
 
+def test_chains_are_no_longer_than_those_whose_tables_are_tested(files: Path) -> None:
+    file = files / "net" / "chain.json"
+    stored = json.loads(file.read_text())
+    file.write_text(json.dumps({**stored, "beta": [1e-4] * 100_001}))
+    refuses(lambda: load_model(files / "net"), "chain.json: the number of betas must be in 1..100000, got 100001")
+
+
 @pytest.mark.parametrize("form", [".webp", ".gif", ".png", ".jpg", ".tiff", ".bmp", ".ppm", ".avif", ".tga"])
 def test_pictures_are_no_larger_than_256_mib(tmp_path: Path, form: str) -> None:
     file = tmp_path / f"a{form}"

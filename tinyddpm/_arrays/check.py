@@ -103,6 +103,9 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said)
 
 
+MOST_STEPS = 100_000
+"""The longest chain that a file may ask for, and the longest for which the tables' accuracy is tested."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

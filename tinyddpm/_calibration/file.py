@@ -53,7 +53,7 @@ def _check(plain: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
     check.one_of("decoder", plain["decoder"], get_args(Decoder))
     check.one_of("predicts", plain["predicts"], KINDS)
     check.as_instance("network", plain["network"], str)
-    steps = len(tables["beta"])
+    steps = check.as_int("the number of betas", len(tables["beta"]), 1, check.MOST_STEPS)
     for name, table in tables.items():
         shape = (groups,) if name == "group_prior" else (groups, steps) if name.startswith("group") else (steps,)
         if steps < 2 or table.shape[: table.ndim if name != "x0_mse" else 1] != shape:

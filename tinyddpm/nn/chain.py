@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyddpm._arrays.check import MOST_STEPS, as_int
 from tinyddpm.denoiser import Denoiser
 from tinyddpm.diffusion import Diffusion
 from tinyddpm.nn import weights
@@ -65,6 +66,7 @@ def _read(file: Path, net: UNet) -> tuple[Diffusion, Denoiser]:
     options: dict[str, Any] = {key: stored[key] for key in ("predicts", "first_t")}
     try:
         options["clip_x0"] = tuple(stored["clip_x0"]) if isinstance(stored["clip_x0"], list) else stored["clip_x0"]
+        as_int("the number of betas", len(stored["beta"]), 1, MOST_STEPS)
         diffusion, table = Diffusion(stored["beta"]), stored["variance"]
         if isinstance(table, list) and len(table) != diffusion.T:
             raise ValueError(f"variance must have {diffusion.T} entries, got {len(table)}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tinyddpm import schedules
-from tinyddpm._arrays.check import as_instance, one_of
+from tinyddpm._arrays.check import MOST_STEPS, as_instance, one_of
 from tinyddpm.conversions import KINDS
 from tinyddpm.denoiser import Denoiser
 from tinyddpm.diffusion import Diffusion
@@ -93,7 +93,7 @@ class TrainConfig:
     grad_clip: float = real(1.0, "optimiser", "largest global norm of the gradient", 0.0, math.inf, open_ends=True)
     ema: float = real(0.999, "optimiser", "decay of the averaged weights; after k steps at most (1 + k) / (10 + k)", 0.0, 1.0)
 
-    T: int = integer(1000, "diffusion", "steps of the diffusion", 1, 10**6)
+    T: int = integer(1000, "diffusion", "steps of the diffusion", 1, MOST_STEPS)
     schedule: str = choice(
         "linear", "diffusion", "the betas; if it takes beta_1 and beta_T, these are 0.1 / T and 20 / T", schedules.NAMES
     )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyddpm import schedules
-from tinyddpm._arrays.check import as_int
+from tinyddpm._arrays.check import MOST_STEPS, as_int
 from tinyddpm.denoiser import Denoiser
 from tinyddpm.diffusion import Diffusion
 from tinyddpm.nn.interop._config import filled, header, naming
@@ -40,7 +40,6 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 _THEIRS = {
     "T": "num_train_timesteps", "beta_1": "beta_start", "beta_T": "beta_end", "beta": "trained_betas",
 }  # fmt: skip
-_MOST_STEPS = 10**6
 
 
 def process(file: Path, net: UNet) -> tuple[Diffusion, dict[str, Any]]:
@@ -63,7 +62,7 @@ def process(file: Path, net: UNet) -> tuple[Diffusion, dict[str, Any]]:
 
 def _beta(config: Mapping[str, Any]) -> NDArray[np.float64]:
     """The betas of a config, with this library's own schedules in float64."""
-    T = as_int("T", config["num_train_timesteps"], 1, _MOST_STEPS)
+    T = as_int("T", config["num_train_timesteps"], 1, MOST_STEPS)
     given, name = config["trained_betas"], config["beta_schedule"]
     if given is not None:
         if not isinstance(given, list) or len(given) != T or not all(type(b) in (int, float) for b in given):
