@@ -198,6 +198,14 @@ def test_names_are_used_as_they_are_and_shown_escaped(odd: int, place: Place, ru
     assert err.rstrip("\n").isprintable()
 
 
+def test_a_full_standard_output_is_named(place: Place, run: Path, tmp_path: Path) -> None:
+    words = [word.format(new=tmp_path / "new", run=run) for word in (*WORDS["array"], "--quiet")]
+    code, _, err = place("os.dup2(os.open('/dev/full', os.O_WRONLY), 1)", words)
+    assert code == 2
+    assert err == "tinyddpm sample: standard output can't be written: No space left on device\n"
+    assert (tmp_path / "new.npz").exists()
+
+
 def test_a_dead_pipe_ends_a_command_as_it_ends_others_and_no_work_is_lost(place: Place, tmp_path: Path) -> None:
     both = f"{DEAD.format(1)}; os.dup2(1, 2)"
     code, _, _ = place(both, [word.format(new=tmp_path / "new") for word in (*WORDS["train"], "--quiet")])

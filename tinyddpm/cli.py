@@ -72,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(_printable(line), flush=True)
             except BrokenPipeError:  # the reader, such as head, has gone
                 return 128 + 13
+            except OSError as error:
+                _complain(name, f"standard output can't be written: {error.strerror}")
+                return 2
     except SystemExit as end:  # after --help or --version, or with a command's own code
         return int(end.code or 0)
     except KeyboardInterrupt as interrupt:
