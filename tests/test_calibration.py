@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tinyddpm import Denoiser, Diffusion, guidance, likelihood, schedules
+from tinyddpm._calibration.measure import Errors
 from tinyddpm.analytic import GaussianData, MixtureData
 from tinyddpm.likelihood import Calibration
 
@@ -305,3 +306,16 @@ def test_a_network_that_is_not_finite_is_named() -> None:
     end = Diffusion(schedules.zero_terminal_snr(schedules.linear(9)))
     with pytest.raises(ValueError, match="x0 does not follow from eps at t = 9"):
         likelihood.calibrate(end, Denoiser(NET), X0)
+
+
+@pytest.mark.parametrize("start", [-9, -1, 1, 7])
+def test_the_decoders_best_variance_does_not_depend_on_where_its_search_starts(start: int) -> None:
+    """The search begins at the step before; from there it may have to pass 1, which is candidate 0."""
+    found = []
+    for candidate in (0, start):
+        errors = Errors(X0, 1, 1, 17, "exact", per_dimension=False)
+        errors._candidate = candidate
+        errors.add(1, [X0 + np.where(np.arange(48) % 4, 0.03, 0.08)])
+        found.append(errors.scale[1])
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
+    assert abs(math.log2(found[0])) > 0.5

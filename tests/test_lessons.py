@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,10 +31,14 @@ def test_the_bins_have_the_gaussians_mass() -> None:
     assert [float(text.get_text()) for text in ax.texts] == pytest.approx(np.diff(cdf), abs=5e-4)
 
 
-def test_the_weights_are_those_of_the_losses() -> None:
-    """Each curve is proportional to the loss of a network that is wrong by the same amount at every step."""
-    d = Diffusion(schedules.linear(60, 1e-3, 0.3))
-    t, x0, eps = np.arange(2, 61), np.zeros((59, 3)), np.ones((59, 3))
+@pytest.mark.parametrize(("last", "ends"), [(60, lambda beta: beta), (59, schedules.zero_terminal_snr)])
+def test_the_weights_are_those_of_the_losses(last: int, ends: Any) -> None:
+    """Each curve is proportional to the loss of a network that is wrong by the same amount at every step.
+
+    At alpha_bar = 0, where x_0 does not follow from eps, there is none.
+    """
+    d = Diffusion(ends(schedules.linear(60, 1e-3, 0.3)))
+    t, x0, eps = np.arange(2, last + 1), np.zeros((last - 1, 3)), np.ones((last - 1, 3))
     denoiser = Denoiser(lambda x, t: 0 * x, variance="beta_tilde", clip_x0=False)
     expected = [
         losses.simple(d, denoiser, x0, t, eps),
@@ -43,6 +48,8 @@ def test_the_weights_are_those_of_the_losses() -> None:
     ]
     for line, loss in zip(lessons.objectives(d).axes[0].lines, expected, strict=True):
         np.testing.assert_allclose(line.get_ydata(), loss / loss.mean(), rtol=1e-9)
+    with pytest.raises(ValueError, match=r"^model must have a chain with a step t >= 2 of alpha_bar > 0, got Diffusion\(T=2, "):
+        lessons.objectives(Diffusion(schedules.jsd(2)))
 
 
 def test_one_jump_stands_between_the_state_and_the_end() -> None:

@@ -684,6 +684,7 @@ CALIBRATIONS = [
     ),
     call(CALIBRATION.chain, d=D, denoiser=Denoiser(lambda x_t, t: x_t),
          types={"d": (None, 3), "denoiser": (None, 3), "steps": (True, 1.5, "3")}, values={"steps": (0, T + 1)}),
+    call(CALIBRATION.chain, d=D, denoiser=Denoiser(lambda x_t, t: x_t), timesteps=(T, 0), values={"steps": (1,)}),
 ]  # fmt: skip
 
 HOST = [*CALIBRATIONS, *SCHEDULES, *PROCESS, *DENOISERS, *DATA_SETS, *NOISE, *TIMES, *KNOWN]

@@ -331,6 +331,10 @@ def test_grey_data_for_a_colour_model_and_the_reverse(tmp_path: Path, capsys: py
         assert len(held_out(run, str(tmp_path / f"{data}.npy"), tell=True)) == count
         assert told in capsys.readouterr().err
         assert images_for(run, str(tmp_path / f"{data}.npy")).shape == run.shape
+    assert main(["calibrate", "--model", str(tmp_path / "g"), "--data", str(tmp_path / "colour.npy")]) == 0
+    assert "data: colour images, made grey, as the run's are\n" not in capsys.readouterr().err  # so the run reads them itself
+    assert main(["calibrate", "--model", str(tmp_path / "c"), "--data", str(tmp_path / "grey.npy")]) == 0
+    assert "data: grey images, in three equal channels, as the run's are\n" in capsys.readouterr().err
 
 
 # ---- classes from a list

@@ -202,9 +202,10 @@ class Calibration(FrozenValue):
         Raises
         ------
         TypeError, ValueError
-            If `d` is another chain, `denoiser` predicts something else or clips to another range, or the number or the plan is
-            wrong.
+            If `d` is another chain, `denoiser` predicts something else or clips otherwise, or the plan is wrong or named twice.
         """
+        if steps is not None and timesteps is not None:
+            raise ValueError("steps must be left out if timesteps is given")
         if check.as_instance("d", d, Diffusion) != self.d:
             raise ValueError(f"d must be the chain that was calibrated, {self.d}, got {d}")
         given = check.as_instance("denoiser", denoiser, Denoiser)
@@ -292,8 +293,7 @@ class Calibration(FrozenValue):
 
     def _cost(self, t: int, s: Any) -> Table:
         """The cost of the steps from t to each s: 1/2 log(1 + (SNR_s - SNR_t) e_t), a mean over dimensions."""
-        cost: Table = np.log1p(self._gain(t, s) * self.x0_mse[t]).reshape(len(s), -1).mean(axis=1) / 2
-        return cost
+        return np.log1p(self._gain(t, s) * self.x0_mse[t]).reshape(len(s), -1).mean(axis=1) / 2  # type: ignore[no-any-return]
 
 
 _TABLES = ("beta", "log_alpha_bar", "log_alpha_bar_rest", "x0_mse", "last_scale", "group_mse", "group_last", "group_prior")

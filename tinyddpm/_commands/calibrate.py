@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     """Measure, write ``calibration.json`` into the run, and yield what was used and the bounds that follow."""
     model = open_run(args.model, args.device)
     data = data_of(model, args.data)
-    images = trained_on(model, data, args.limit)
+    images = trained_on(model, data, args.limit, tell=not args.quiet)
     found = measure(
         model, images, seed=args.seed, batch_size=args.batch_size, per_dimension=args.per_dimension, progress=not args.quiet
     )

@@ -73,8 +73,14 @@ def one_jump(states: Sequence[Array], guesses: Sequence[Array], t: Sequence[int]
 
 
 def objectives(d: Diffusion) -> Figure:
-    """The weight that each objective gives to the squared error of eps, against t; each has mean 1."""
+    """The weight that each objective gives to the squared error of eps, against t; each has mean 1.
+
+    Where alpha_bar is 0 no error of x_0 follows from one of eps, so that t is left out.
+    """
     t = np.arange(2, d.T + 1)
+    t = t[np.isfinite(d.log_snr[t])]
+    if not len(t):
+        raise ValueError(f"model must have a chain with a step t >= 2 of alpha_bar > 0, got {d}")
     snr = np.exp(d.log_snr[t])
     vlb = d.weights.w_x0[t] ** 2 / (2 * d.beta_tilde[t]) / snr  # of an error of x_0, which is that of eps over SNR
     weights = {

@@ -88,7 +88,7 @@ def _of_bound(figure: str, args: argparse.Namespace) -> Figure:
     from tinyddpm._commands.runs import data_of, held_out, score
 
     model = _run(args)
-    images = held_out(model, data_of(model, args.data), args.limit)
+    images = held_out(model, data_of(model, args.data), args.limit, tell=not args.quiet)
     bound = score(model, images, seed=args.seed, terms=True, progress=not args.quiet)
     return plots.bound(bound) if figure == "bound" else plots.rate_distortion(bound)
 
@@ -110,10 +110,11 @@ def _sampler_error(args: argparse.Namespace) -> Figure:
 def _plan(args: argparse.Namespace) -> Figure:
     from tinyddpm._commands import planning
     from tinyddpm._commands.calibrate import read_calibration
-    from tinyddpm._commands.runs import held_out
+    from tinyddpm._commands.runs import data_of, held_out
 
     model = _run(args)
-    found, images = read_calibration(_model_path(args), model), held_out(model, args.data or model.config.data, args.limit)
+    found = read_calibration(_model_path(args), model)
+    images = held_out(model, data_of(model, args.data), args.limit, tell=not args.quiet)
     table = planning.bounds(model, found, images, planning.CALLS, seed=args.seed, progress=not args.quiet)
     return planning.figure(table)
 

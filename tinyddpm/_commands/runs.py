@@ -105,9 +105,9 @@ def refuse_within_data(run: Run, out: Path) -> None:
         raise ValueError(f"out must not be in the folder of the run's data, where it would be trained on; {remedy}, got {out}")
 
 
-def trained_on(run: Run, data: str, limit: int) -> Images:
-    """At most `limit` of the images of `data`, evenly spaced; none that the run held out."""
-    images = images_for(run, data)
+def trained_on(run: Run, data: str, limit: int, tell: bool = False) -> Images:
+    """At most `limit` of the images of `data`, evenly spaced, none that the run held out; `tell` is as in `images_for`."""
+    images = images_for(run, data, tell)
     if run.record is not None:
         images = images.rows(run.record.never_held_out(images))
     elif not isinstance(run, Saved) and data == run.config.data:
