@@ -1,9 +1,9 @@
-"""How good the demo's samples are, by distances between images.
+"""How good a run's samples are, by distances between images.
 
-`python benchmarks/demo_quality.py --model demo [--json FILE] [--markdown FILE]`
+`python benchmarks/demo_quality.py [--model demo] [--sampler S --steps N] [--json FILE] [--markdown FILE]`
 
-The distance of an image to a set is that to its nearest neighbour there, Euclidean over pixels of 0..16. Samples near the
-held-out digits are like digits; samples no nearer to the training digits than held-out ones are new, and not copies.
+The distance of an image to a set is that to its nearest neighbour there, Euclidean over pixels of 0..levels-1. Samples near the
+held-out images are like them; samples no nearer to the training images than held-out ones are new, and not copies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 SAMPLES = 256
 FIDELITY, NOVELTY = 1.1, 0.95
-"""What the ratios to the held-out digits' own distances should be: at most, and at least."""
+"""What the ratios to the held-out images' own distances should be for the digits: at most, and at least."""
 
 
 def nearest(images: NDArray[Any], others: NDArray[Any], *, same: bool = False) -> NDArray[np.float64]:
@@ -31,14 +31,14 @@ def nearest(images: NDArray[Any], others: NDArray[Any], *, same: bool = False) -
     return np.sqrt(np.maximum(square.min(axis=1), 0))
 
 
-def measure(model: str, samples: int = SAMPLES, seed: int = 1) -> dict[str, float]:
+def measure(model: str, samples: int = SAMPLES, seed: int = 1, **options: Any) -> dict[str, float]:
     """The four mean distances and the two ratios, for samples that the run `model` draws."""
     from tinyddpm import backends
     from tinyddpm.training import load, load_run, to_levels
 
     run = load_run(model)
-    training, held_out = load("digits").split(run.config.held_out)
-    drawn = run.diffusion.sample(run.denoiser, (samples, *run.shape), seed=seed, backend="torch", progress=True)
+    training, held_out = load(run.config.data).split(run.config.held_out)
+    drawn = run.diffusion.sample(run.denoiser, (samples, *run.shape), seed=seed, backend="torch", progress=True, **options)
     images = to_levels(backends.get("torch").to_numpy(drawn), run.levels)
     means = {
         "samples to held-out": nearest(images, held_out.pixels),
@@ -55,22 +55,29 @@ def measure(model: str, samples: int = SAMPLES, seed: int = 1) -> dict[str, floa
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure, print, and write what is asked for; a ratio outside its bound is an error."""
+    """Measure, print, and write what is asked for; a ratio of the digits outside its bound is an error."""
     parser = _report.Parser(description=__doc__)
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--sampler", default="ddpm", help="(default ddpm)")
+    parser.add_argument("--steps", type=int, help="(default all)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     args = parser.parse_args(argv)
-    found = measure(args.model)
+    from tinyddpm.training import load_run
+
+    found, digits = measure(args.model, sampler=args.sampler, steps=args.steps), load_run(args.model).config.data == "digits"
     about = _report.environment("torch", "scikit-learn")
-    bounds = {"fidelity": f"at most {FIDELITY}", "novelty": f"at least {NOVELTY}"}
+    bounds = {"fidelity": f"at most {FIDELITY}", "novelty": f"at least {NOVELTY}"} if digits else {}
     rows = [[name, f"{value:.3f}", bounds.get(name, "")] for name, value in found.items()]
     table = _report.table(["mean distance, or ratio", "measured", "wanted"], rows)
     print(table)
     _report.write_json(args.json, {**about, **found})
-    heading = f"# The demo's samples\n\n{_report.about(__doc__)}\n\n"
-    _report.write_text(args.markdown, f"{heading}{table}\n\n{SAMPLES} samples; {_report.described(about)}\n")
-    if found["fidelity"] > FIDELITY or found["novelty"] < NOVELTY:
+    heading = f"# The samples of {Path(args.model).name}\n\n{_report.about(__doc__)}\n\n"
+    _report.write_text(
+        args.markdown,
+        f"{heading}{table}\n\n{SAMPLES} samples by {args.sampler}, {args.steps or 'all'} steps; {_report.described(about)}\n",
+    )
+    if digits and (found["fidelity"] > FIDELITY or found["novelty"] < NOVELTY):
         raise ValueError(f"model: the samples of {args.model} miss a bound")
 
 
