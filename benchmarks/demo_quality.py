@@ -73,10 +73,8 @@ def main(argv: Sequence[str]) -> None:
     print(table)
     _report.write_json(args.json, {**about, **found})
     heading = f"# The samples of {Path(args.model).name}\n\n{_report.about(__doc__)}\n\n"
-    _report.write_text(
-        args.markdown,
-        f"{heading}{table}\n\n{SAMPLES} samples by {args.sampler}, {args.steps or 'all'} steps; {_report.described(about)}\n",
-    )
+    how = f"{SAMPLES} samples by {args.sampler}, {args.steps or 'all'} steps; {_report.described(about)}"
+    _report.write_text(args.markdown, f"{heading}{table}\n\n{how}\n")
     if digits and (found["fidelity"] > FIDELITY or found["novelty"] < NOVELTY):
         raise ValueError(f"model: the samples of {args.model} miss a bound")
 
