@@ -183,8 +183,9 @@ class Study:
                 raise
             return Row(objective.name, {}, np.zeros(0), np.zeros((0, 1, 1, 1), np.uint8), str(error))
         bits = Estimate(float(each.mean()), float(each.std(ddof=1) / math.sqrt(len(each))))
-        found = compare(self.classifier.features(Images(samples)), self.features)
-        return Row(objective.name, {"bits": bits, **found}, each, samples[:SHOWN])
+        drawn = Images(samples, levels=self.real.levels)
+        found = compare(self.classifier.features(drawn), self.features)
+        return Row(objective.name, {"bits": bits, **found}, each, shown(drawn))
 
     def trained(self, objective: Objective) -> Path:
         """The run folder of an objective, its training finished."""
@@ -221,13 +222,18 @@ class Study:
         """As many training images: what a perfect sampler would have."""
         images = self.trained_on.rows(slice(self.size.samples))
         found = compare(self.classifier.features(images), self.features)
-        return Row("(training images)", dict(found), np.zeros(0), images.pixels[:SHOWN])
+        return Row("(training images)", dict(found), np.zeros(0), shown(images))
 
 
 DIGITS = Path("digits")
 """The value of ``--data`` for the digits that ship with scikit-learn."""
 SHOWN = 14
 """Samples of a row in the picture."""
+
+
+def shown(images: Images) -> NDArray[np.uint8]:
+    """The first images as the picture has them, black at 0 and white at 255."""
+    return np.rint((images.scaled(slice(SHOWN)) + 1) * 127.5).astype(np.uint8)
 
 
 def verdict(measure: str, less: Row, more: Row) -> dict[str, Any]:

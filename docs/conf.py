@@ -61,7 +61,7 @@ def named(pages: list[str]) -> list[str]:
 TUTORIALS = [f"docs/tutorials/{name}" for name in ("train", "likelihood", "diffusers", "many-machines", "backend")]
 API = [f"docs/api/{name}" for name in ("process", "sampling", "likelihood", "backends", "torch", "tools", "commands")]
 LESSONS = [f"docs/learn/{name}" for name in ("forward", "reverse", "bound", "decoder", "objective", "algorithms")]
-LESSONS += ["docs/learn/tightest"]
+LESSONS += ["docs/learn/tightest", "docs/learn/experiments"]
 TEXTS = [f"docs/{name}" for name in ("derivation", "sources", "design", "sample-flow", "data", "how-to", "gallery")]
 NAVIGATION = {
     "Learn": others("docs/learn/*.md", *LESSONS),

@@ -94,6 +94,8 @@ def test_digits_are_scored_on_those_held_out(
     state = json.loads((tmp_path / "eps-L_simple-cosine/last/state.json").read_text())
     assert (state["config"]["schedule"], state["config"]["held_out"]) == ("cosine", 0.1)
     assert len(np.load(tmp_path / "eps-L_simple-cosine/bits-500.npy")) == 180
+    images = training.Images(np.arange(17, dtype=np.uint8).reshape(17, 1, 1, 1), levels=17)
+    assert module.shown(images)[:, 0, 0, 0].tolist() == [round(255 * k / 16) for k in range(14)]  # levels of the digits
     with pytest.raises(ValueError, match="--smoke is a size for Fashion-MNIST"):
         module.main([*argv, "--smoke"])
 
