@@ -162,7 +162,7 @@ def test_a_class_is_drawn_by_its_name(fruit: Path, tmp_path: Path, capsys: pytes
     np.testing.assert_array_equal(one, two)
     assert load(tmp_path / "a.npz").labels.tolist() == [2, 0]  # type: ignore[union-attr]
     assert main([*words, "--out", str(tmp_path / "c.npz"), "--label", "pear"]) == 2
-    assert "label must be K or K,K,... with names of apple, ball, cat, got 'pear'" in capsys.readouterr().err
+    assert "label must be one or several of apple, ball, cat, with commas between, got 'pear'" in capsys.readouterr().err
 
 
 def test_labels_of_other_folders_are_those_of_the_run(fruit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

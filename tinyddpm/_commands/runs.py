@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinyddpm import backends
-from tinyddpm._arrays.check import as_positive_int
+from tinyddpm._arrays.check import as_positive_int, nearest
 from tinyddpm._commands.models import Saved, is_saved, open_saved
 from tinyddpm._io.files import shown
 from tinyddpm._io.progress import progress_bar, say
@@ -125,8 +125,8 @@ def class_numbers(run: Run, text: str) -> tuple[int, ...]:
     numbered = not any(name.isdecimal() for name in names)
     for word in words:
         if word not in names and not (numbered and word.isdecimal()):
-            known = f"names of {shown(', '.join(names))}" if names else "class numbers"
-            raise ValueError(f"label must be K or K,K,... with {known}, got {word!r}")
+            known = f"one or several of {shown(', '.join(names))}" if names else "numbers of classes"
+            raise ValueError(f"label must be {known}, with commas between, got {word!r}{nearest(word, names)}")
     return tuple(names.index(word) if word in names else int(word) for word in words)
 
 
