@@ -1,4 +1,4 @@
-"""Type checkers find a caller's mistakes before anything runs. `make lint` installs them and runs this module."""
+"""Type checkers find a caller's mistakes before anything runs. `make lint` installs them and runs this module, not `make test`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.slow
 
 CALLER = Path(__file__).parent / "caller.py"
 LINES = CALLER.read_text(encoding="utf-8").splitlines()

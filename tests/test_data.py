@@ -131,7 +131,7 @@ def test_arrays_of_every_layout(tmp_path: Path, shape: tuple[int, ...]) -> None:
     [
         np.full((3, 4, 4), np.nan),
         np.full((3, 4, 4), 1j),
-        np.full((3, 4, 4), 2.0),
+        np.full((3, 4, 4), 2.5),
         np.zeros(4, np.uint8),
         np.zeros((3, 8, 8, 8, 2), np.uint8),
         np.zeros((0, 8, 8), np.uint8),
