@@ -1,4 +1,4 @@
-"""Type checkers find a caller's mistakes before anything runs. `make lint` installs them and runs this module, not `make test`."""
+"""Type checkers find a mistake in a caller before anything runs. `make lint` installs them and runs this, not `make test`."""
 
 from __future__ import annotations
 
