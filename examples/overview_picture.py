@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ def main(model: str, path: str, index: Sequence[int] = (0, 1, 2, 3), columns: in
     """Write the picture to `path`: an image a row, at `columns` steps forwards and backwards."""
     run, rows = load_run(model), len(index)
     d, to_numpy = run.diffusion, backends.get("torch").to_numpy
-    options = {"sampler": "dpm++2m", "steps": min(25, d.T), "index": index, "backend": "torch"}
+    options: dict[str, Any] = {"sampler": "dpm++2m", "steps": min(25, d.T), "index": index, "backend": "torch"}
     states = list(d.trajectory(run.denoiser, (rows, *run.shape), **options))
     shown = [states[k] for k in np.linspace(0, len(states) - 1, columns).round().astype(int)]
     t = [state.t for state in reversed(shown)]
