@@ -340,7 +340,9 @@ def write(args: Any, study: Study, rows: Sequence[Row], claims: Sequence[Mapping
     text += f"{judge}; "
     text += f"{', '.join(f'{k} {v}' for k, v in size.settings.items())}.\n{_report.described(about)}.\n"
     print(text)
-    _report.write_text(args.markdown, f"# {_report.about(__doc__)}\n\n{text}")
+    beside = args.plot and args.markdown and args.plot.parent == args.markdown.parent
+    figure = f"![A line of samples for each row]({args.plot.name})\n\n" if beside else ""
+    _report.write_text(args.markdown, f"# {_report.about(__doc__)}\n\n{figure}{text}")
     entries = [
         {"name": row.name, "failed": row.failed or None, **{k: e._asdict() for k, e in row.measures.items()}} for row in rows
     ]
