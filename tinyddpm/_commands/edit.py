@@ -31,6 +31,12 @@ _STRENGTH = 0.5
 _WHAT = "inpaint (fill in where --mask is white), interpolate (from picture A to B), or image-to-image (redraw X by --strength)"
 _ABOUT_STRENGTH = f"""noise put on the pictures, as a share of the chain's T steps: little keeps them, 1 hardly keeps anything
 (default {_STRENGTH}; of image-to-image and interpolate)"""
+_OF_SOME = {  # flags that not every edit has, and their defaults
+    "strength": (("interpolate", "image-to-image"), _STRENGTH),
+    "sampler": (("interpolate", "image-to-image"), "dpm++2m"),
+    "count": (("interpolate",), 8),
+    "resamplings": (("inpaint",), 10),
+}
 _MASK = "picture of the image's size: white is filled in, black is kept"
 
 
@@ -44,12 +50,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="PATH", help="FILE.png: a grid; else a folder with a PNG for each result")
     parser.add_argument("-n", type=int, default=1, metavar="N", help="results from different noise (default 1)")
     parser.add_argument("--strength", type=float, metavar="S", help=_ABOUT_STRENGTH)
-    parser.add_argument("--count", type=int, default=8, metavar="N", help="pictures of interpolate, with both ends (default 8)")
+    parser.add_argument("--count", type=int, metavar="N", help="pictures of interpolate, with both ends (default 8)")
     parser.add_argument("--steps", type=int, metavar="N", help=f"steps of a plan from T (default {_STEPS}, at most T)")
     names = f"of interpolate and image-to-image: {', '.join(samplers.NAMES)} (default dpm++2m)"
     parser.add_argument("--sampler", metavar="NAME", help=names)
     times = "how often inpaint repeats each 10 steps, so that the parts come to agree (default 10)"
-    parser.add_argument("--resamplings", type=int, default=10, metavar="N", help=times)
+    parser.add_argument("--resamplings", type=int, metavar="N", help=times)
     parser.add_argument("--label", metavar="K", help="class, its name or its number, if the model has classes")
     parser.add_argument("--guidance", type=float, default=1.0, metavar="S", help="guidance scale, with --label (default 1)")
     parser.add_argument("--columns", type=int, metavar="N", help="columns of the grid (default 8; interpolate: --count)")
@@ -64,7 +70,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     kind = "" if out.is_dir() else out.suffix.lower()
     if kind not in ("", ".png"):
         raise ValueError(f"out must be a folder or end in .png, got {out}")
-    columns = as_positive_int("columns", args.columns or (args.count if args.what == "interpolate" else 8))
+    columns = as_positive_int("columns", args.count if args.columns is None else args.columns)
     image_grid(np.zeros((1, 1, 1, 1), np.uint8), columns, args.scale)
     size, n = as_positive_int("batch_size", args.batch_size), as_positive_int("n", args.n)
     as_int("count", args.count, 2, 1000)
@@ -99,9 +105,12 @@ def _pictures(args: argparse.Namespace) -> dict[str, str]:
         raise ValueError(f"{args.what} must have {wanted}, got {len(files)}")
     if (args.mask is None) == (args.what == "inpaint"):
         raise ValueError(f"mask must {'be given: --mask Y' if args.mask is None else 'be left out'} for {args.what}")
-    for name in ("strength", "sampler"):
-        if args.what == "inpaint" and getattr(args, name) is not None:
-            raise ValueError(f"{name} must be left out for inpaint, got {getattr(args, name)}")
+    for name, (edits, default) in _OF_SOME.items():
+        if (value := getattr(args, name)) is not None and args.what not in edits:
+            raise ValueError(f"{name} must be left out for {args.what}, got {value}")
+        setattr(args, name, default if value is None else value)
+    if args.label is None and args.guidance != 1:
+        raise ValueError(f"guidance must be 1 without --label, got {args.guidance}")
     return dict(zip(names, files, strict=True))
 
 
@@ -125,7 +134,7 @@ def _interpolate(
     a, b = (_repeated(model, picture, index) for picture in given)
     mixed = editing.interpolate(
         model.diffusion, _denoiser(args, model), a, b, np.linspace(0, 1, args.count).tolist(), timesteps=_plan(args, model),
-        sampler=args.sampler or "dpm++2m", seed=args.seed, index=index, progress=show,
+        sampler=args.sampler, seed=args.seed, index=index, progress=show,
     )  # fmt: skip
     images = to_uint8(backends.get("torch").to_numpy(mixed))
     return images.swapaxes(0, 1).reshape(-1, *model.shape)
@@ -138,7 +147,7 @@ def _redraw(
     plan = _plan(args, model)
     drawn = editing.image_to_image(
         model.diffusion, _denoiser(args, model), _repeated(model, given[0], index), plan[0], timesteps=plan,
-        sampler=args.sampler or "dpm++2m", seed=args.seed, index=index, progress=show,
+        sampler=args.sampler, seed=args.seed, index=index, progress=show,
     )  # fmt: skip
     return to_uint8(backends.get("torch").to_numpy(drawn))
 
@@ -166,8 +175,7 @@ def _steps(args: argparse.Namespace, model: Run) -> int:
 
 def _plan(args: argparse.Namespace, model: Run) -> tuple[int, ...]:
     """The plan from the step that `strength` tells: the later part of one from T."""
-    d, sampler = model.diffusion, args.sampler or "dpm++2m"
-    strength = _STRENGTH if args.strength is None else as_real("strength", args.strength, 0, 1)
-    first = max(1, round(strength * d.T))
+    d, sampler = model.diffusion, args.sampler
+    first = max(1, round(as_real("strength", args.strength, 0, 1) * d.T))
     whole = d.timesteps(_steps(args, model), lookup("sampler", sampler, samplers.BEST_SPACING))
     return (first, *(s for s in whole if s < first))
