@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tinyddpm import Denoiser, Diffusion, guidance, likelihood, schedules
+from tinyddpm import Denoiser, Diffusion, backends, guidance, likelihood, schedules
 from tinyddpm._calibration.measure import Errors
 from tinyddpm.analytic import GaussianData, MixtureData
 from tinyddpm.likelihood import Calibration
@@ -222,9 +222,22 @@ def test_libraries_agree(library: Library, scalar: Calibration) -> None:
     def net(x_t: Any, t: Any) -> Any:
         return library.array(NET(library.host(x_t), library.host(t)))
 
-    found = likelihood.calibrate(D, Denoiser(net), library.array(X0), levels=17)
+    found = likelihood.calibrate(D, Denoiser(net), library.array(X0), levels=17, batch_size=130)
     np.testing.assert_allclose(found.x0_mse, scalar.x0_mse, rtol=1e-5)  # noise agrees within 2e-6
     assert found.timesteps(5) == scalar.timesteps(5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_short_numbers_and_those_of_a_device_stay_in_their_library(dtype: str, scalar: Calibration) -> None:
+    """Arithmetic on them can't be NumPy's; what holds of the one holds of the other."""
+    torch = backends.get("torch")
+
+    def net(x_t: Any, t: Any) -> Any:
+        return torch.from_numpy(NET(torch.to_numpy(x_t), torch.to_numpy(t)), dtype=dtype)
+
+    for batch_size in (None, 100):
+        found = likelihood.calibrate(D, Denoiser(net), torch.from_numpy(X0, dtype=dtype), levels=17, batch_size=batch_size)
+        np.testing.assert_allclose(found.x0_mse[1:], scalar.x0_mse[1:], rtol=0.1)
 
 
 def test_of_a_learned_variance_the_first_half_is_read(scalar: Calibration) -> None:

@@ -548,7 +548,7 @@ def sampling(L: Libraries) -> list[Call]:
         call(edit.interpolate, d=D, denoiser=denoiser, a=x, b=x, weights=[0.5], **merged(edited,
              types=edited["types"] | {"a": L.not_data, "b": (*NO_ARRAY, L.other), "weights": (None, 3, "1", ["a"], [True]),
                                       "encode": NO_NAME, "path": NO_NAME, "sampler": NO_NAME},
-             values=edited["values"] | {"b": (short,), "weights": ((), [1.5], [-0.1], [NAN])},
+             values=edited["values"] | {"a": (x * NAN,), "b": (short, x * NAN), "weights": ((), [1.5], [-0.1], [NAN])},
              names={"encode": ("x",), "path": ("curve",), "sampler": ("euler",)})),
         call(edit.invert, d=D, denoiser=denoiser, x0=x, types=model | {"d": (None, 3), "x0": L.not_data, "iterations": NO_INT,
              "steps": (1.5,), "timesteps": (3,)},

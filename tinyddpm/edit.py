@@ -72,7 +72,7 @@ def image_to_image(
     """
     check_model(d, denoiser)
     xp, t = namespace_of(x0=x0), parts.checked_step("t", t, d.T)
-    parts.check_finite("x0", x0, xp)
+    parts.check_finite(xp, x0=x0)
     lookup("sampler", sampler, METHODS)
     plan = plans.chosen(d.log_snr, steps, timesteps, default=BEST_SPACING[sampler], started=True)
     index = noise.numbers(index, x0.shape[0])
@@ -219,6 +219,7 @@ def interpolate(
     xp = namespace_of(a=a, b=b)
     check_same_shape("b", b, "a", a)
     b = cast_like(b, a, xp)
+    parts.check_finite(xp, a=a, b=b)
     shares = [as_real("weights", share, 0.0, 1.0) for share in as_list("weights", weights)]
     lookup("sampler", sampler, METHODS)
     plan = plans.chosen(d.log_snr, steps, timesteps, default=BEST_SPACING[sampler], started=True)
@@ -292,7 +293,7 @@ def invert(
     check_model(d, denoiser)
     xp = namespace_of(x0=x0)
     iterations, progress = as_positive_int("iterations", iterations), as_bool("progress", progress)
-    parts.check_finite("x0", x0, xp)
+    parts.check_finite(xp, x0=x0)
     plan = plans.chosen(d.log_snr, steps, timesteps, default=BEST_SPACING["ddim"], started=True)
     rows = ddim(d, plan, 0.0)[::-1]
     with backends.no_grad(x0), quiet():

@@ -234,7 +234,7 @@ def calibrate(
     noised.existing_slope(d, denoiser.predicts, "x0", x, xp)
     rows, numbers = len(host), noise.numbers(index, len(host))
     size = rows if batch_size is None else as_positive_int("batch_size", batch_size)
-    parts = [slice(k, k + size) for k in range(0, rows, size)]
+    parts = [slice(k, min(k + size, rows)) for k in range(0, rows, size)]
     runs = [noised.noised_steps(d, denoiser, x0[k, ...], x[k, ...], seed, numbers[k], draws) for k in parts]
     errors = Errors(host.reshape(rows, -1), d.T, draws, levels, decoder, as_bool("per_dimension", per_dimension))
     predicted = noised.predicted_x0(d, denoiser, xp)

@@ -51,10 +51,11 @@ def checked_step(name: str, t: Any, T: int) -> int:
     return step
 
 
-def check_finite(name: str, x: Array, xp: Any) -> None:
-    """Raise ValueError if the host sees that x is not finite."""
-    if on_host(x) and not bool(xp.all(xp.isfinite(x))):
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
+def check_finite(xp: Any, **arrays: Array) -> None:
+    """Raise ValueError if the host sees that an array is not finite."""
+    for name, x in arrays.items():
+        if on_host(x) and not bool(xp.all(xp.isfinite(x))):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
 
 
 def checked_mask(mask: Array, known: Array, xp: Any) -> Array:

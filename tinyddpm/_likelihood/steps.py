@@ -63,6 +63,7 @@ def noised_steps(
 
     xp, draw, place = namespace_of(x0=x0), noise.like(x, seed, index, stream=_STREAM), device(x0)
     signal, spread = d.sqrt_alpha_bar.tolist(), d.sqrt_one_minus_alpha_bar.tolist()
+    viewed = isinstance(x, np.ndarray) and not isinstance(x0, np.ndarray)
     plan = [(t, t + k * (d.T + 1)) for t in range(d.T, 0, -1) for k in reversed(range(draws))]
     net_ts = time_arrays([t - 1 + denoiser.first_t for t, _ in plan], x0, xp)
     for (t, step), net_t in zip(plan, net_ts, strict=True):
@@ -70,9 +71,9 @@ def noised_steps(
         eps = copy_array(x_t) if keep_eps else None
         x_t *= spread[t]
         x_t += signal[t] * x
-        seen = x_t if x is x0 else xp.asarray(x_t, device=place)
+        seen = xp.asarray(x_t, device=place) if viewed else x_t
         value, raw = denoiser.call(d, seen, t, xp, net_t)
-        if x is not x0:
+        if viewed:
             value, raw = _numpy_view(value), None if raw is None else _numpy_view(raw)
         yield NoisedStep(t, eps, x_t, value, raw)
 
