@@ -164,7 +164,7 @@ PROCESS = [
     call(
         D.posterior_weights,
         t=3,
-        types={"t": (*NO_INT[:5], np.array([1.5])), "s": (True, 1.5, "1")},
+        types={"t": (*NO_INT[:5], np.array([1.5]), np.ma.array([3])), "s": (True, 1.5, "1")},
         values={"t": (0, T + 1, np.array([0, 2])), "s": (3, 4, -1, T)},
     ),
     call(D.between_weights, t=3, types={"t": (True, 1.5)}, values={"t": (0, T + 1), "s": (3, -1)}),

@@ -109,6 +109,8 @@ def check_host_steps(name: str, t: Any, low: int, high: int) -> Any:
     """Check an int or a NumPy integer array against [low, high]; return an int or an int64 array."""
     if not hasattr(t, "shape") or isinstance(t, np.generic):
         return as_int(name, t, low, high)
+    if isinstance(t, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain array, got a masked one; use {name}.filled(value)")
     t = np.asarray(t)
     if t.ndim == 0 and t.dtype.kind in "iu":
         return as_int(name, t[()], low, high)
