@@ -67,6 +67,7 @@ WRONG = {
         "--model {data}/empty -> empty", "--fid -> fid --distances", "--classifier a -> classifier --distances",
         "--distances 3 -> distances 3", "--distances 40 --sampler euler -> euler", "--distances 40 --sampler-steps 9 -> steps 9",
         "--distances 40 --classifier {data}/file -> classifier.json", "--distances 40 --fid -> torch-fidelity",
+        "--keep {data}/corrupt -> keep corrupt", "--keep {data}/file/kept -> keep file/kept",
     ],
     "calibrate --model {model}": ["--model {data}/empty -> empty", "--limit 0 -> limit 0", "--data {data}/large.npy -> 16x16"],
     "evaluate --data digits --model {model} --steps 3": ["-> calibration.json tinyddpm calibrate --model"],

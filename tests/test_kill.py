@@ -26,6 +26,7 @@ pytest.importorskip("sklearn")
 
 from runs import log, tensors  # noqa: E402
 
+from tinyddpm.cli import main  # noqa: E402
 from tinyddpm.training import TrainConfig, load_run, train  # noqa: E402
 from tinyddpm.training.checkpoint import LAST  # noqa: E402
 
@@ -34,6 +35,7 @@ import json, os, signal, sys, time
 import torch
 torch.set_num_threads(1)
 from tinyddpm import cli, training, verify
+from tinyddpm._commands import evaluate, sample
 training.load("digits")
 for line in sys.stdin:
     words, seconds = json.loads(line)
@@ -169,5 +171,40 @@ def test_killed_sampling_draws_each_sample_once(live: Live, model: Path, place: 
         if ended:
             assert len(seen) == 24
             assert {file.name for file in out.iterdir()} <= {*expected, "samples.json"}
+            seen, ends = {}, ends + 1
+    assert killed == kills
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])
+def test_killed_scoring_scores_each_image_once(
+    live: Live, model: Path, place: Path, kills: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(out: Path, *options: str) -> list[str]:
+        words = ["evaluate", "--model", str(model), "--data", "digits", "--limit", "24", "--batch-size", "2", "--quiet"]
+        return [*words, "--keep", str(out), *options]
+
+    def figures(out: Path) -> str:
+        assert main(command(out, "--json")) == 0
+        return capsys.readouterr().out
+
+    span = time.monotonic()
+    assert live(command(place / "whole"), 600)
+    span = time.monotonic() - span
+    expected = {file.name: file.read_bytes() for file in (place / "whole").iterdir()}
+    assert len(expected) == 12 + 1
+    lives, killed, ends, seen = np.random.default_rng(2), 0, 0, dict[str, int]()
+    ended = False
+    while killed < kills or not ended:
+        out, began = place / f"kept{ends}", time.monotonic()
+        ended = live(command(out), lives.uniform(0, span) if killed < kills else 600)
+        killed, span = killed + (not ended), min(span, time.monotonic() - began) if ended else span  # the first life is slow
+        files = list(out.glob("[!.]*"))
+        now = {file.name: file.stat().st_ino for file in files}
+        assert seen.items() <= now.items()  # what was there is the same file still
+        assert {file.name: file.read_bytes() for file in files}.items() <= expected.items()
+        seen = now
+        if ended:
+            assert {file.name for file in out.iterdir()} == set(expected)
+            assert figures(out) == figures(place / "whole")
             seen, ends = {}, ends + 1
     assert killed == kills

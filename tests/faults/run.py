@@ -90,6 +90,7 @@ SCENARIOS = {
     "sample, png": Scenario(command(*SAMPLE, "FOLDER/out.png"), "run"),
     "sample, gif": Scenario(command(*SAMPLE, "FOLDER/out.gif"), "run"),
     "evaluate": Scenario(command(*EVALUATE), "run"),
+    "evaluate, kept": Scenario(command(*EVALUATE, "--batch-size", "1", "--keep", "FOLDER/kept"), "run"),
     "plot": Scenario(command("plot", "schedules", "FOLDER/schedules.svg"), ""),
     "plot, loss": Scenario(command("plot", "loss", "FOLDER/loss.png", "--model", "FOLDER/run"), "run"),
     "plot, page": Scenario(command("plot", "FOLDER/play.html"), ""),
@@ -226,7 +227,7 @@ class Trial:
                 raise ValueError(f"the second run fails: {report['errors']}")
             if content(folder) != self.expected or temporaries(folder):
                 raise ValueError(f"the second run differs: {self.difference(folder)}")
-            if self.name == "evaluate" and report["printed"] != self.printed:
+            if self.name.startswith("evaluate") and report["printed"] != self.printed:
                 raise ValueError("the second run prints something else")
         except (ValueError, OSError) as error:
             self.faults.append(f"{self.name}, call {k} of {self.calls} ({what}), {fault}: {error}")

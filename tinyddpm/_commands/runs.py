@@ -148,16 +148,21 @@ def network_digest(run: Run) -> str:
 def score(run: Run, images: Images, *, seed: int = 0, batch_size: int = 250, terms: bool = False, progress: bool = False) -> VLB:
     """The bound of the run's model on the images, with the terms of each step only if `terms`; see `vlb`."""
     check_shape(run, images)
-    torch, device = backends.get("torch"), device_of(run)
-    parts = []
-    for rows, show in batches(range(len(images)), batch_size, progress):
-        x0 = torch.from_numpy(images.scaled(slice(rows.start, rows.stop)), device=device)
-        options: dict[str, Any] = {"seed": seed, "index": rows, "levels": images.levels, "terms": terms, "progress": show,
-                                   "decoder": run.config.decoder}  # fmt: skip
-        parts.append(vlb(run.diffusion, run.denoiser, x0, **options))
+    parts = [
+        score_batch(run, images, rows, seed=seed, terms=terms, progress=show)
+        for rows, show in batches(range(len(images)), batch_size, progress)
+    ]
     return parts[0] if len(parts) == 1 else VLB(**{
         field.name: _joined([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(VLB)
     })  # fmt: skip
+
+
+def score_batch(run: Run, images: Images, rows: range, *, seed: int, terms: bool, progress: bool = False) -> VLB:
+    """The bound on the images `rows`; the noise of each is a function of the seed and its number."""
+    x0 = backends.get("torch").from_numpy(images.scaled(slice(rows.start, rows.stop)), device=device_of(run))
+    decoder: Any = run.config.decoder
+    options: dict[str, Any] = {"levels": images.levels, "decoder": decoder, "terms": terms, "progress": progress}
+    return vlb(run.diffusion, run.denoiser, x0, seed=seed, index=rows, **options)
 
 
 def follow(run: Run, index: range, t: Sequence[int], *, seed: int = 0, progress: bool = False) -> list[Step]:

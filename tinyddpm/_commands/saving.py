@@ -153,10 +153,15 @@ def _claim(folder: Path, about: Mapping[str, Any]) -> None:
     """Write the folder's note, or check the one that is there; refuse a folder with other pictures."""
     foreign = any(p.name[0] != "." for p in folder.glob("*.png"))  # looked for before the note, which is written first
     note = folder / NOTE
+    if foreign and not note.exists():
+        raise ValueError(f"out: {folder} holds pictures that this command did not draw; choose another path")
+    claim(note, about, _REMEDY)
+
+
+def claim(note: Path, about: Mapping[str, Any], remedy: str) -> None:
+    """Write a folder's note, which one of several processes does, or raise ValueError if the one there says something else."""
     if not note.exists():
-        if foreign:
-            raise ValueError(f"out: {folder} holds pictures that this command did not draw; choose another path")
-        fresh = folder / f".{NOTE}.{secrets.token_hex(4)}.new"
+        fresh = note.with_name(f".{note.name}.{secrets.token_hex(4)}.new")
         write(fresh, _as_json(about))
         try:
             os.link(fresh, note)
@@ -165,7 +170,7 @@ def _claim(folder: Path, about: Mapping[str, Any]) -> None:
         except OSError:  # a file system without links
             os.replace(fresh, note)
         fresh.unlink(missing_ok=True)
-    _compare(read_json(note), about, note)
+    _compare(read_json(note), about, note, remedy)
 
 
 def _parse(line: bytes, file: Path) -> dict[str, Any]:
@@ -176,11 +181,11 @@ def _parse(line: bytes, file: Path) -> dict[str, Any]:
         raise ValueError(f"out: {file} is damaged or foreign; {_REMEDY}") from None
 
 
-def _compare(stored: Mapping[str, Any], about: Mapping[str, Any], file: Path) -> None:
+def _compare(stored: Mapping[str, Any], about: Mapping[str, Any], file: Path, remedy: str = _REMEDY) -> None:
     """Raise ValueError unless the note stored in `file` says what `about` says."""
     for key, value in about.items():
         if stored.get(key) != value:
-            raise ValueError(f"{key} must be {stored.get(key)}, as in {file}, got {value}; {_REMEDY}")
+            raise ValueError(f"{key} must be {stored.get(key)}, as in {file}, got {value}; {remedy}")
 
 
 def _comment(file: Path) -> bytes | None:
