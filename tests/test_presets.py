@@ -122,6 +122,8 @@ def test_minutes_fit_the_steps_and_the_cooldown(
         assert load_run(tmp_path / "a").step == 22
     assert cli.main([*words, "--minutes", "0", "--out", str(tmp_path / "c")]) == 2
     assert "minutes must" in capsys.readouterr().err
+    assert cli.main([*words, "--minutes", "1", "--steps", "5", "--out", str(tmp_path / "c")]) == 2
+    assert "minutes must be left out if --steps is given, got 1" in capsys.readouterr().err
 
 
 def test_the_time_of_a_step_is_that_of_the_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:

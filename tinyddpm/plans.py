@@ -218,7 +218,7 @@ def chosen(
         raise ValueError("spacing must be left out if timesteps is given")
     plan = checked(timesteps, T)
     if plan[0] != T and not started:
-        raise ValueError(f"timesteps must start at T = {T} unless x_T, the state at its start, is given; got {plan[0]}")
+        raise ValueError(f"timesteps must start at T = {T}, or where a state x_T is given, got {plan[0]}")
     return plan
 
 

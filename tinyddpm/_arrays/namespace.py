@@ -59,7 +59,7 @@ def namespace_of(*, scalars: bool = False, **arrays: Array) -> Any:
     first, xp = "", None
     for name, x in arrays.items():
         if isinstance(x, np.ndarray):
-            _check_plain(name, x)
+            check_plain(name, x)
         try:
             own = array_namespace(x)
         except TypeError:
@@ -98,7 +98,7 @@ def device_of(x: Array) -> Any:
     return device(x)
 
 
-def _check_plain(name: str, x: np.ndarray[Any, Any]) -> None:
+def check_plain(name: str, x: np.ndarray[Any, Any]) -> None:
     """Raise TypeError for a masked NumPy array, and for one in foreign byte order, which other libraries can't read."""
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} must be a plain array, got a masked one; use {name}.filled(value)")
@@ -192,7 +192,7 @@ def library_name(x: Array) -> str:
 def host_numbers(name: str, values: Any) -> np.ndarray[Any, Any]:
     """A caller's numbers as a NumPy array: a list, or an array of any library, also one that requires gradients."""
     if isinstance(values, np.ndarray):
-        _check_plain(name, values)
+        check_plain(name, values)
     try:
         if not isinstance(values, np.ndarray) and hasattr(
             values, "detach"

@@ -20,6 +20,7 @@ from tinyddpm._arrays.namespace import (
     Array,
     HasShape,
     array_like,
+    check_plain,
     compiling,
     device_of,
     host_values,
@@ -109,8 +110,8 @@ def check_host_steps(name: str, t: Any, low: int, high: int) -> Any:
     """Check an int or a NumPy integer array against [low, high]; return an int or an int64 array."""
     if not hasattr(t, "shape") or isinstance(t, np.generic):
         return as_int(name, t, low, high)
-    if isinstance(t, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be a plain array, got a masked one; use {name}.filled(value)")
+    if isinstance(t, np.ndarray):
+        check_plain(name, t)
     t = np.asarray(t)
     if t.ndim == 0 and t.dtype.kind in "iu":
         return as_int(name, t[()], low, high)

@@ -31,9 +31,8 @@ _PAGE = "play"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.add_argument("what", metavar="WHAT", help=", ".join([*_FIGURES, f"or {_PAGE}, a page to play with"]))
-    parser.add_argument(
-        "path", metavar="PATH", nargs="?", help="FILE.png, FILE.pdf or FILE.svg, for play FILE.html; by default WHAT is the file"
-    )
+    path = "FILE.png, FILE.pdf or FILE.svg, for play FILE.html; without it WHAT is the file, for example kl.png"
+    parser.add_argument("path", metavar="PATH", nargs="?", help=path)
     parser.add_argument("--model", metavar="DIR", help="run folder, for denoising, loss, bound, rate-distortion and one-jump")
     parser.add_argument("--data", metavar="digits|FOLDER|FILE", help="images (default: those of the run, else digits)")
     parser.add_argument("--limit", type=int, default=64, metavar="N", help="images to score for a bound (default 64)")
@@ -44,6 +43,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Iterator[str]:
     """Draw the figure `args.what` into `args.path` and yield its name."""
     if args.path is None:
+        if not Path(args.what).suffix:
+            raise ValueError(f"path must be given, for example {args.what}.png")
         args.what, args.path = Path(args.what).stem, args.what
     if args.what == _PAGE:
         one_of("path", Path(args.path).suffix.lower(), (".html",))

@@ -115,6 +115,8 @@ def _config(flags: Mapping[str, Any], file: str | None) -> tuple[TrainConfig, li
     preset = None if file and name is None else presets.chosen(name, given)
     reasons = list[str]()
     if minutes is not None:
+        if "steps" in flags:
+            raise ValueError(f"minutes must be left out if --steps is given, got {minutes:g}")
         given["steps"], reason = presets.steps_in(minutes, _settled(preset, given))
         reasons.append(reason)
     config = _settled(preset, given)
