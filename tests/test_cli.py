@@ -320,7 +320,9 @@ def test_evaluate_gives_the_bound_on_held_out_images(model: str, tmp_path: Path,
     lines = capsys.readouterr().out.splitlines()
     assert main(["evaluate", "--model", model, "--data", "digits", "--limit", "5"]) == 0
     said = capsys.readouterr().err
-    assert re.search(r"\nevaluate: 5 of 180 images, 6 network calls each, about \d+ s \(--limit and --steps take others\)\n", said)
+    assert re.search(
+        r"\nevaluate: 5 of 180 images, 6 network calls each, about \d+ s \(--limit and --steps take others\)\n", said
+    )
     assert lines[0] == f"bits/dim: {stated['bits_per_dim']['mean']:.4f} +- {stated['bits_per_dim']['error']:.4f}"
 
 
