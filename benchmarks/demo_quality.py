@@ -31,12 +31,11 @@ def nearest(images: NDArray[Any], others: NDArray[Any], *, same: bool = False) -
     return np.sqrt(np.maximum(square.min(axis=1), 0))
 
 
-def measure(model: str, samples: int = SAMPLES, seed: int = 1, **options: Any) -> dict[str, float]:
-    """The four mean distances and the two ratios, for samples that the run `model` draws."""
+def measure(run: Any, samples: int = SAMPLES, seed: int = 1, **options: Any) -> dict[str, float]:
+    """The four mean distances and the two ratios, for samples that the run draws."""
     from tinyddpm import backends
-    from tinyddpm.training import load, load_run, to_levels
+    from tinyddpm.training import load, to_levels
 
-    run = load_run(model)
     training, held_out = load(run.config.data).split(run.config.held_out)
     drawn = run.diffusion.sample(run.denoiser, (samples, *run.shape), seed=seed, backend="torch", progress=True, **options)
     images = to_levels(backends.get("torch").to_numpy(drawn), run.levels)
@@ -65,7 +64,8 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     from tinyddpm.training import load_run
 
-    found, digits = measure(args.model, sampler=args.sampler, steps=args.steps), load_run(args.model).config.data == "digits"
+    run = load_run(args.model)
+    found, digits = measure(run, sampler=args.sampler, steps=args.steps), run.config.data == "digits"
     about = _report.environment("torch", "scikit-learn")
     bounds = {"fidelity": f"at most {FIDELITY}", "novelty": f"at least {NOVELTY}"} if digits else {}
     rows = [[name, f"{value:.3f}", bounds.get(name, "")] for name, value in found.items()]

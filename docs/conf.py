@@ -58,6 +58,7 @@ def named(pages: list[str]) -> list[str]:
     return [f"{page.rpartition('/')[2].replace('_', ' ').capitalize()} <{page}>" for page in pages]
 
 
+NOTEBOOKS = frozenset(notebooks.pages())
 TUTORIALS = [f"docs/tutorials/{name}" for name in ("train", "likelihood", "diffusers", "many-machines", "backend")]
 API = [f"docs/api/{name}" for name in ("process", "sampling", "likelihood", "backends", "torch", "tools", "commands")]
 LESSONS = [f"docs/learn/{name}" for name in ("forward", "reverse", "bound", "decoder", "objective", "algorithms")]
@@ -112,7 +113,7 @@ def add_navigation(app: Any, page: str, source: list[str]) -> None:
 
 def add_notebook(app: Any, page: str, source: list[str]) -> None:
     """A page that is a notebook too says so below its title."""
-    if (ROOT / page).with_suffix(".md") in notebooks.pages():
+    if (ROOT / page).with_suffix(".md") in NOTEBOOKS:
         title, _, text = source[0].partition("\n")
         file = f"{'../' * page.count('/')}notebooks/{page.rpartition('/')[2]}.ipynb"
         source[0] = f'{title}\n\n<a href="{file}" download>This page as a notebook</a>\n{text}'

@@ -67,7 +67,7 @@ class Errors:
             return costs[k]
 
         k = self._candidate
-        while abs(k) < 16 * _OCTAVE and (lower := min((k - 1, k + 1), key=cost)) != k and cost(lower) < cost(k):
+        while abs(k) < 16 * _OCTAVE and cost(lower := min((k - 1, k + 1), key=cost)) < cost(k):
             k = lower
         self._candidate = k
         bend = cost(k - 1) - 2 * cost(k) + cost(k + 1)

@@ -19,6 +19,7 @@ from tinyddpm._io.progress import progress_bar, say
 from tinyddpm.likelihood import VLB, vlb
 from tinyddpm.samplers import Step
 from tinyddpm.training import Images, Run, load_run
+from tinyddpm.training.data.reading import in_channels
 from tinyddpm.training.log import read_lines
 
 
@@ -63,7 +64,7 @@ def images_for(run: Run, data: str, tell: bool = False) -> Images:
         return images
     if tell:
         say(f"data: {'colour images, made grey' if channels == 1 else 'grey images, in three equal channels'}, as the run's are")
-    return dataclasses.replace(config, **given, grey=channels == 1, rgb=channels == 3).images()
+    return in_channels(images, channels)
 
 
 def held_out(run: Run, data: str, limit: int | None = None, tell: bool = False) -> Images:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,11 @@ from tinyddpm.training.data.notes import check_colour, dark, of_folder
 from tinyddpm.training.data.pictures import SUFFIXES
 from tinyddpm.training.data.shards import Folder, Labels, Shards, expand
 from tinyddpm.training.data.sources import IN_MEMORY as MOST
-from tinyddpm.training.data.sources import Fitted, Pictures, Rows, Toned, fit_all, open_pictures, toned
+from tinyddpm.training.data.sources import Mapped, Pictures, Rows, fit_all, open_pictures, toned
 from tinyddpm.training.data.values import Scale, as_ends, as_levels
 from tinyddpm.training.data.zips import Zip
 
-__all__ = ["BAD_FILES", "IN_MEMORY", "load"]
+__all__ = ["BAD_FILES", "IN_MEMORY", "in_channels", "load"]
 
 BAD_FILES = ("stop", "skip")
 IN_MEMORY = "(array)"
@@ -118,7 +120,7 @@ def load(
     else:
         images = _of_one_file(os.fspath(source), labels, levels, ends)
     images = _fitted(images, size)
-    return images if channels is None else _toned(images, as_int("channels", channels, 1, 3))
+    return images if channels is None else in_channels(images, as_int("channels", channels, 1, 3))
 
 
 def _as_they_are(images: Images, levels: int | None, ends: tuple[float, float] | None, labels: Any) -> Images:
@@ -231,21 +233,24 @@ def _size(value: Any) -> tuple[int, int] | None:
 
 
 def _fitted(images: Images, size: tuple[int, int] | None) -> Images:
-    """The images at that size, resized now if they are in memory, else when they are read."""
+    """The images at that size."""
     if size is None or images.shape[1:] == size:
         return images
-    top = images.levels - 1
-    if isinstance(images.pixels, Rows):
-        return replace(images, pixels=replace(images.pixels, source=Fitted(images.pixels.source, size, top)))
-    return replace(images, pixels=fit_all(images.pixels, size, top))
+    return _mapped(images, (images.shape[0], *size), partial(fit_all, size=size, top=images.levels - 1))
 
 
-def _toned(images: Images, channels: int) -> Images:
+def in_channels(images: Images, channels: int) -> Images:
     """The images in grey (1 channel) or in colour (3)."""
     if channels == 2:
         raise ValueError("channels must be 1 or 3, got 2")
     if (given := images.shape[0]) not in (1, 3):
         raise ValueError(f"{'grey' if channels == 1 else 'rgb'} must be of images with 1 or 3 channels, got {given}")
-    if isinstance(images.pixels, Rows):
-        return replace(images, pixels=replace(images.pixels, source=Toned(images.pixels.source, channels)))
-    return replace(images, pixels=toned(images.pixels, channels))
+    return _mapped(images, (channels, *images.shape[1:]), partial(toned, channels=channels))
+
+
+def _mapped(images: Images, shape: tuple[int, int, int], function: Callable[[NDArray[Any]], NDArray[Any]]) -> Images:
+    """The images through a function that gives them that shape: now if they are in memory, else when they are read."""
+    pixels = images.pixels
+    if isinstance(pixels, Rows):
+        return replace(images, pixels=replace(pixels, source=Mapped(pixels.source, shape, function)))
+    return replace(images, pixels=function(pixels))

@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 
 from tinyddpm.training.data.pictures import Header, decode, fit, read_header, refusing_oversized
 
-__all__ = [
-    "IN_MEMORY", "Files", "Fitted", "Pictures", "Rows", "Source", "Toned", "each", "fit_all", "open_pictures", "toned",
-]  # fmt: skip
+__all__ = ["IN_MEMORY", "Files", "Mapped", "Pictures", "Rows", "Source", "each", "fit_all", "open_pictures", "toned"]
 
 IN_MEMORY = 2**28
 """Bytes up to which images are kept in memory."""
@@ -88,16 +86,12 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
-    """A source's images at another size."""
+class Mapped:
+    """A source's images as a function makes them of those that are read."""
 
     source: Source
-    size: tuple[int, int]
-    top: int
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.source.shape[0], *self.size
+    shape: tuple[int, int, int]
+    function: Callable[[NDArray[Any]], NDArray[Any]]
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -107,29 +101,7 @@ class Fitted:
         return len(self.source)
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        return fit_all(self.source.read(rows), self.size, self.top)
-
-
-@dataclass(frozen=True, eq=False)
-class Toned:
-    """A source's images in grey or in colour."""
-
-    source: Source
-    channels: int
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.channels, *self.source.shape[1:]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.source.dtype
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        return toned(self.source.read(rows), self.channels)
+        return self.function(self.source.read(rows))
 
 
 def toned(pixels: NDArray[Any], channels: int) -> NDArray[Any]:
