@@ -33,7 +33,7 @@ FLOORS = (  # from the ground up: a module may import from its own floor or from
     {"calibration"},
     {"likelihood"},
     {"analytic", "edit"},
-    {"plots", "_figures"},
+    {"plots"},
     {"nn", "training", "verify"},
     {"_commands"},
     {"cli"},

@@ -10,8 +10,8 @@ import numpy as np
 
 from tinyddpm import Diffusion, Gaussian, plots
 from tinyddpm._arrays.namespace import Array
-from tinyddpm._figures import STYLES, curve_style, new_figure, one_panel
 from tinyddpm.gaussian import discretized_log_likelihood
+from tinyddpm.plots._style import STYLES, curve_style, new_figure, one_panel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, get_args
 from tinyddpm import Denoiser, Diffusion, plans
 from tinyddpm._commands.evaluate import in_bits
 from tinyddpm._commands.runs import score
-from tinyddpm._figures import MARKERS, curve_style, label_x, one_panel
 from tinyddpm._io.progress import progress_bar
 from tinyddpm._network.variance import Variance
 from tinyddpm.calibration import Calibration
+from tinyddpm.plots._style import MARKERS, curve_style, label_x, one_panel
 from tinyddpm.training import Images, Run
 
 if TYPE_CHECKING:

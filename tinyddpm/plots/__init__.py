@@ -19,10 +19,10 @@ from tinyddpm import noise
 from tinyddpm import schedules as _schedules
 from tinyddpm._arrays.check import as_instance, as_int, as_list, lookup, one_of
 from tinyddpm._arrays.namespace import Array, namespace_of
-from tinyddpm._figures import MARKERS, STYLES, as_images, curve_style, label_x, new_figure, one_panel, standard_error
 from tinyddpm._io.files import write
 from tinyddpm.diffusion import Diffusion
 from tinyddpm.likelihood import VLB
+from tinyddpm.plots._style import MARKERS, STYLES, as_images, curve_style, label_x, new_figure, one_panel, standard_error
 from tinyddpm.samplers import Step
 
 if TYPE_CHECKING:
