@@ -31,8 +31,8 @@ MODULES = {  # by the test module that is to notice their mutants
     "diffusion": ("diffusion", "_process", "_numerics/tables", "_numerics/weights"),
     "gaussian": ("gaussian", "_numerics/bins", "_numerics/divergence", "_numerics/operands"),
     "losses": ("losses", "_losses/call", "_losses/times"),
-    "likelihood": ("likelihood", "_likelihood/steps", "_likelihood/sums", "_likelihood/result"),
-    "calibration": ("calibration", "_calibration/measure", "_calibration/paths", "_calibration/file"),
+    "likelihood": ("likelihood", "_likelihood/steps", "_likelihood/bound"),
+    "calibration": ("calibration", "_calibration"),
 }
 TESTS = {module: f"tests/test_{test}.py" for test, modules in MODULES.items() for module in modules}
 MALFORMED = [f"tests/test_malformed.py::test_{name}" for name in ("on_the_host", "in_every_library[numpy]")]

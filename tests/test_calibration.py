@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tinyddpm import Denoiser, Diffusion, backends, guidance, likelihood, schedules
-from tinyddpm._calibration.measure import Errors
+from tinyddpm._calibration import Errors
 from tinyddpm.analytic import GaussianData, MixtureData
 from tinyddpm.likelihood import Calibration
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from strategies import batch, plans
 
 from tinyddpm import Denoiser, Diffusion, backends, edit, noise, samplers, schedules
-from tinyddpm._editing import parts
+from tinyddpm import _editing as parts
 from tinyddpm.analytic import GaussianData, MixtureData
 
 MIXTURE = MixtureData([0.5, 0.3, 0.2], [[-0.6, 0.2], [0.5, 0.5], [0.1, -0.7]], [[0.02, 0.05], [0.04, 0.02], [0.03, 0.03]])

@@ -24,8 +24,7 @@ from tinyddpm import plans
 from tinyddpm._arrays import check
 from tinyddpm._arrays.namespace import Table
 from tinyddpm._arrays.value import FrozenValue
-from tinyddpm._calibration import file, paths
-from tinyddpm._calibration.measure import with_floor
+from tinyddpm._calibration import best_plan, best_plan_of_length, read, with_floor, write
 from tinyddpm._losses.call import Decoder
 from tinyddpm._network.nets import first_half
 from tinyddpm._numerics.double import Double
@@ -101,8 +100,8 @@ class Calibration(FrozenValue):
         """
         last = np.append(np.inf, self._last_cost[1:])
         if steps is None:
-            return paths.shortest(self._costs, last)
-        return paths.of_length(self._costs, last, check.as_int("steps", steps, 1, self.d.T))
+            return best_plan(self._costs, last)
+        return best_plan_of_length(self._costs, last, check.as_int("steps", steps, 1, self.d.T))
 
     def variance(self, timesteps: Iterable[int]) -> Table:
         """The best variances of the chain over a plan.
@@ -231,7 +230,7 @@ class Calibration(FrozenValue):
         """
         log = self.d._log_alpha_bar
         values = [self.d.beta, log.hi, log.lo, *(getattr(self, name) for name in _TABLES[3:])]
-        file.write(path, {name: getattr(self, name) for name in _PLAIN}, dict(zip(_TABLES, values, strict=True)))
+        write(path, {name: getattr(self, name) for name in _PLAIN}, dict(zip(_TABLES, values, strict=True)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
@@ -253,7 +252,7 @@ class Calibration(FrozenValue):
             If the file is missing, or is no such file; the message names it.
         """
         try:
-            plain, tables = file.read(path, _PLAIN, _TABLES)
+            plain, tables = read(path, _PLAIN, _TABLES)
             beta, *log = (tables[name] for name in _TABLES[:3])
             clip = plain.pop("clip_range")
             values: dict[str, Any] = {name: tables[name] for name in _TABLES[3:]} | plain

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from tinyddpm import _editing as parts
 from tinyddpm import backends, noise, plans
 from tinyddpm._arrays.check import as_bool, as_list, as_positive_int, as_real, lookup, names_unknown_options, one_of
 from tinyddpm._arrays.namespace import A, Array, cast_like, check_same_shape, namespace_of, on_host, quiet
-from tinyddpm._editing import parts
-from tinyddpm._editing.inversion import call_finite, inverted
 from tinyddpm._io.progress import progress_bar
 from tinyddpm._network.nets import refuse_nonfinite
 from tinyddpm._sampling.options import BEST_SPACING, SamplerName
@@ -155,7 +154,7 @@ def inpaint(
             if s > t:
                 x = d.q_between(x, t, s).sample(draw(step))
                 continue
-            value, raw = call_finite(d, denoiser, x, t, xp)
+            value, raw = parts.call_finite(d, denoiser, x, t, xp)
             p = denoiser.p_from(d, value, raw, x, t, s, xp)
             z = draw(step) if s else None  # one draw serves both parts: no element is in both
             x = p.mean if z is None else p.sample(z)
@@ -297,4 +296,4 @@ def invert(
     plan = plans.chosen(d.log_snr, steps, timesteps, default=BEST_SPACING["ddim"], started=True)
     rows = ddim(d, plan, 0.0)[::-1]
     with backends.no_grad(x0), quiet():
-        return inverted(d, denoiser, x0, progress_bar(rows, len(rows), enabled=progress, label="invert"), iterations, xp)  # type: ignore[no-any-return]
+        return parts.inverted(d, denoiser, x0, progress_bar(rows, len(rows), enabled=progress, label="invert"), iterations, xp)  # type: ignore[no-any-return]

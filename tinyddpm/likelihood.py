@@ -14,11 +14,10 @@ import numpy as np
 from tinyddpm import backends, gaussian, noise
 from tinyddpm._arrays.check import as_bool, as_instance, as_int, as_positive_int, names_unknown_options
 from tinyddpm._arrays.namespace import Array, Table, quietly
-from tinyddpm._calibration.measure import Errors
+from tinyddpm._calibration import Errors
 from tinyddpm._io.progress import progress_bar
 from tinyddpm._likelihood import steps as noised
-from tinyddpm._likelihood.result import VLB, Curve
-from tinyddpm._likelihood.sums import Sums, refuse
+from tinyddpm._likelihood.bound import VLB, Curve, Sums, refuse
 from tinyddpm._losses.call import Decoder, check_range
 from tinyddpm._process import Process
 from tinyddpm.calibration import Calibration

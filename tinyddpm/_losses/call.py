@@ -105,18 +105,18 @@ def vlb_term(d: Process, denoiser: Denoiser, call: Call, decoder: Decoder) -> Ar
     if known and not some:
         return mean_over_dims(_divergence(d, denoiser, call, log_var), xp)
     mean = d._convert(call.value, x_t, t, denoiser.predicts, "mu", xp)
-    l_0 = mean_over_dims(_reconstruction(call.x0, mean, log_var, decoder), xp)
+    l_0 = mean_over_dims(reconstruction(call.x0, mean, log_var, decoder), xp)
     if known and all_first:
         return l_0
     first = array_like(first, x_t, xp, dtype=xp.bool) if known else first
     return xp.where(first, l_0, mean_over_dims(_divergence(d, denoiser, call, log_var), xp))
 
 
-def _reconstruction(x0: Array, mean: Array, log_var: Any, decoder: Decoder) -> Array:
-    """-log p(x_0 | x_1), elementwise: of x_0's bin among 256 levels, or its density."""
+def reconstruction(x0: Array, mean: Array, log_var: Any, decoder: Decoder, levels: int = 256) -> Array:
+    """-log p(x_0 | x_1), elementwise: of x_0's bin among `levels`, or its density."""
     if decoder == "density":
         return -gaussian.Gaussian(mean, log_var).log_prob(x0)
-    return -gaussian.discretized_log_likelihood(x0, mean, log_var / 2, 256, decoder)
+    return -gaussian.discretized_log_likelihood(x0, mean, log_var / 2, levels, decoder)
 
 
 def _divergence(d: Process, denoiser: Denoiser, call: Call, log_var: Any) -> Array:
