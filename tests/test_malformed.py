@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Library
 
 from tinyddpm import (
     Denoiser,
@@ -102,71 +103,34 @@ SCHEDULES = [
     call(schedules.sigmoid, **ends(types={"start": NO_NUMBER, "end": NO_NUMBER}, values={"start": (NAN, INF), "end": (NAN,)})),
     call(schedules.constant, types={"T": NO_INT, "beta": NO_NUMBER}, values={"T": NO_LENGTH, "beta": (0.0, -1, 1.0, 1.1, NAN)}),
     call(schedules.jsd, types={"T": NO_INT}, values={"T": NO_LENGTH}),
-    call(
-        schedules.cosine,
-        types={"T": NO_INT, "s": NO_NUMBER, "max_beta": NO_NUMBER},
-        values={"T": NO_LENGTH, "s": (-0.1, NAN, INF, 1e300), "max_beta": (0.0, 1.1, -1)},
-    ),
-    call(
-        schedules.sigmoid_alpha_bar,
-        types={"T": NO_INT, "start": NO_NUMBER, "end": NO_NUMBER, "tau": NO_NUMBER, "max_beta": NO_NUMBER},
-        values={"T": NO_LENGTH, "start": (NAN, -INF, -5e3), "end": (-3, -5, INF, NAN), "tau": (0, -1, NAN), "max_beta": (0, 2)},
-    ),
-    call(
-        schedules.from_alpha_bar,
-        f=[0.9, 0.5],
-        types={"f": (None, "f", [None, 0.5], [1j], ["a", "b"], [0.5, [0.1]], np.ma.array([0.5])), "T": (True, 1.5, "3")},
-        values={
-            "f": (3, [], [1.0, 0.5], [0.5, 0.5], [0.5, 0.9], [[0.9]], [0.9, NAN], [0.9, -0.1], [0.5, 0, 0], [0.9, 1e-20, 1e-40]),
-            "T": (3, 0),
-        },
-    ),
-    call(
-        schedules.from_alpha_bar,
-        label="from_alpha_bar of a function",
-        f=lambda u: 1 - 0.9 * u,
-        T=4,
-        types={"f": (lambda u: "a", lambda u: None, lambda u: [u]), "T": (True, 1.5)},
-        values={"f": (lambda u: NAN, lambda u: u, lambda u: 1.0, lambda u: 1 / u - 1 if u else INF), "T": (None, *NO_LENGTH)},
-    ),
-    *(
-        call(
-            function,
-            beta=[0.1, 0.2],
-            types={"beta": (None, "b", ["a"], [1j], [True], [0.1, [0.1]], np.ma.array([0.1]), np.array([0.1], ">f4"))},
-            values={"beta": (3, [], [0.0], [-0.1], [1.5], [[0.1]], [NAN], [1.0, 0.1], [0.1, 1.0, 0.1])},
-        )
-        for function in (schedules.checked, schedules.zero_terminal_snr)
-    ),
-]
+    call(schedules.cosine, types={"T": NO_INT, "s": NO_NUMBER, "max_beta": NO_NUMBER},
+         values={"T": NO_LENGTH, "s": (-0.1, NAN, INF, 1e300), "max_beta": (0.0, 1.1, -1)}),
+    call(schedules.sigmoid_alpha_bar,
+         types={"T": NO_INT, "start": NO_NUMBER, "end": NO_NUMBER, "tau": NO_NUMBER, "max_beta": NO_NUMBER},
+         values={"T": NO_LENGTH, "start": (NAN, -INF, -5e3), "end": (-3, -5, INF, NAN), "tau": (0, -1, NAN), "max_beta": (0, 2)}),
+    call(schedules.from_alpha_bar, f=[0.9, 0.5],
+         types={"f": (None, "f", [None, 0.5], [1j], ["a", "b"], [0.5, [0.1]], np.ma.array([0.5])), "T": (True, 1.5, "3")},
+         values={"f": (3, [], [1.0, 0.5], [0.5, 0.5], [0.5, 0.9], [[0.9]], [0.9, NAN], [0.9, -0.1], [0.5, 0, 0],
+                       [0.9, 1e-20, 1e-40]), "T": (3, 0)}),
+    call(schedules.from_alpha_bar, label="from_alpha_bar of a function", f=lambda u: 1 - 0.9 * u, T=4,
+         types={"f": (lambda u: "a", lambda u: None, lambda u: [u]), "T": (True, 1.5)},
+         values={"f": (lambda u: NAN, lambda u: u, lambda u: 1.0, lambda u: 1 / u - 1 if u else INF), "T": (None, *NO_LENGTH)}),
+    *(call(function, beta=[0.1, 0.2],
+           types={"beta": (None, "b", ["a"], [1j], [True], [0.1, [0.1]], np.ma.array([0.1]), np.array([0.1], ">f4"))},
+           values={"beta": (3, [], [0.0], [-0.1], [1.5], [[0.1]], [NAN], [1.0, 0.1], [0.1, 1.0, 0.1])})
+      for function in (schedules.checked, schedules.zero_terminal_snr)),
+]  # fmt: skip
 
 PROCESS = [
-    call(
-        Diffusion,
-        beta=[0.1, 0.2],
-        types={"beta": ("b", ["a", "b"], [1j], {"a": 1}, [True, False])},
-        values={"beta": (3, [], [0.0], [-0.1], [1.5], [1.0, 0.5], [[0.1]], [NAN], [INF], [5e-324, 0.1])},
-    ),
-    call(
-        D.timesteps,
-        steps=3,
-        types={"steps": NO_INT, "spacing": NO_NAME},
-        values={"steps": (0, -1, T + 1)},
-        names={"spacing": ("odd", "")},
-    ),
-    call(
-        D.respaced,
-        timesteps=(5, 2, 0),
-        types={"timesteps": (None, 3, "520", (5, 2.0, 0), (5, True, 0))},
-        values={"timesteps": ((), (0,), (5, 5, 0), (2, 5, 0), (6, 0), (5, 1), (-1, 0))},
-    ),
+    call(Diffusion, beta=[0.1, 0.2], types={"beta": ("b", ["a", "b"], [1j], {"a": 1}, [True, False])},
+         values={"beta": (3, [], [0.0], [-0.1], [1.5], [1.0, 0.5], [[0.1]], [NAN], [INF], [5e-324, 0.1])}),
+    call(D.timesteps, steps=3, types={"steps": NO_INT, "spacing": NO_NAME}, values={"steps": (0, -1, T + 1)},
+         names={"spacing": ("odd", "")}),
+    call(D.respaced, timesteps=(5, 2, 0), types={"timesteps": (None, 3, "520", (5, 2.0, 0), (5, True, 0))},
+         values={"timesteps": ((), (0,), (5, 5, 0), (2, 5, 0), (6, 0), (5, 1), (-1, 0))}),
     call(D.sample_t, n=3, seed=0, types={"n": NO_INT, "seed": NO_INT}, values={"n": (-1, 2**61), "seed": NO_SEED}),
-    call(
-        D.posterior_weights,
-        t=3,
-        types={"t": (*NO_INT[:5], np.array([1.5]), np.ma.array([3])), "s": (True, 1.5, "1")},
-        values={"t": (0, T + 1, np.array([0, 2])), "s": (3, 4, -1, T)},
-    ),
+    call(D.posterior_weights, t=3, types={"t": (*NO_INT[:5], np.array([1.5]), np.ma.array([3])), "s": (True, 1.5, "1")},
+         values={"t": (0, T + 1, np.array([0, 2])), "s": (3, 4, -1, T)}),
     call(D.between_weights, t=3, types={"t": (True, 1.5)}, values={"t": (0, T + 1), "s": (3, -1)}),
     call(D.conversion, source="eps", target="x0", types={"source": NO_NAME, "target": NO_NAME},
          names={"source": ("epsilon",), "target": ("sample", "")}),
@@ -176,29 +140,15 @@ PROCESS = [
 ]  # fmt: skip
 
 DENOISERS = [
-    call(
-        Denoiser,
-        net=lambda x, t: x,
-        types={
-            "net": (None, 3, "net"),
-            "predicts": NO_NAME,
-            "variance": (3, None, [], [1], [[0.1, 0.2]], np.array([1, 2]), ["a", "b"]),
-            "clip_x0": (*NO_BOOL, (0.0,), (0, 1, 2), ("a", "b"), [True, False]),
-            "first_t": NO_INT,
-        },
-        values={
-            "variance": ([0.0, -0.1], [NAN, NAN], [0.0, INF]),
-            "clip_x0": ((1.0, 0.0), (NAN, 1.0)),
-            "first_t": (2**40, -(2**40)),
-        },
-        names={"predicts": ("epsilon", "x_0", ""), "variance": ("fixed", "")},
-    ),
-    call(
-        Denoiser(lambda x, t: x).respaced,
-        timesteps=(5, 0),
-        types={"timesteps": (None, 3, (1.5, 0))},
-        values={"timesteps": ((), (5, 5, 0), (5,))},
-    ),
+    call(Denoiser, net=lambda x, t: x,
+         types={"net": (None, 3, "net"), "predicts": NO_NAME, "first_t": NO_INT,
+                "variance": (3, None, [], [1], [[0.1, 0.2]], np.array([1, 2]), ["a", "b"]),
+                "clip_x0": (*NO_BOOL, (0.0,), (0, 1, 2), ("a", "b"), [True, False])},
+         values={"variance": ([0.0, -0.1], [NAN, NAN], [0.0, INF]), "clip_x0": ((1.0, 0.0), (NAN, 1.0)),
+                 "first_t": (2**40, -(2**40))},
+         names={"predicts": ("epsilon", "x_0", ""), "variance": ("fixed", "")}),
+    call(Denoiser(lambda x, t: x).respaced, timesteps=(5, 0), types={"timesteps": (None, 3, (1.5, 0))},
+         values={"timesteps": ((), (5, 5, 0), (5,))}),
     call(guidance.classifier_free, net=lambda x, t, y: x, y=None, scale=1.0, null=None,
          types={"net": (None, 3), "scale": (*NO_NUMBER, np.array([True]), np.ma.array([1.0])), "rescale": NO_NUMBER},
          values={"scale": (NAN, INF, np.array([1.0, NAN]), np.ones((2, 1))), "rescale": (-0.1, 1.1, NAN)}),
@@ -211,182 +161,71 @@ DENOISERS = [
 ]  # fmt: skip
 
 DATA_SETS = [
-    call(
-        analytic.GaussianData,
-        mean=[0.0, 0.5],
-        var=0.1,
-        types={"mean": (None, ["a"], "one", [True], np.ma.array([0.0, 0.5]), np.zeros(2, ">f8")), "var": (None, "v")},
-        values={"mean": ([NAN], [INF]), "var": (-0.1, [0.1, 0.2, 0.3], NAN)},
-    ),
-    call(
-        analytic.MixtureData,
-        weights=[0.5, 0.5],
-        means=[[0.0], [1.0]],
-        vars=0.1,
-        types={"weights": (None, "ab"), "means": (None, [["a"], ["b"]]), "vars": (None, "v")},
-        values={
-            "weights": ([0.5, 0.6], [1.5, -0.5], [[1.0]], [NAN, NAN], [1.0, 0.0], 1.0),
-            "means": ([[0.0]], [[NAN], [0.0]], 0.0),
-            "vars": (-0.1, [0.1, 0.2, 0.3], NAN),
-        },
-    ),
+    call(analytic.GaussianData, mean=[0.0, 0.5], var=0.1,
+         types={"mean": (None, ["a"], "one", [True], np.ma.array([0.0, 0.5]), np.zeros(2, ">f8")), "var": (None, "v")},
+         values={"mean": ([NAN], [INF]), "var": (-0.1, [0.1, 0.2, 0.3], NAN)}),
+    call(analytic.MixtureData, weights=[0.5, 0.5], means=[[0.0], [1.0]], vars=0.1,
+         types={"weights": (None, "ab"), "means": (None, [["a"], ["b"]]), "vars": (None, "v")},
+         values={"weights": ([0.5, 0.6], [1.5, -0.5], [[1.0]], [NAN, NAN], [1.0, 0.0], 1.0),
+                 "means": ([[0.0]], [[NAN], [0.0]], 0.0), "vars": (-0.1, [0.1, 0.2, 0.3], NAN)}),
     call(NORMAL.sample, n=2, types={"n": NO_INT, "seed": NO_INT}, values={"n": (-1, 2**61), "seed": NO_SEED}),
     call(NORMAL.marginal, d=D, t=3, types={"t": NO_INT, "d": (None, 3)}, values={"t": (-1, T + 1)}),
     call(NORMAL.net, d=D, types={"d": (None, 3, "d")}),
-]
+]  # fmt: skip
 
 NOISE = [
-    call(
-        noise.normal,
-        seed=0,
-        index=range(2),
-        step=1,
-        shape=(3,),
-        types={
-            "seed": NO_INT,
-            "step": NO_INT,
-            "stream": NO_INT,
-            "index": (None, 3, "01", [0.5], [True], np.array([0.5]), np.array([True]), np.ma.array([1])),
-            "shape": (3, None, "3", (1.5,), (True,)),
-            "exact": NO_BOOL,
-            "dtype": NO_NAME,
-            "backend": NO_NAME,
-        },
-        values={
-            "seed": NO_SEED,
-            "step": NO_SEED,
-            "stream": NO_SEED,
-            "index": (
-                [-1],
-                [2**64],
-                range(-1, 2),
-                np.array([[0]]),
-                np.array([-1]),
-                range(2**62),
-                np.array(3),
-                range(2**64, 2**64 + 2),
-            ),
-            "shape": ((-1,), (2**62,), (2**40,), (2**62, 2**62), (2**40, 2**20)),
-        },
-        names={"dtype": ("int8", "float", "", "float8", "bfloat16", np.int8), "backend": ("tpu", "")},
-    ),
-    call(
-        lambda step, **o: noise.like(**o)(step),
-        label="noise.like",
-        x=X,
-        seed=0,
-        index=range(2),
-        step=1,
-        types={"index": (3, 1.5), "seed": NO_INT[:3], "step": NO_INT[:3]},
-        values={"index": ([0], range(3)), "seed": NO_SEED, "step": NO_SEED},
-    ),
+    call(noise.normal, seed=0, index=range(2), step=1, shape=(3,),
+         types={"seed": NO_INT, "step": NO_INT, "stream": NO_INT, "exact": NO_BOOL, "dtype": NO_NAME, "backend": NO_NAME,
+                "index": (None, 3, "01", [0.5], [True], np.array([0.5]), np.array([True]), np.ma.array([1])),
+                "shape": (3, None, "3", (1.5,), (True,))},
+         values={"seed": NO_SEED, "step": NO_SEED, "stream": NO_SEED,
+                 "index": ([-1], [2**64], range(-1, 2), np.array([[0]]), np.array([-1]), range(2**62), np.array(3),
+                           range(2**64, 2**64 + 2)),
+                 "shape": ((-1,), (2**62,), (2**40,), (2**62, 2**62), (2**40, 2**20))},
+         names={"dtype": ("int8", "float", "", "float8", "bfloat16", np.int8), "backend": ("tpu", "")}),
+    call(lambda step, **o: noise.like(**o)(step), label="noise.like", x=X, seed=0, index=range(2), step=1,
+         types={"index": (3, 1.5), "seed": NO_INT[:3], "step": NO_INT[:3]},
+         values={"index": ([0], range(3)), "seed": NO_SEED, "step": NO_SEED}),
     call(noise.numbers, index=None, n=2, types={"index": (3, 1.5)}, values={"index": ([0], range(3))}),
-]
+]  # fmt: skip
 
 TIMES = [
     call(losses.UniformT, T=3, types={"T": NO_INT}, values={"T": (0, -1)}),
     call(losses.LossAwareT, T=3, types={"T": NO_INT}, values={"T": (0, 2**60)}),
-    *(
-        call(
-            sampler.sample,
-            n=2,
-            rng=np.random.default_rng(0),
-            types={"n": NO_INT, "rng": (None, 0, np.random)},
-            values={"n": (-1,)},
-        )
-        for sampler in (losses.UniformT(3), losses.LossAwareT(3))
-    ),
-    *(
-        call(
-            sampler.update,
-            t=np.array([1, 2]),
-            loss=np.array([0.1, 0.2]),
-            types={"t": ([1.5, 2.0], None, "ab"), "loss": (None, "ab", ["a", "b"], {})},
-            values={"t": ([0, 1], [1, 4]), "loss": ([0.1], [NAN, 0.1], [INF, 0.1], 0.1)},
-        )
-        for sampler in (losses.UniformT(3), losses.LossAwareT(3))
-    ),
-    call(
-        losses.LossAwareT(3).load_state_dict,
-        state=losses.LossAwareT(3).state_dict(),
-        types={"state": (None, 3, [1], "history")},
-        values={
-            "state": (
-                {},
-                losses.LossAwareT(4).state_dict(),
-                {"history": np.zeros((3, 10))},
-                {"history": np.full((3, 10), NAN), "count": np.zeros(3, int)},
-                {"history": np.full((3, 10), "a"), "count": np.zeros(3, int)},
-                {"history": np.zeros((3, 10)), "count": np.full(3, -1)},
-            )
-        },
-    ),
-]
+    *(call(sampler.sample, n=2, rng=np.random.default_rng(0), types={"n": NO_INT, "rng": (None, 0, np.random)},
+           values={"n": (-1,)})
+      for sampler in (losses.UniformT(3), losses.LossAwareT(3))),
+    *(call(sampler.update, t=np.array([1, 2]), loss=np.array([0.1, 0.2]),
+           types={"t": ([1.5, 2.0], None, "ab"), "loss": (None, "ab", ["a", "b"], {})},
+           values={"t": ([0, 1], [1, 4]), "loss": ([0.1], [NAN, 0.1], [INF, 0.1], 0.1)})
+      for sampler in (losses.UniformT(3), losses.LossAwareT(3))),
+    call(losses.LossAwareT(3).load_state_dict, state=losses.LossAwareT(3).state_dict(),
+         types={"state": (None, 3, [1], "history")},
+         values={"state": ({}, losses.LossAwareT(4).state_dict(), {"history": np.zeros((3, 10))},
+                           {"history": np.full((3, 10), NAN), "count": np.zeros(3, int)},
+                           {"history": np.full((3, 10), "a"), "count": np.zeros(3, int)},
+                           {"history": np.zeros((3, 10)), "count": np.full(3, -1)})}),
+]  # fmt: skip
 
+FOREIGN = (np.ma.array(X), X.astype(X.dtype.newbyteorder()))
+PLAIN: dict[str, Any] = {"denoiser": Denoiser(lambda x, t: x), "shape": X.shape}
 KNOWN = [
-    call(
-        lambda backend: backends.get(backend),
-        label="backends.get",
-        backend="numpy",
-        types={"backend": NO_NAME},
-        names={"backend": ("tpu", "")},
-    ),
+    call(lambda backend: backends.get(backend), label="backends.get", backend="numpy", types={"backend": NO_NAME},
+         names={"backend": ("tpu", "")}),
     call(backends.of, array=X, names={"array": (None, 3, "x", [0.1])}),
-    call(
-        backends.register,
-        backend=replace(backends.get("numpy"), name="malformed"),
-        types={"backend": (None, "numpy", object())},
-        values={"backend": (backends.get("numpy"), backends.get("torch"))},
-    ),
-    *(
-        call(
-            backends.get(name).from_numpy,
-            array=X.astype(np.float32),
-            types={"array": (None, "x", [None], np.array(["a"]), np.array([1j]), np.ma.array(X)), "dtype": (3, b"float32")},
-            names={"dtype": ("int3", "float128", "float8", "complex64", "f4", "", np.complex64)},
-        )
-        for name in ("numpy", "torch", "jax")
-    ),
-    call(
-        D.q_sample,
-        label="NumPy's own kinds",
-        x0=X,
-        t=3,
-        eps=X,
-        types={name: (np.ma.array(X), X.astype(X.dtype.newbyteorder())) for name in ("x0", "eps")},
-    ),
-    call(
-        D.sample,
-        label="x_T",
-        denoiser=Denoiser(lambda x, t: x),
-        shape=X.shape,
-        x_T=X,
-        types={"x_T": (np.ma.array(X), X.astype(X.dtype.newbyteorder()))},
-    ),
-    call(
-        D.sample,
-        label="NumPy has no faster networks",
-        denoiser=Denoiser(lambda x, t: x),
-        shape=(2, 3),
-        values={"compile": (True,), "autocast": ("bfloat16",)},
-    ),
-    call(
-        D.sample,
-        label="autocast",
-        denoiser=Denoiser(lambda x, t: x),
-        shape=(2, 3),
-        backend="torch",
-        names={"autocast": ("float8",)},
-    ),
-    call(
-        D.sample,
-        label="a guided network",
-        shape=(2, 3),
-        backend="torch",
-        values={"compile": (True,)},
-        denoiser=Denoiser(guidance.classifier(lambda x, t: x, lambda x, t: x * 0, 1.0)),
-    ),
-]
+    call(backends.register, backend=replace(backends.get("numpy"), name="malformed"),
+         types={"backend": (None, "numpy", object())}, values={"backend": (backends.get("numpy"), backends.get("torch"))}),
+    *(call(backends.get(name).from_numpy, array=X.astype(np.float32),
+           types={"array": (None, "x", [None], np.array(["a"]), np.array([1j]), np.ma.array(X)), "dtype": (3, b"float32")},
+           names={"dtype": ("int3", "float128", "float8", "complex64", "f4", "", np.complex64)})
+      for name in ("numpy", "torch", "jax")),
+    call(D.q_sample, label="NumPy's own kinds", x0=X, t=3, eps=X, types={"x0": FOREIGN, "eps": FOREIGN}),
+    call(D.sample, label="x_T", **PLAIN, x_T=X, types={"x_T": FOREIGN}),
+    call(D.sample, label="NumPy has no faster networks", **PLAIN, values={"compile": (True,), "autocast": ("bfloat16",)}),
+    call(D.sample, label="autocast", **PLAIN, backend="torch", names={"autocast": ("float8",)}),
+    call(D.sample, label="a guided network", shape=(2, 3), backend="torch", values={"compile": (True,)},
+         denoiser=Denoiser(guidance.classifier(lambda x, t: x, lambda x, t: x * 0, 1.0))),
+]  # fmt: skip
 
 
 # On arrays: the same in every library.
@@ -688,7 +527,6 @@ CALIBRATIONS = [
 ]  # fmt: skip
 
 HOST = [*CALIBRATIONS, *SCHEDULES, *PROCESS, *DENOISERS, *DATA_SETS, *NOISE, *TIMES, *KNOWN]
-LIBRARIES = ("numpy", "torch", "jax", "strict")
 
 
 def on(name: str) -> list[Call]:
@@ -722,13 +560,8 @@ def test_on_the_host() -> None:
     assert check(HOST) > 600
 
 
-@pytest.mark.parametrize("name", LIBRARIES)
-def test_in_every_library(name: str) -> None:
-    if name == "torch":
-        pytest.importorskip("torch")
-    if name == "jax":
-        pytest.importorskip("jax").config.update("jax_enable_x64", True)
-    assert check(on(name)) > 800
+def test_in_every_library(library: Library) -> None:
+    assert check(on(library.name)) > 800
 
 
 def test_of_networks_and_pictures(tmp_path: Path) -> None:
@@ -811,12 +644,8 @@ USES: dict[str, Callable[[Any, Denoiser], Any]] = {
 
 
 @pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("name", LIBRARIES)
-def test_a_network_that_goes_wrong_is_named_with_the_step(name: str, use: str) -> None:
-    pytest.importorskip({"strict": "array_api_strict"}.get(name, name))
-    if name == "jax":
-        pytest.importorskip("jax").config.update("jax_enable_x64", True)
-    L = Libraries(name)
+def test_a_network_that_goes_wrong_is_named_with_the_step(library: Library, use: str) -> None:
+    L = Libraries(library.name)
     for fault, out in faults(L).items():
         for clip in (True, False):
             denoiser = Denoiser(faulty(out), predicts="x0", clip_x0=clip)
@@ -870,12 +699,10 @@ def test_tiny_and_huge_deviations(std: float, levels: int) -> None:
         np.testing.assert_allclose(log_p, 0.0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", LIBRARIES)
-def test_no_samples_at_all(name: str) -> None:
+def test_no_samples_at_all(library: Library) -> None:
     """n = 0: an empty answer of the right shape, whatever is asked."""
-    pytest.importorskip({"strict": "array_api_strict"}.get(name, name))
-    L, net = Libraries(name), Denoiser(lambda x_t, t: x_t)
-    empty = L.array(np.zeros((0, 4, 3)))
+    name, net = library.name, Denoiser(lambda x_t, t: x_t)
+    empty = library.array(np.zeros((0, 4, 3)), "float32")
     assert noise.normal(0, [], 1, (4, 3), backend=name).shape == (0, 4, 3)
     for sampler in samplers.NAMES:
         assert tuple(D.sample(net, (0, 4, 3), sampler=sampler, backend=name).shape) == (0, 4, 3)
