@@ -1,4 +1,4 @@
-"""The known process: tables against 60-digit arithmetic, and the laws that tie q, the posterior and the conversions together."""
+"""The known process: tables and weights against exact arithmetic, conversions and plans; `verify` has the laws of q."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import dataclasses
 import pickle
 import re
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
 from itertools import pairwise
 from typing import Any
 
 import array_api_strict
-import mpmath as mp
 import numpy as np
 import pytest
 from conftest import Library
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import batch, betas, diffusions, pairs, plans, smooth_diffusions
@@ -29,97 +27,47 @@ from tinyddpm.verify import _core, _truth
 SPACINGS = ("even", "quadratic", "log_snr")
 
 
-def ulp(value: float, exact: mp.mpf) -> float:
-    """The error in units in the last place of the exact value."""
-    return float(abs(mp.mpf(float(value)) - exact) / mp.mpf(float(np.spacing(abs(float(exact))))))
-
-
-def exact_rows(beta: NDArray[np.float64], every: int = 1) -> Iterator[tuple[int, dict[str, mp.mpf]]]:
-    """(t, tables of step t in 60 digits), for every `every`-th t and the last few."""
-    with mp.workdps(60):
-        alpha_bar = mp.mpf(1)
-        for t, b in enumerate(map(mp.mpf, beta.tolist()), 1):
-            before, alpha_bar = alpha_bar, alpha_bar * (1 - b)
-            if t % every and t < len(beta) - 2:
-                continue
-            left_before, left = 1 - before, 1 - alpha_bar
-            yield (
-                t,
-                {
-                    "alpha": 1 - b,
-                    "alpha_bar": alpha_bar,
-                    "one_minus_alpha_bar": left,
-                    "sqrt_alpha_bar": mp.sqrt(alpha_bar),
-                    "beta_tilde": left_before / left * b,
-                    "w_x0": mp.sqrt(before) * b / left,
-                    "w_xt": mp.sqrt(1 - b) * left_before / left,
-                    "log_snr": mp.log(alpha_bar / left) if alpha_bar else -mp.inf,
-                },
-            )
-
-
-def worst_ulps(beta: NDArray[np.float64], every: int = 1) -> dict[str, float]:
+def worst_ulps(beta: Any) -> float:
+    """The largest error of the tables and of the weights of pairs (t, s), near and far, in units in the last place."""
     d = Diffusion(beta)
-    worst: dict[str, float] = dict.fromkeys(
-        ("alpha", "alpha_bar", "one_minus_alpha_bar", "sqrt_alpha_bar", "beta_tilde", "w_x0", "w_xt", "log_snr"), 0.0
-    )
-    with mp.workdps(60):
-        for t, exact in exact_rows(beta, every):
-            ours = {name: getattr(d, name)[t] for name in worst if not name.startswith("w_")}
-            ours["w_x0"], ours["w_xt"], _ = d.posterior_weights(t)
-            for name, value in ours.items():
-                truth = exact[name]
-                if mp.isinf(truth) or truth == 0:
-                    assert value == truth
-                elif abs(mp.mpf(float(value)) - truth) > (1e-28 if name == "log_snr" else 1e-310):
-                    worst[name] = max(worst[name], ulp(value, truth))
-    return worst
+    t = np.arange(1, d.T + 1)
+    with _truth.exactly(60 if d.beta[1:].min() > 1e-30 else 400):
+        chain = _truth.Chain(d.beta[1:].tolist())
+        left = [1 - a for a in chain.alpha_bar[1:]]
+        tables = {
+            "alpha": [1 - b for b in chain.beta[1:]],
+            "alpha_bar": chain.alpha_bar[1:],
+            "one_minus_alpha_bar": left,
+            "sqrt_alpha_bar": [a.sqrt() for a in chain.alpha_bar[1:]],
+            "sqrt_one_minus_alpha_bar": [a.sqrt() for a in left],
+            "beta_tilde": [chain.weights(k, k - 1)[2] for k in t.tolist()],
+        }
+        errors = [_core.ulp_error(getattr(d, name)[1:], exact) for name, exact in tables.items()]
+        errors.append(_core.ulp_error(d.log_snr[1:], map(chain.log_snr, t.tolist()), floor=2.5e-29))
+        for s in (t - 1, t // 2, 0 * t):
+            pairs = list(zip(t.tolist(), s.tolist(), strict=True))
+            between = [((chain.alpha_bar[i] / chain.alpha_bar[j]).sqrt(), chain.beta_between(i, j)) for i, j in pairs]
+            found = (*d.posterior_weights(t, s), *d.between_weights(t, s))
+            exact = zip(*(chain.weights(*pair) + more for pair, more in zip(pairs, between, strict=True)), strict=True)
+            errors += map(_core.ulp_error, found, exact)
+    return max(errors)
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "quadratic", "geometric", "jsd"])
-def test_tables_are_within_four_ulp(name: str) -> None:
-    assert max(worst_ulps(getattr(schedules, name)(1000), every=7).values()) <= 4
-
-
-def test_tables_of_a_hundred_thousand_steps_are_within_four_ulp() -> None:
-    beta = schedules.linear(100_000)  # alpha_bar ends near e^-1012, far below the smallest float64
-    worst = worst_ulps(beta, every=997)
-    assert max(worst.values()) <= 4
-    d = Diffusion(beta)
-    assert d.alpha_bar[-1] == 0
-    assert -1020 < d.log_snr[-1] < -1000
-    assert np.all(np.diff(d.log_snr) < 0)
-
-
-def test_a_tiny_beta_after_a_large_one_is_not_lost() -> None:
-    """A difference of log alpha_bar, in 106 bits, would hold it to 1e-32 only."""
-    beta = np.array([0.5, 1e-40, 0.3, 1e-300])
-    assert max(worst_ulps(beta).values()) <= 4
-    assert [Diffusion(beta).between_weights(t)[1] for t in range(1, 5)] == beta.tolist()
+@given(betas)
+@example(np.array([0.5, 1e-40, 0.3, 1e-300]))  # a difference of log alpha_bar, in 106 bits, holds them to 1e-32 only
+@example(np.array([1e-300, 3e-307, 1e-307, 0.5, 1e-306, 1 - 1e-16]))  # next to float64's least normal number
+@example(np.array([0.5, 1 - 1e-16, 1e-300, 2e-300, 1e-40, 0.1]))  # sums of log alpha of size 37 can't show what follows
+def test_tables_and_weights_are_within_four_ulp(beta: NDArray[np.float64]) -> None:
+    """Chains of 1000 and of 100 000 steps are among the identities of `verify`."""
+    assert worst_ulps(beta) <= 4
+    np.testing.assert_array_equal(Diffusion(beta).between_weights(np.arange(1, len(beta) + 1))[1], beta)
 
 
 @given(st.floats(-17, 0), st.sampled_from([-1, 1]), st.integers(1, 5))
 def test_log_snr_keeps_its_digits_next_to_zero(exponent: float, sign: int, T: int) -> None:
     """Where log alpha_bar and log(1 - alpha_bar) cancel."""
     alpha_bar = 0.5 * np.exp(sign * 10.0**exponent / 2)
-    assert worst_ulps(np.full(T, 1 - alpha_bar ** (1 / T)))["log_snr"] <= 4
-
-
-def test_alpha_bar_keeps_its_digits_down_to_the_smallest_normal_numbers() -> None:
-    beta = schedules.linear(100_000)
-    alpha_bar = Diffusion(beta).alpha_bar
-    with mp.workdps(60):
-        exact, worst = mp.mpf(1), 0.0
-        for t, b in enumerate(map(mp.mpf, beta.tolist()), 1):
-            exact *= 1 - b
-            if 1e-312 < alpha_bar[t] < 1e-300 and t % 7 == 0:
-                worst = max(worst, ulp(alpha_bar[t], exact))
-    assert 0 < worst <= 4
-
-
-@given(betas)
-def test_tables_are_within_four_ulp_for_any_betas(beta: NDArray[np.float64]) -> None:
-    assert max(worst_ulps(beta).values()) <= 4
+    assert worst_ulps(np.full(T, 1 - alpha_bar ** (1 / T))) <= 4
 
 
 @given(diffusions)
@@ -127,39 +75,12 @@ def test_entry_zero_is_the_clean_end(d: Diffusion) -> None:
     assert d.beta.shape == d.alpha_bar.shape == d.log_snr.shape == d.beta_tilde.shape == (d.T + 1,)
     assert (d.beta[0], d.alpha[0], d.alpha_bar[0], d.one_minus_alpha_bar[0], d.log_snr[0]) == (0, 1, 1, 0, np.inf)
     assert np.isnan(d.beta_tilde[0])
+    assert not np.signbit(d.one_minus_alpha_bar[0])
     assert d.beta_tilde[1] == 0
     for table in (d.beta, d.alpha, d.alpha_bar, d.one_minus_alpha_bar, d.beta_tilde, d.log_snr):
         assert table.dtype == np.float64
         with pytest.raises(ValueError, match="read-only"):
             table[0] = 1
-
-
-@given(st.data(), smooth_diffusions)
-def test_two_moves_of_q_compose_to_one(data: st.DataObject, d: Diffusion) -> None:
-    """N(0, alpha_t (1 - alpha_s)) + N(0, 1 - alpha_t) = N(0, 1 - alpha_t alpha_s), for any 0 <= s < t."""
-    t, s = data.draw(pairs(d))
-    x0 = batch(3, 4)
-    direct = d.q(x0, t)
-    first = d.q(x0, s)
-    second = d.q_between(first.mean, s, t)
-    w = d.between_weights(t, s)[0]
-    np.testing.assert_allclose(second.mean, direct.mean, rtol=1e-13, atol=1e-300)
-    var = w**2 * np.exp(first.log_var) + np.exp(second.log_var)
-    np.testing.assert_allclose(var, np.exp(direct.log_var), rtol=1e-13)
-
-
-@given(st.data(), smooth_diffusions)
-def test_posterior_obeys_bayes_rule(data: st.DataObject, d: Diffusion) -> None:
-    """log q(x_s|x_0) + log q(x_t|x_s) = log q(x_t|x_0) + log q(x_s|x_t, x_0) at any x_s and x_t."""
-    t, s = data.draw(pairs(d))
-    if s == 0:
-        return
-    x0, z, y = (batch(2, 3, seed=k) for k in range(3))
-    x_s = d.q(x0, s).sample(z)
-    x_t = d.q_between(x_s, s, t).sample(y)
-    left = d.q(x0, s).log_prob(x_s) + d.q_between(x_s, s, t).log_prob(x_t)
-    right = d.q(x0, t).log_prob(x_t) + d.posterior(x_t, x0, t, s).log_prob(x_s)
-    np.testing.assert_allclose(left, right, rtol=1e-7, atol=1e-7)  # densities of width 1e-2 magnify rounding in x
 
 
 @given(st.data(), diffusions)
@@ -176,16 +97,6 @@ def test_weights_agree_between_one_move_and_many(data: st.DataObject, d: Diffusi
     assert one == tuple(w[0] for w in many)
 
 
-def test_strided_weights_where_alpha_bar_underflows() -> None:
-    """A quotient of alpha_bar is 0/0 here; the logarithms know the answer."""
-    d = Diffusion(schedules.linear(100_000))
-    t, s = 100_000, 99_000
-    assert d.alpha_bar[s] == 0
-    w, beta = d.between_weights(t, s)
-    log_alpha = np.sum(np.log1p(-d.beta[s + 1 : t + 1]))
-    np.testing.assert_allclose([w, beta], [np.exp(log_alpha / 2), -np.expm1(log_alpha)], rtol=1e-13)
-
-
 @given(st.data(), smooth_diffusions, st.sampled_from(KINDS), st.sampled_from(KINDS))
 def test_convert_gives_the_same_prediction_in_every_kind(data: st.DataObject, d: Diffusion, source: str, target: str) -> None:
     t = data.draw(st.integers(1, d.T))
@@ -194,19 +105,10 @@ def test_convert_gives_the_same_prediction_in_every_kind(data: st.DataObject, d:
     a, sigma = np.sqrt(d.alpha_bar[t]), np.sqrt(d.one_minus_alpha_bar[t])
     truth = {"x0": x0, "eps": eps, "v": a * eps - sigma * x0, "score": -eps / sigma, "mu": d.posterior(x_t, x0, t).mean}
     value = d.convert(truth[source], x_t, t, source, target)
+    a_source, b_x_t = d.conversion(source, target)
+    np.testing.assert_allclose(value, a_source[t] * truth[source] + (0 if b_x_t is None else b_x_t[t] * x_t), rtol=1e-13, atol=0)
     size = np.abs(truth[target]).max() + np.abs(x_t).max() / min(a, sigma) ** 2  # the map's own condition
     np.testing.assert_allclose(value, truth[target], rtol=1e-11, atol=1e-12 * size)
-
-
-@given(st.data(), smooth_diffusions, st.sampled_from(KINDS), st.sampled_from(KINDS))
-def test_convert_there_and_back(data: st.DataObject, d: Diffusion, source: str, target: str) -> None:
-    t = data.draw(st.integers(1, d.T))
-    value, x_t = batch(2, 5), batch(2, 5, seed=1)
-    there = d.convert(value, x_t, t, source, target)
-    back = d.convert(there, x_t, t, target, source)
-    np.testing.assert_allclose(back, value, rtol=1e-6, atol=1e-6)
-    a, b = d.conversion(source, target)
-    np.testing.assert_allclose(there, a[t] * value + (0 if b is None else b[t] * x_t), rtol=1e-13, atol=0)
 
 
 def test_conversions_at_zero_terminal_snr() -> None:
@@ -331,19 +233,13 @@ def test_timesteps_are_a_plan(data: st.DataObject, d: Diffusion, spacing: str) -
 
 
 def test_every_number_of_steps_gives_a_plan() -> None:
-    """Peers' plans from float ranges yield n + 1 entries or -1 for 62 values of n <= 1000, and some never start at T."""
+    """Float ranges yield an entry too many, or -1, for 62 of these: see test_defect_03."""
     d = Diffusion()
     for steps in range(1, 1001):
         plan = d.timesteps(steps)
         gaps = -np.diff(plan)
         assert (plan[0], plan[-1], len(plan)) == (1000, 0, steps + 1)
         assert gaps.max() - gaps.min() <= 1
-    wrong = [
-        n
-        for n in range(1, 1001)
-        if len(np.arange(0, 1000, 1000 / n)) != n or (1000 - np.arange(0, 1000, 1000 / n).round()).min() < 1
-    ]
-    assert wrong  # the float range, beside ours
 
 
 def test_log_snr_spacing_is_evener_than_even() -> None:
@@ -430,7 +326,7 @@ def test_threads_that_share_a_chain_agree_with_serial_use() -> None:
 
 
 def test_a_hundred_thousand_steps_take_less_than_a_second() -> None:
-    """Of processor time, with all tables; the fastest of three, since others may use the machine."""
+    """Of processor time, with all tables; one of three times will do, since others may use the machine."""
 
     def seconds() -> float:
         start = time.process_time()
@@ -438,7 +334,7 @@ def test_a_hundred_thousand_steps_take_less_than_a_second() -> None:
         assert len(d.log_snr) == len(d.beta_tilde) == len(d.alpha) == len(d.one_minus_alpha_bar) == 100_001
         return time.process_time() - start
 
-    assert min(seconds() for _ in range(3)) < 1
+    assert any(seconds() < 1 for _ in range(3))
 
 
 def test_repr_says_what_it_is() -> None:
@@ -458,6 +354,10 @@ X = batch(2, 3)
         (lambda d: d.posterior_weights(10, 10), "s must be in 0..9, got 10"),
         (lambda d: d.posterior(X, X, 10, 10), "s must be in 0..9, got 10"),
         (lambda d: d.sample_t(2**61, 0), f"n is more than can be allocated: {2**61}"),
+        (
+            lambda d: Diffusion([5e-324, 0.1]),
+            "beta must be at least 2.225e-308, float64's least normal number, got beta_1 = 5e-324",
+        ),
     ],
 )
 def test_messages_name_the_rule_and_what_was_given(call: Any, message: str) -> None:
@@ -465,36 +365,10 @@ def test_messages_name_the_rule_and_what_was_given(call: Any, message: str) -> N
         call(Diffusion(schedules.linear(10)))
 
 
-def test_the_least_betas_keep_every_digit() -> None:
-    """Next to float64's least normal number; what is smaller is refused, with its reason."""
-    beta = [1e-300, 3e-307, 1e-307, 0.5, 1e-306, 1 - 1e-16]
-    d = Diffusion(beta)
-    with _truth.exactly(400):
-        exact = _truth.Chain(beta)
-        for t in range(1, 7):
-            pair = [1 - exact.alpha_bar[t], exact.weights(t, t - 1)[0]]
-            assert _core.ulp_error([d.one_minus_alpha_bar[t], d.posterior_weights(t)[0]], pair) <= 4
-    assert not np.signbit(d.one_minus_alpha_bar[0])
-    with pytest.raises(
-        ValueError, match=r"^beta must be at least 2.225e-308, float64's least normal number, got beta_1 = 5e-324$"
-    ):
-        Diffusion([5e-324, 0.1])
-
-
 def test_replace_makes_the_chain_of_other_betas() -> None:
     assert dataclasses.replace(Diffusion(), beta=[0.1, 0.2]) == Diffusion([0.1, 0.2])
     with pytest.raises(ValueError, match=r"^beta must be in \(0, 1\), got beta_1 = 0.0"):
         dataclasses.replace(Diffusion([0.1, 0.2]))
-
-
-def test_a_flat_piece_after_a_steep_one_keeps_its_digits() -> None:
-    """Sums of log alpha of size 37 cannot show betas of 1e-300; the variance between was 0 or negative."""
-    beta = [0.5, 1 - 1e-16, 1e-300, 2e-300, 1e-40, 0.1]
-    d = Diffusion(beta)
-    exact = [1e-300, 3e-300, 1e-40]
-    for found in (d.between_weights(np.array([3, 4, 5]), 2)[1], [d.between_weights(t, 2)[1] for t in (3, 4, 5)]):
-        np.testing.assert_allclose(found, exact, rtol=4e-16)
-    np.testing.assert_allclose(d.respaced((6, 4, 2, 0)).beta[2], 3e-300, rtol=4e-16)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
