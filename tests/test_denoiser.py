@@ -47,18 +47,6 @@ def test_p_is_the_posterior_at_the_predicted_x0(data: st.DataObject, d: Diffusio
     np.testing.assert_array_equal(p.mean, d.posterior(X, denoiser.x0(d, X, t), t, s).mean)
 
 
-def test_eps_is_derived_again_from_the_clipped_x0() -> None:
-    """Peers clip x0 and go on with the raw eps; then x_t is no longer sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps."""
-    d = Diffusion()
-    x, t = 4 * X, 700
-    denoiser, raw = Denoiser(eps_net), Denoiser(eps_net, clip_x0=False)
-    x0, eps = denoiser.x0(d, x, t), denoiser.eps(d, x, t)
-    assert np.abs(x0).max() == 1
-    np.testing.assert_allclose(d.q_sample(x0, t, eps), x, rtol=1e-13)
-    assert np.abs(d.q_sample(x0, t, raw.eps(d, x, t)) - x).max() > 1  # the wrong way
-    np.testing.assert_array_equal(raw.eps(d, x, t), eps_net(x, t))
-
-
 def log_variances(d: Diffusion, variance: Any, net: Net = eps_net, t: Any = None) -> Any:
     t = np.arange(1, d.T + 1) if t is None else t
     return np.ravel(Denoiser(net, variance=variance).p(d, np.zeros((len(t), 1)), t).log_var)
