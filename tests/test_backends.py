@@ -10,21 +10,20 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
+from decimal import Decimal
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
-import mpmath
 import numpy as np
 import pytest
 import tinyddpm_backends
 from cuda_on_host import compiled, pointer
-from hypothesis import given
-from hypothesis import strategies as st
 from tinyddpm_backends import _cupy_kernels
 
 from tinyddpm import backends, noise
 from tinyddpm.backends import BackendUnavailable
+from tinyddpm.verify import _core, _truth
 
 BUILT_IN = ("numpy", "torch", "cupy", "jax")
 
@@ -179,22 +178,17 @@ def test_imports_load_no_library() -> None:
 # --------------------------------------------------------------------------------------------------- copies of arrays
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int64", "int32", "uint8", "bool"])
 def test_a_copy_there_and_back_changes_nothing(native: Any, dtype: str) -> None:
-    host = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(dtype)
+    host = np.random.default_rng(0).exponential(2, (2, 3, 4)).astype(dtype)
     there = native.backend.from_numpy(host)
     assert backends.of(there).name == native.name
     assert dtype in str(there.dtype)
     back = native.host(there)
     assert back.dtype == host.dtype
     assert (back == host).all()
-    assert dtype in str(native.backend.from_numpy(host.astype(np.float64), dtype=dtype).dtype)
-
-
-@pytest.mark.parametrize("kind", ["int64", "int32", "uint8", "bool"])
-def test_whole_numbers_are_copied_too(native: Any, kind: str) -> None:
-    host = np.array([0, 1, 1, 0]).astype(kind)
-    assert native.host(native.backend.from_numpy(host)).dtype == host.dtype
+    if dtype.startswith("float"):
+        assert dtype in str(native.backend.from_numpy(host.astype(np.float64), dtype=dtype).dtype)
 
 
 AWKWARD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -258,22 +252,17 @@ def test_jax_without_x64_refuses_double_precision() -> None:
 # ---------------------------------------------------------------------------------------------- log of the normal CDF
 
 
-def _log_ndtr(x: float) -> mpmath.mpf:
-    with mpmath.workdps(50):
-        half = mpmath.erfc(abs(mpmath.mpf(x)) / mpmath.sqrt(2)) / 2
-        return mpmath.log(half) if x < 0 else mpmath.log1p(-half)
+def _log_ndtr(x: float) -> Decimal:
+    return _truth.log_upper(-Decimal(x))
 
 
-def _hazard(x: float) -> mpmath.mpf:
-    with mpmath.workdps(50):
-        x = mpmath.mpf(x)
-        return mpmath.npdf(x) / (mpmath.erfc(-x / mpmath.sqrt(2)) / 2)
+def _hazard(x: float) -> Decimal:
+    return (-(Decimal(x) ** 2) / 2 - _log_ndtr(x)).exp() / (2 * _truth.PI).sqrt()
 
 
-def _worst(values: np.ndarray, exact: list[mpmath.mpf]) -> float:
+def _worst(values: np.ndarray, exact: Callable[[float], Decimal], x: np.ndarray) -> float:
     """The largest relative error."""
-    pairs = zip(values.astype(np.float64), exact, strict=True)
-    return max(float(abs((mpmath.mpf(float(value)) - e) / e)) for value, e in pairs)
+    return _core.relative_error(values, (exact(float(xi)) for xi in x))
 
 
 GRID = np.concatenate((-np.logspace(1, 8, 80), np.linspace(-10, 12, 441) + 0.0123, np.linspace(12, 37, 51) + 0.0321))
@@ -292,7 +281,7 @@ def test_log_ndtr_is_the_log_of_the_normal_cdf(native: Any, dtype: str) -> None:
     x = _grid(dtype)
     value = native.host(native.backend.log_ndtr(native.array(x)))
     assert value.dtype == dtype
-    assert _worst(value, [_log_ndtr(float(xi)) for xi in x]) < VALUE_BOUND[dtype]
+    assert _worst(value, _log_ndtr, x) < VALUE_BOUND[dtype]
 
 
 def _slope(name: str, x: np.ndarray) -> np.ndarray:
@@ -310,7 +299,7 @@ def test_the_gradient_of_log_ndtr_holds_in_both_tails(differentiable: Any, dtype
     x = _grid(dtype)
     slope = _slope(differentiable.name, x)
     assert slope.dtype == dtype
-    assert _worst(slope, [_hazard(float(xi)) for xi in x]) < SLOPE_BOUND[dtype]
+    assert _worst(slope, _hazard, x) < SLOPE_BOUND[dtype]
 
 
 def test_far_out_the_gradient_is_minus_x(differentiable: Any) -> None:
@@ -328,7 +317,7 @@ def test_the_second_derivative_of_log_ndtr(differentiable: Any) -> None:
     else:
         jax = importlib.import_module("jax")
         second = np.asarray(jax.vmap(jax.grad(jax.grad(backend.log_ndtr)))(backend.from_numpy(x)))
-    exact = [float(-_hazard(float(xi)) * (mpmath.mpf(float(xi)) + _hazard(float(xi)))) for xi in x]
+    exact = [float(-h * (Decimal(float(xi)) + h)) for xi in x for h in [_hazard(float(xi))]]
     assert np.abs(second - exact).max() < 1e-12  # differences of terms as large as x**2
 
 
@@ -377,22 +366,15 @@ def test_cupys_log_ndtr_run_on_the_host(tmp_path: Path) -> None:
     x = np.concatenate((_grid("float64"), [-np.inf, np.inf, np.nan]))
     value = np.empty_like(x)
     run(len(x), pointer(x), pointer(value))
-    assert _worst(value[:-3], [_log_ndtr(float(xi)) for xi in x[:-3]]) < 1e-14
+    assert _worst(value[:-3], _log_ndtr, x[:-3]) < 1e-14
     assert str(value[-3:]) == "[-inf  -0.  nan]"
-
-
-@given(x=st.floats(-1e100, 1e100))
-def test_log_ndtr_and_its_mirror_image_sum_to_one(x: float) -> None:
-    log_ndtr = backends.get("numpy").log_ndtr
-    lower, upper = log_ndtr(np.array([x, -x]))
-    assert abs(math.exp(lower) + math.exp(upper) - 1) < 1e-15
 
 
 @pytest.mark.gpu
 def test_a_device_knows_the_normal_cdf(cuda: Any) -> None:
     x = _grid("float64")
     value = cuda.host(cuda.backend.log_ndtr(cuda.backend.from_numpy(x, device="cuda")))
-    assert _worst(value, [_log_ndtr(float(xi)) for xi in x]) < 1e-14
+    assert _worst(value, _log_ndtr, x) < 1e-14
 
 
 def test_no_grad_switches_gradients_off(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tinyddpm import schedules
 from tinyddpm.verify import _truth
 from tinyddpm.verify._core import ulp_error
-from tinyddpm.verify._truth import SCHEDULES, Chain, exactly
+from tinyddpm.verify._truth import SCHEDULES, exactly
 
 ULP = 16
 
@@ -89,21 +89,13 @@ def test_beta_1_may_be_1_where_it_is_the_last(name: str) -> None:
             schedule(T, beta_1, 0.5)
 
 
-@given(st.integers(1, 40), st.floats(-30, 30), st.floats(1e-3, 30), st.floats(0.1, 10))
+@given(st.integers(1, 12), st.floats(-30, 30), st.floats(1e-3, 30), st.floats(0.1, 10))
 @settings(max_examples=60)
 def test_sigmoid_alpha_bar(T: int, start: float, span: float, tau: float) -> None:
     arguments = (start, start + span, tau, 0.999)
     beta = schedules.sigmoid_alpha_bar(T, *arguments)
     with exactly(400):  # the printed formula cancels
         assert ulp_error(beta, [SCHEDULES["sigmoid_alpha_bar"](t, T, *arguments) for t in range(1, T + 1)]) <= ULP
-
-
-def test_the_plain_quotient_of_cosines_is_thousands_of_units_off() -> None:
-    f = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
-    plain = np.minimum(1 - f[1:] / f[:-1], 0.999)
-    truth = [SCHEDULES["cosine"](t, 1000, 0.008, 0.999) for t in range(1, 1001)]
-    assert ulp_error(plain, truth) > 10_000
-    assert ulp_error(schedules.cosine(), truth) < 8
 
 
 def test_published_forms() -> None:
@@ -151,15 +143,11 @@ DEFAULTS: dict[str, tuple[float, ...]] = {
 
 
 @pytest.mark.parametrize("name", schedules.NAMES)
-def test_defaults_are_the_published_ones(name: str) -> None:
+def test_defaults_are_the_published_ones_and_accepted(name: str) -> None:
     np.testing.assert_array_equal(schedules.NAMES[name](), schedules.NAMES[name](1000, *DEFAULTS[name]))
-
-
-@pytest.mark.parametrize("name", schedules.NAMES)
-@pytest.mark.parametrize("T", [1, 2, 1000])
-def test_every_name_has_defaults_and_is_accepted(name: str, T: int) -> None:
-    beta = schedules.NAMES[name](T=T)
-    np.testing.assert_array_equal(schedules.checked(beta), beta)
+    for T in (1, 2, 1000):
+        beta = schedules.NAMES[name](T=T)
+        np.testing.assert_array_equal(schedules.checked(beta), beta)
 
 
 # Transforms.
@@ -193,15 +181,10 @@ def test_zero_terminal_snr_formula(name: str, T: int) -> None:
 @given(st.lists(st.floats(1e-6, 0.9), min_size=2, max_size=30))
 def test_zero_terminal_snr_laws(beta: list[float]) -> None:
     new = schedules.zero_terminal_snr(beta)
-    assert new[0] == beta[0]
-    assert new[-1] == 1
+    assert (new[0], new[-1]) == (beta[0], 1)
     np.testing.assert_array_equal(schedules.zero_terminal_snr(new), new)
-    # The shift: square roots of alpha_bar keep the ratios of their differences.
-    before, after = (np.array([float(a.sqrt()) for a in Chain(b).alpha_bar[1:]]) for b in (beta, new))
-    scale = before[0] / (before[0] - before[-1])
-    # A float64 beta next to 1 holds 1 - beta to 2^-53 only.
-    rounding = after * np.cumsum(np.append(2.0**-53 / (1 - new[:-1]), 0.0))
-    assert np.all(np.abs(after - (before - before[-1]) * scale) <= 1e-14 * scale + rounding)
+    with exactly(250):
+        assert ulp_error(new, _truth.zero_terminal_snr(beta)) <= ULP
 
 
 def test_zero_terminal_snr_of_one_step_is_one() -> None:
