@@ -242,6 +242,19 @@ def test_cast_for_autocast_equals_autocast(dtype: Any) -> None:
     torch.testing.assert_close(dict(net.state_dict()), before, rtol=0, atol=0)
 
 
+def test_autocast_leaves_the_norm_in_float32() -> None:
+    """On a CPU as on a GPU, where Torch's autocast does so itself."""
+    torch.manual_seed(0)
+    norm = layers.GroupNorm(4, 8)
+    for x in (
+        torch.randn(2, 8, 6, 6).bfloat16(),
+        torch.randn(2, 8, 6, 6).bfloat16().contiguous(memory_format=torch.channels_last),
+    ):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(norm(x), torch.nn.functional.group_norm(x.float(), 4, norm.weight, norm.bias))
+        assert copy.deepcopy(norm).bfloat16()(x).dtype == torch.bfloat16
+
+
 def test_copies_and_pickles() -> None:
     net = small()
     x, t = batch(net)

@@ -22,7 +22,7 @@ from tinyddpm.nn import weights
 from tinyddpm.nn._arguments import check_inputs, checked, norm_groups_of, widths_of
 from tinyddpm.nn._chain import described
 from tinyddpm.nn._levels import build_levels, initialize, takes_skip
-from tinyddpm.nn.layers import DropoutKey, cast_weights, time_embedding
+from tinyddpm.nn.layers import DropoutKey, GroupNorm, cast_weights, time_embedding
 
 __all__ = ["UNet"]
 
@@ -132,7 +132,7 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(in_channels, config["first_channels"] or channels, 3, padding=1)
         self.down, self.mid, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         width, groups = widths_of(config)[0], norm_groups_of(config)
-        self.norm_out = nn.GroupNorm(groups, width, norm_eps)
+        self.norm_out = GroupNorm(groups, width, norm_eps)
         self.conv_out = nn.Conv2d(width, config["out_channels"] or in_channels, 3, padding=1)
         for part, layers in zip((self.down, self.mid, self.up), build_levels(config, groups, self.drop_by), strict=True):
             part.extend(layers)
