@@ -22,7 +22,7 @@ from runs import CPU, config, log, pictures, same, trainer  # noqa: E402
 
 from tinyddpm import verify  # noqa: E402
 from tinyddpm.losses import LossAwareT  # noqa: E402
-from tinyddpm.training import Images, TrainConfig, load_run, train  # noqa: E402
+from tinyddpm.training import Images, TrainConfig, load_run, optimizer, train  # noqa: E402
 from tinyddpm.training.batches import resident_reader  # noqa: E402
 
 
@@ -59,6 +59,23 @@ def test_a_compiled_network_makes_the_same_run(options: dict[str, Any], monkeypa
     made = trainer(compile=True, **options)
     torch.testing.assert_close(steps(made), plain, rtol=1e-5, atol=1e-5)
     assert compiled == [made.net]
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_packing_parameters_changes_no_step(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All packed, some, and none: the same weights, averages and moments by name, to rounding."""
+    options = {"optimizer": kind, "weight_decay": 0.1, "grad_clip": 0.05}
+    made = {}
+    for small in (2**17, 100, 0):
+        monkeypatch.setattr(optimizer, "SMALL", small)
+        made[small] = one = trainer(**options)
+        sizes = [p.numel() for p in one.parameters]
+        alone, pack = sum(n >= small for n in sizes), any(n < small for n in sizes)
+        assert len({p.untyped_storage().data_ptr() for p in one.parameters}) == alone + pack
+        steps(one)
+    whole, *others = [{**one.tensors(), "average": dict(one.ema.state_dict())} for one in made.values()]
+    for other in others:
+        torch.testing.assert_close(other, whole, rtol=1e-5, atol=1e-7)  # the norm is summed in another order
 
 
 def test_bf16_is_the_networks_alone() -> None:

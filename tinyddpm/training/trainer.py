@@ -26,6 +26,7 @@ from tinyddpm.training.data.images import Images
 from tinyddpm.training.data.order import rows_before
 from tinyddpm.training.data.record import Record, read_names, read_record
 from tinyddpm.training.fields import spelled
+from tinyddpm.training.optimizer import Optimizer
 from tinyddpm.training.world import World
 
 __all__ = ["CALLS", "RECORD", "Trainer"]
@@ -34,7 +35,6 @@ CALLS = 15
 """Calls of the network for a grid of samples."""
 RECORD = ("batch", "loss", "gradient")
 """Names of what `Trainer.step` returns, the sum of the batch's values, the mean loss, and the gradient's norm."""
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def lr_at(config: TrainConfig, step: int) -> float:
@@ -58,12 +58,8 @@ class Trainer:
             net = initial.new_network(config, pictures)
         self.net: UNet = net.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.net).eval().requires_grad_(False)
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-        self.optimizer = kind(self.net.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-        self.parameters, self.averages = list(self.net.parameters()), list(self.ema.parameters())
-        for p in self.parameters:  # what the first step would create; a checkpoint is read into it
-            moments = {key: torch.zeros_like(p, memory_format=torch.preserve_format) for key in _MOMENTS}
-            self.optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+        self.optimizer = Optimizer(config, self.net, self.ema)
+        self.parameters, self.averages = self.optimizer.parameters, self.optimizer.averages
         self.diffusion = config.diffusion()
         self.batches = Batches(config, pictures, world)
         self.loss = getattr(losses, config.objective)
@@ -81,15 +77,16 @@ class Trainer:
         If one of them is not finite, weights and moments do not change. Nothing is read back from a GPU, except for the
         loss-aware sampler of t, which needs the losses before the next step.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         row_losses = torch.zeros(self.config.batch_size, device=self.world.device)
         sums = torch.zeros(2, device=self.world.device)
         for batch in self.batches(step):
             with self._local(batch):
                 sums += self._gradient(batch, row_losses)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
-        record = torch.cat([self.world.mean(sums), norm.detach()[None]])
-        self._update(step, record)
+        norm = self.optimizer.norm()
+        record = torch.cat([self.world.mean(sums), norm[None]])
+        decay = min(self.config.ema, (1 + step) / (10 + step))
+        self.optimizer.step(self.lr(step), decay, norm, record.isfinite().all())
         self._learn_t(step, row_losses)
         return record
 
@@ -116,14 +113,6 @@ class Trainer:
         context: AbstractContextManager[None] = nullcontext() if last or self.world.size == 1 else self._network.no_sync()
         return context
 
-    def _update(self, step: int, record: Tensor) -> None:
-        """Update the weights, unless the record is not finite (which the fused kernel checks), and their average."""
-        self.optimizer.found_inf = 1 - record.isfinite().all().float()
-        self.optimizer.param_groups[0]["lr"] = self.lr(step)
-        self.optimizer.step()
-        decay = min(self.config.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)  # pyright: ignore
-
     def _learn_t(self, step: int, row_losses: Tensor) -> None:
         """Update the sampler of t with the finite losses of all rows, the same in every process."""
         if self.config.time_sampler == "uniform":
@@ -139,15 +128,13 @@ class Trainer:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of a checkpoint besides the averaged weights, by file."""
-        moments = {f"{k}.{n}": self.optimizer.state[p][k] for n, p in self.net.named_parameters() for k in _MOMENTS}
         learned = {k: torch.from_numpy(v.astype(np.float64)) for k, v in self.batches.sampler.state_dict().items()}
-        parts = {checkpoint.WEIGHTS: dict(self.net.state_dict()), checkpoint.OPTIMIZER: moments}
+        parts = {checkpoint.WEIGHTS: dict(self.net.state_dict()), checkpoint.OPTIMIZER: self.optimizer.moments()}
         return {**parts, checkpoint.SAMPLER: learned} if learned else parts
 
     def save(self, step: int) -> None:
         """Make `step` the last checkpoint."""
-        updates = int(self.optimizer.state[self.parameters[0]]["step"])
-        about = {**self.about, "updates": updates}  # fewer than the steps if some were skipped
+        about = {**self.about, "updates": self.optimizer.updates}
         checkpoint.save(Path(self.config.out), step, self.ema, self.tensors(), about, self.config.keep)
 
     def restore(self, folder: Path) -> None:
@@ -165,8 +152,7 @@ class Trainer:
         checkpoint.restore(folder, state, {**tensors, checkpoint.EMA_WEIGHTS: dict(self.ema.state_dict())})
         learned = tensors.get(checkpoint.SAMPLER, {})
         self.batches.sampler.load_state_dict({key: value.numpy() for key, value in learned.items()})
-        for p in self.parameters:
-            self.optimizer.state[p]["step"].fill_(state.get("updates", self.start))
+        self.optimizer.updates = state.get("updates", self.start)
 
     def begin(self) -> None:
         """Take over the weights of `init_from`, if it is given."""
