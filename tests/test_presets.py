@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -20,18 +21,17 @@ from runs import config, pictures, tensors, trainer  # noqa: E402
 
 from tinyddpm import cli, nn  # noqa: E402
 from tinyddpm.nn import UNet  # noqa: E402
-from tinyddpm.training import HO2020, TrainConfig, load_run, preset, train  # noqa: E402
+from tinyddpm.training import HO2020, TrainConfig, load_run, precision, preset, train  # noqa: E402
 from tinyddpm.training import presets as module  # noqa: E402
 
 SMALL = ["--T", "6", "--channels", "4", "--mults", "1,2", "--batch-size", "8", "--device", "cpu"]
 
 
-def test_the_cpu_preset_is_the_recipe_that_was_seen_to_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpu_preset_is_the_recipe_that_was_seen_to_work() -> None:
     """0.9 to 1.5 million parameters for pictures of 32x32, attention at 8x8, 8000 steps."""
-    monkeypatch.setattr(module, "_computes_bf16", lambda name: True)
     made = preset("cpu")
     expected = {
-        "channels": 32, "res_blocks": 1, "batch_size": 32, "precision": "bf16", "lr": 1e-3, "warmup": 200, "cooldown": 2400,
+        "channels": 32, "res_blocks": 1, "batch_size": 32, "precision": "auto", "lr": 1e-3, "warmup": 200, "cooldown": 2400,
         "ema": 0.999, "steps": 8000,
     }  # fmt: skip
     assert {name: getattr(made, name) for name in expected} == expected
@@ -66,6 +66,44 @@ def test_what_follows_from_the_size(steps: int, channels: int) -> None:
     given = {"lr": 0.5, "warmup": 7, "cooldown": 0, "ema": 0.1, "precision": "float32"}
     made = preset("gpu", steps=steps, channels=channels, **given)
     assert {name: getattr(made, name) for name in given} == given
+
+
+@pytest.mark.parametrize(("computes", "seconds", "chosen"), [
+    (True, {"float32": 1.2, "bf16": 1.0}, "bf16"), (True, {"float32": 1.05, "bf16": 1.0}, "float32"),
+    (True, {"float32": 1.0, "bf16": 9.0}, "float32"), (False, {}, "float32"),
+])  # fmt: skip
+def test_precision_auto_is_the_faster_one_and_stays(
+    computes: bool, seconds: dict[str, float], chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """bf16 has to be a tenth faster; a run that is resumed keeps its precision whatever is measured then."""
+    monkeypatch.setattr(precision, "computes_bf16", lambda kind: computes)
+    monkeypatch.setattr(precision, "_fastest", lambda trainer: seconds[trainer.config.precision])
+    given = {"precision": "auto", "T": 6, "channels": 4, "mults": (1, 2), "batch_size": 40, "device": "cpu"}
+    settings = TrainConfig(**given, steps=1, out=str(tmp_path / "run"))  # type: ignore[arg-type]
+    train(settings)
+    said = capsys.readouterr().err
+    assert load_run(tmp_path / "run").config.precision == chosen
+    assert f"precision: {chosen}, as " in said
+    assert "of 16 images" in said or not computes
+    seconds |= {"float32": 1.0, "bf16": 5.0} if chosen == "bf16" else {"float32": 5.0, "bf16": 1.0}
+    train(dataclasses.replace(settings, steps=2, resume=True))
+    assert load_run(tmp_path / "run").config.precision == chosen
+    assert f"precision: {chosen}, as before" in capsys.readouterr().err
+
+
+def test_minutes_count_steps_in_the_precision_that_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(precision, "computes_bf16", lambda kind: True)
+    words = ["train", "--data", "digits", *SMALL, "--out", str(tmp_path / "run"), "--minutes", "0.0001", "--quiet"]
+    assert cli.main(words) == 0
+    monkeypatch.setattr(precision, "_GAIN", 0.0)  # whatever the times, bf16 is chosen
+    assert load_run(tmp_path / "run").config.precision in ("float32", "bf16")
+    assert cli.main([*words[:-4], str(tmp_path / "half"), *words[-3:-1]]) == 0
+    said = capsys.readouterr().out
+    assert "# precision: bf16, as a step of 8 images takes " in said
+    assert 'precision = "bf16"' in said
 
 
 def test_python_keeps_its_defaults() -> None:

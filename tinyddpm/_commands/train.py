@@ -117,8 +117,8 @@ def _config(flags: Mapping[str, Any], file: str | None) -> tuple[TrainConfig, li
     if minutes is not None:
         if "steps" in flags:
             raise ValueError(f"minutes must be left out if --steps is given, got {minutes:g}")
-        given["steps"], reason = presets.steps_in(minutes, _settled(preset, given))
-        reasons.append(reason)
+        found, reasons = presets.steps_in(minutes, _settled(preset, given))
+        given |= found
     config = _settled(preset, given)
     return config, [presets.reason(preset, name is not None, given, config), *reasons] if preset else reasons
 

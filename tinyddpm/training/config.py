@@ -27,7 +27,7 @@ __all__ = ["DEMO", "FREE", "HO2020", "LIVE", "OBJECTIVES", "TrainConfig"]
 OBJECTIVES = ("simple", "vlb", "hybrid")
 DECODERS = ("exact", "density")
 OPTIMIZERS = ("adam", "adamw")
-PRECISIONS = ("float32", "bf16")
+PRECISIONS = ("float32", "bf16", "auto")
 LOGS = ("tensorboard", "wandb")
 SKIP = ("stop", "skip")
 TIMES = ("uniform", "loss_aware")
@@ -127,7 +127,10 @@ class TrainConfig:
     dropout: float = real(0.0, "network", "dropout in each block", 0.0, 0.999)
 
     flip: bool = switch("images", "mirror every other image, on average")
-    precision: str = choice("float32", "machine", "precision of the network's forward pass", PRECISIONS)
+    precision: str = choice(
+        "float32", "machine", "precision of the network's forward pass; auto: the one whose steps are faster here",
+        PRECISIONS,
+    )  # fmt: skip
     compile: bool = switch("machine", "compile the network with torch.compile, which takes a minute or so")
     on_nonfinite: str = choice(
         "stop", "machine", "whether NaN or infinity in a batch, loss or gradient stops the run or skips the update", SKIP

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tinyddpm._arrays.check import as_real, one_of
-from tinyddpm._io.files import read_bytes
+from tinyddpm.training import precision
 from tinyddpm.training.config import HO2020, TrainConfig
 from tinyddpm.training.trainer import Trainer
 from tinyddpm.training.world import join
@@ -43,7 +43,7 @@ def preset(name: str | None = None, **given: Any) -> TrainConfig:
 
     For the first two the learning rate is 0.001 for up to 32 channels and falls inversely with the width beyond; it rises over
     the first tenth of the steps (at most 200 or 1000) and falls over the last 30 %. The averaged weights remember an eighth of
-    the steps. The precision is bf16 where the processor computes it.
+    the steps. The precision is the faster one, by some steps of each.
 
     Parameters
     ----------
@@ -81,24 +81,27 @@ def chosen(name: str | None, given: Mapping[str, Any]) -> str:
 def reason(name: str, asked: bool, given: Collection[str], config: TrainConfig) -> str:
     """One line: which preset, why, and what it decided."""
     why = "as asked" if asked else "for a CUDA device" if name == "gpu" else "for a CPU"
-    because = {
-        "lr": f" for {config.channels} channels", "ema": f" for {config.steps} steps",
-        "precision": " as the processor computes it" if config.precision == "bf16" else "",
-    }  # fmt: skip
+    because = {"lr": f" for {config.channels} channels", "ema": f" for {config.steps} steps"}
     keys = (*_BASES[name], *(SIZED - _BASES[name].keys() if name in _WARMUP else ()))
     decided = [f"{key} {getattr(config, key)}{because.get(key, '')}" for key in sorted(keys) if key not in given]
     return f"preset {name}, {why}: {', '.join(decided) or 'nothing, as everything is given'}"
 
 
-def steps_in(minutes: float, config: TrainConfig) -> tuple[int, str]:
-    """The number of steps that take so many minutes, by the time that some take, which are then forgotten; and a line on it."""
+def steps_in(minutes: float, config: TrainConfig) -> tuple[dict[str, Any], list[str]]:
+    """The number of steps that take so many minutes, by the time that some take, which are then forgotten; and lines on it.
+
+    A precision "auto" is decided with it, as the time depends on it.
+    """
     minutes = as_real("minutes", minutes, 0, 1e6, open_ends=True)
     with join(config) as world:
-        trainer = Trainer(config, config.images().split(config.held_out)[0], world)
+        pictures = config.images().split(config.held_out)[0]
+        settled, lines = precision.settled(config, pictures, world)
+        trainer = Trainer(settled, pictures, world)
         with trainer.batches.reading_ahead(1):
             microseconds = max(1, world.any(round(1e6 * _seconds_a_step(trainer))))
     steps = max(1, int(_SHARE * 60e6 * minutes / microseconds))
-    return steps, f"steps {steps}: as many as fit into {minutes:g} minutes at {microseconds / 1e6:.3g} s each"
+    found = {"steps": steps} | ({"precision": settled.precision} if lines else {})
+    return found, [*lines, f"steps {steps}: as many as fit into {minutes:g} minutes at {microseconds / 1e6:.3g} s each"]
 
 
 def _seconds_a_step(trainer: Trainer) -> float:
@@ -123,21 +126,10 @@ def _by_size(name: str, steps: int, channels: int) -> dict[str, Any]:
         "warmup": min(_WARMUP[name], steps // 10),
         "cooldown": 3 * steps // 10,
         "ema": round(min(max(1 - 8 / steps, 0.9), 0.9999), 6),
-        "precision": "bf16" if _computes_bf16(name) else "float32",
+        "precision": "auto",
     }
 
 
 def _are_sizes(*values: Any) -> bool:
     """Whether all are positive ints; if not, `TrainConfig` refuses them by name."""
     return all(isinstance(value, int) and value > 0 for value in values)
-
-
-def _computes_bf16(name: str) -> bool:
-    """Whether the GPU, or the CPU by what it says of itself, multiplies bf16 numbers."""
-    if name == "gpu":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        words = set(read_bytes("/proc/cpuinfo", 2**26).split())
-    except (OSError, ValueError):
-        return False
-    return bool(words & {b"amx_bf16", b"avx512_bf16"})

@@ -24,6 +24,7 @@ from tinyddpm.training.config import TrainConfig
 from tinyddpm.training.data.reading import IN_MEMORY
 from tinyddpm.training.grids import Grids
 from tinyddpm.training.log import Log, require_loggers
+from tinyddpm.training.precision import settled
 from tinyddpm.training.screen import Screen, machine
 from tinyddpm.training.trainer import RECORD, Trainer
 from tinyddpm.training.world import join
@@ -98,6 +99,8 @@ def train(config: TrainConfig, *, data: Any = None, labels: Any = None, progress
         require_loggers(config.log_to)
         if config.verify_first:
             _verify(world.device)
+        _last(config)
+        config, lines = settled(config, pictures, world)
         trainer = Trainer(config, pictures, world)
         with ExitStack() as stack:
             if world.rank == 0:
@@ -106,7 +109,7 @@ def train(config: TrainConfig, *, data: Any = None, labels: Any = None, progress
             if world.rank == 0:
                 trainer.remember(images)
             screen = Screen(trainer.start, progress and world.rank == 0)
-            for line in (*_about(trainer, len(others)), *trainer.notes):
+            for line in (*_about(trainer, len(others)), *lines, *trainer.notes):
                 screen.say(line)
             log = stack.enter_context(_start_log(trainer, out)) if world.rank == 0 else None
             stack.enter_context(trainer.batches.reading_ahead(trainer.start + 1))
@@ -128,12 +131,18 @@ def _verify(device: torch.device) -> None:
             raise ValueError(f"verify_first: on {device} the identity {result.identity!r} fails: {what}")
 
 
+def _last(config: TrainConfig) -> Path | None:
+    """The last checkpoint in the run folder, from which the run is to go on; None if there is none."""
+    last = checkpoint.find(config.out)
+    if last is not None and not config.resume:
+        raise ValueError(f"out must be a new folder unless resume is set, but {config.out} holds a run")
+    return last
+
+
 def _resume(trainer: Trainer) -> None:
     """Go on from the last checkpoint in the run folder, if there is one."""
     config = trainer.config
-    if (last := checkpoint.find(config.out)) is not None:
-        if not config.resume:
-            raise ValueError(f"out must be a new folder unless resume is set, but {config.out} holds a run")
+    if (last := _last(config)) is not None:
         trainer.restore(last)
         if trainer.world.rank == 0:
             with writing(f"out {config.out}"):
