@@ -12,7 +12,7 @@ from tinyddpm.training.config import TrainConfig
 __all__ = ["SMALL", "Optimizer"]
 
 SMALL = 2**17
-"""On a CPU tensors of fewer numbers are packed: there the calls for each cost more than its numbers."""
+"""On a CPU, tensors of fewer numbers are packed, as the calls for one cost more there than its numbers do."""
 _KINDS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
