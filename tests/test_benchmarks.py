@@ -313,6 +313,21 @@ def test_import_time(
         module.seconds("import nothing_such")
 
 
+def test_first_grid(script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The parts make up the time from the command to the grid of 1 % of the steps."""
+    pytest.importorskip("sklearn")
+    tiny = ["--T", "6", "--channels", "4", "--mults", "1,2", "--batch-size", "8", "--precision", "bf16"]
+    files = ["--json", str(tmp_path / "g.json"), "--markdown", str(tmp_path / "g.md")]
+    script("first_grid").main(["--threads", "1", *files, "--", "--sample-every", "3", *tiny])
+    found = json.loads((tmp_path / "g.json").read_text())
+    assert (found["step"], found["precision"], found["batch"]) == (3, "bf16", 8)
+    assert list(found["seconds"]) == ["start", "data", "precision", "network", "steps", "grid"]
+    assert all(seconds > 0 for part, seconds in found["seconds"].items() if part != "precision")
+    assert f" {sum(found['seconds'].values()):.4g} |" in capsys.readouterr().out
+    assert script("_report").run(script("first_grid").main, ["--", "--T", "0"]) == 2
+    assert "train: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "argv", "said"),
     [

@@ -85,7 +85,7 @@ def test_precision_auto_is_the_faster_one_and_stays(
     said = capsys.readouterr().err
     assert load_run(tmp_path / "run").config.precision == chosen
     assert f"precision: {chosen}, as " in said
-    assert "of 16 images" in said or not computes
+    assert "of 32 images" in said or not computes
     seconds |= {"float32": 1.0, "bf16": 5.0} if chosen == "bf16" else {"float32": 5.0, "bf16": 1.0}
     train(dataclasses.replace(settings, steps=2, resume=True))
     assert load_run(tmp_path / "run").config.precision == chosen

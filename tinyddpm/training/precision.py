@@ -17,8 +17,8 @@ from tinyddpm.training.world import World
 __all__ = ["computes_bf16", "settled"]
 
 _GAIN = 1.1  # that bf16 has to bring, as float32 rounds less
-_ROWS = 16  # images of a step that is timed, in each process; of the whole batch some networks take minutes
-_STEPS = 3
+_ROWS = 32  # at most, in a step that is timed, in each process; of a whole batch some networks take minutes
+_STEPS, _SECONDS = 4, 1.0  # at most, of which the first makes what is made once
 
 
 def settled(config: TrainConfig, pictures: Images, world: World) -> tuple[TrainConfig, list[str]]:
@@ -52,8 +52,8 @@ def computes_bf16(kind: str) -> bool:
 def _fastest(trainer: Trainer) -> float:
     """The time in seconds of the fastest of a few steps, in the process in which it is longest."""
     times = list[int]()
-    for step in range(1, _STEPS + 2):  # the first makes what is made once
+    while len(times) < _STEPS and sum(times) < 1e6 * _SECONDS:
         began = time.perf_counter()
-        float(trainer.step(step)[1])  # which waits for a GPU
-        times.append(int(1e6 * (time.perf_counter() - began)))
-    return max(1, trainer.world.any(min(times[1:]))) / 1e6
+        float(trainer.step(len(times) + 1)[1])  # which waits for a GPU
+        times.append(max(1, trainer.world.any(int(1e6 * (time.perf_counter() - began)))))
+    return min(times) / 1e6
