@@ -31,7 +31,7 @@ import numpy as np
 
 from tinyddpm import Denoiser, Diffusion, backends, noise, samplers
 from tinyddpm._arrays.check import as_positive_int
-from tinyddpm._sampling.bind import bound_rows
+from tinyddpm._sampling.run import bound_rows
 
 Array = Any
 D = Diffusion()

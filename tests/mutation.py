@@ -26,7 +26,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "mutation"
 MODULES = {  # by the test module that is to notice their mutants
-    "schedules": ("schedules", "_schedules/alpha_bar", "_schedules/beta", "_numerics/ramps"),
+    "schedules": ("schedules", "_schedules/alpha_bar", "_schedules/beta"),
     "double": ("_numerics/double",),
     "diffusion": ("diffusion", "_process", "_numerics/tables", "_numerics/weights"),
     "gaussian": ("gaussian", "_numerics/bins", "_numerics/divergence", "_numerics/operands"),

@@ -362,12 +362,12 @@ def sampling(L: Libraries) -> list[Call]:
     )
     return [
         call(D.sample, denoiser=denoiser, shape=(2, 4, 3), **here, **merged(plan, types=plan["types"] | model | {
-                 "shape": (None, 3, "24", (2, 1.5), (True,), ()), "sampler": NO_NAME, "eta": (True, "0.1", [0.1]), "stepz": (3,),
+                 "shape": (None, 3, "24", (2, 1.5), (True,)), "sampler": NO_NAME, "eta": (True, "0.1", [0.1]), "stepz": (3,),
                  "spacing": NO_OPTIONAL_NAME,
                  "noise": (3, "z"), "callback": (3, "f"), "progress": ("yes", 3), "x_T": (1.0, "x", L.ints),
                  "dtype": (3, None, ("float32",)),
                  "backend": NO_OPTIONAL_NAME, "compile": (1, None)},
-             values=plan["values"] | {"shape": ((-1, 3), (2, 2**62), (2, 2**40)), "eta": (0.5, -0.1, NAN),
+             values=plan["values"] | {"shape": ((), (-1, 3), (2, 2**62), (2, 2**40)), "eta": (0.5, -0.1, NAN),
                                       "x_T": (short, x * NAN, x * INF), "timesteps": (*plan["values"]["timesteps"], (3, 0))},
              names={"sampler": ("euler", ""), "spacing": ("odd",), "backend": ("tpu",), "dtype": ("int8", "float")})),
         call(lambda **o: list(D.trajectory(denoiser, (2, 4, 3), **here, **o)), label="trajectory",

@@ -23,8 +23,7 @@ from tinyddpm_backends import _host_noise, _host_steps
 
 from tinyddpm import Denoiser, Diffusion, backends, edit, noise, samplers, schedules
 from tinyddpm._arrays.namespace import namespace_of
-from tinyddpm._sampling.bind import bound_rows
-from tinyddpm._sampling.step import ArrayApiStepper
+from tinyddpm._sampling.run import ArrayApiStepper, bound_rows
 from tinyddpm.backends import Row
 
 SAMPLERS = tuple(samplers.NAMES)

@@ -10,21 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tinyddpm import (
-        analytic,
-        backends,
-        calibration,
-        conversions,
-        edit,
-        gaussian,
-        guidance,
-        likelihood,
-        losses,
-        noise,
-        plans,
-        samplers,
+    from tinyddpm import (  # isort: skip
+        analytic, backends, calibration, conversions, edit, gaussian, guidance, likelihood, losses, noise, plans, samplers,
         schedules,
-    )
+    )  # fmt: skip
     from tinyddpm.denoiser import Denoiser
     from tinyddpm.diffusion import Diffusion
     from tinyddpm.gaussian import Gaussian

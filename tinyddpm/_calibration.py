@@ -59,8 +59,7 @@ class Errors:
 
     def group_means(self, by_row: Table) -> Table:
         """The mean over each group of rows."""
-        means: Table = np.bincount(self.group, by_row) / self.sizes
-        return means
+        return np.bincount(self.group, by_row) / self.sizes
 
     def _best_scale(self, predicted: NDArray[Any], variance: Any) -> float:
         """The multiple of `variance` that costs least: a descent over powers of 2^(1/4), then a parabola."""
@@ -150,8 +149,7 @@ def read(path: str | os.PathLike[str], plain: Sequence[str], tables: Sequence[st
 
 def _table(encoded: Any) -> Table:
     values = np.frombuffer(base64.b64decode(encoded["float64"], validate=True), "<f8").astype(np.float64)
-    table: Table = values.reshape([check.as_int("shape", n, 0, len(values)) for n in encoded["shape"]])
-    return table
+    return values.reshape([check.as_int("shape", n, 0, len(values)) for n in encoded["shape"]])
 
 
 def _check(plain: Mapping[str, Any], tables: Mapping[str, Table]) -> None:

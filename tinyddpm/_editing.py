@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyddpm._arrays.namespace import Array, array_like, is_array_of, on_host
-from tinyddpm._arrays.steps import check_host_steps
+from tinyddpm._arrays.namespace import Array, adopted, on_host
 from tinyddpm._network.nets import refuse_nonfinite
 from tinyddpm._process import Process
 from tinyddpm.backends import Row
@@ -46,14 +45,6 @@ def spherical(a: Array, b: Array, weight: float, xp: Any) -> Array:
     return w_a * a + w_b * b
 
 
-def checked_step(name: str, t: Any, T: int) -> int:
-    """A step in 1..T, an int or an integer array of shape ()."""
-    step = check_host_steps(name, t, 1, T)
-    if not isinstance(step, int):
-        raise TypeError(f"{name} must be an int, got an array of shape {step.shape}")
-    return step
-
-
 def check_finite(xp: Any, **arrays: Array) -> None:
     """Raise ValueError if the host sees that an array is not finite."""
     for name, x in arrays.items():
@@ -63,12 +54,9 @@ def check_finite(xp: Any, **arrays: Array) -> None:
 
 def checked_mask(mask: Array, known: Array, xp: Any) -> Array:
     """The mask as booleans of known's library, device and shape."""
-    if isinstance(mask, np.ma.MaskedArray) or (not isinstance(mask, np.ndarray) and not is_array_of(xp, mask)):
-        raise TypeError(f"mask must be a boolean array of known's library or NumPy, got {type(mask).__name__}")
-    if mask.dtype != (np.dtype(bool) if isinstance(mask, np.ndarray) else xp.bool):
-        raise TypeError(f"mask must be booleans (True is kept), got {mask.dtype}")
-    if isinstance(mask, np.ndarray):
-        mask = array_like(mask, known, xp, dtype=xp.bool)
+    given, mask = mask, adopted("mask", mask, known, xp)
+    if mask.dtype != xp.bool:
+        raise TypeError(f"mask must be booleans (True is kept), got {given.dtype}")
     try:
         return xp.broadcast_to(mask, tuple(known.shape))
     except (ValueError, RuntimeError, TypeError):

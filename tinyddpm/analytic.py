@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tinyddpm._arrays.check import allocating, as_instance, as_int
-from tinyddpm._arrays.namespace import A, Array, Table, array_like, cast_like, host_numbers, namespace_of, quiet
+from tinyddpm._arrays.namespace import A, Array, Table, array_like, cast_like, host_numbers, namespace_of, quiet, widened
 from tinyddpm._arrays.steps import Named, Steps, check_steps, gather
 from tinyddpm._arrays.value import FrozenValue
 from tinyddpm._process import Process
@@ -113,8 +113,7 @@ class _Data(FrozenValue):
         with allocating("n", n):
             uniform = np.exp(-np.sum(draw(1, (2,)) ** 2, axis=-1) / 2)  # half a sum of two squares is exponential
             k = np.searchsorted(np.cumsum(weights)[:-1], uniform, side="right")
-            x0: Table = means[k] + np.sqrt(var)[k] * draw(0, means.shape[1:])
-        return x0
+            return means[k] + np.sqrt(var)[k] * draw(0, means.shape[1:])  # type: ignore[no-any-return]
 
     def log_prob(self, x: A) -> A:
         """Log-density in nats, joint over dimensions.
@@ -269,10 +268,10 @@ class ExactNet:
         xp = namespace_of(x_t=x_t)
         t = check_steps("t", t, x_t, xp, 1, self.d.T)
         # Squared distances leave float16's range: 16 bits in, 32 bits between.
-        x = xp.astype(x_t, xp.float32) if xp.finfo(x_t.dtype).bits < 32 else x_t
+        x = widened(x_t, xp)
         names = ("sqrt_alpha_bar", "alpha_bar", "sqrt_one_minus_alpha_bar", "one_minus_alpha_bar")
-        a, ab, sigma, var = (gather(Named(self.d, name), t, x, xp) for name in names)
         with quiet():
+            a, ab, sigma, var = (gather(Named(self.d, name), t, x, xp) for name in names)
             return cast_like(self.data._eps(x, a, ab, sigma, var, xp), x_t, xp)  # type: ignore[no-any-return]
 
 

@@ -174,17 +174,29 @@ def of(array: Array) -> Backend:
     return _registered[_name_of(type(array))]
 
 
+def find(array: Array) -> Backend | None:
+    """As `of`, but None for an array of a library that no loaded backend knows.
+
+    Returns
+    -------
+    Backend or None
+    """
+    try:
+        return of(array)
+    except LookupError:
+        return None
+
+
 @untraced
 def _name_of(kind: type) -> str:
     """The name of the backend of arrays of this type, which is then registered."""
     roots = {cls.__module__.partition(".")[0] for cls in kind.__mro__} - {"builtins"}
-    for name in (*_registered, *_BUILT_IN):
+    loaded = dict.fromkeys((*_registered, *_BUILT_IN))
+    for name in loaded:
         if not roots.isdisjoint(get(name).roots):
             return name
-    raise LookupError(
-        f"array must belong to a loaded backend, one of {', '.join(dict.fromkeys((*_registered, *_BUILT_IN)))}, got "
-        f"{kind.__module__}.{kind.__qualname__}; tinyddpm.backends.get(name) loads a plug-in"
-    )
+    raise LookupError(f"array must belong to a loaded backend, one of {', '.join(loaded)}, got {kind.__module__}."
+                      f"{kind.__qualname__}; tinyddpm.backends.get(name) loads a plug-in")  # fmt: skip
 
 
 def no_grad(array: Array) -> AbstractContextManager[Any]:
@@ -230,10 +242,8 @@ def gradients_off(array: Array) -> Callable[[], AbstractContextManager[Any]]:
     ...     with context():
     ...         pass
     """
-    try:
-        return of(array).no_grad or nullcontext
-    except LookupError:  # a library that no backend knows
-        return nullcontext
+    backend = find(array)
+    return (backend and backend.no_grad) or nullcontext
 
 
 def available() -> dict[str, Status]:
@@ -275,12 +285,8 @@ def _load(entry: EntryPoint) -> Backend:
     """A plug-in's backend; whatever goes wrong becomes BackendUnavailable."""
     try:
         loaded = entry.load()
-        backend = loaded if isinstance(loaded, Backend) else loaded()
+        return as_instance("it", loaded if isinstance(loaded, Backend) else loaded(), Backend)  # type: ignore[no-any-return]
     except BackendUnavailable:
         raise
     except Exception as error:  # a plug-in may fail in any way
         raise BackendUnavailable(f"{entry.name} can't be used: its plug-in {entry.value} raised {error!r}") from error
-    if not isinstance(backend, Backend):
-        kind = type(backend).__name__
-        raise BackendUnavailable(f"{entry.name} can't be used: its plug-in {entry.value} is not a Backend but {kind}")
-    return backend

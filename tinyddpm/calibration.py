@@ -269,8 +269,7 @@ class Calibration(FrozenValue):
     @cached_property
     def _weights(self) -> Table:
         """Each group's share of the rows."""
-        weights: Table = np.bincount(np.arange(self.rows) % len(self.group_prior)) / self.rows
-        return weights
+        return np.bincount(np.arange(self.rows) % len(self.group_prior)) / self.rows
 
     @cached_property
     def _last_cost(self) -> Table:

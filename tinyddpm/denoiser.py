@@ -16,7 +16,7 @@ from tinyddpm._arrays.namespace import A, Array, cast_like, clip_array, namespac
 from tinyddpm._arrays.steps import Named, Steps, check_steps, time_array
 from tinyddpm._arrays.value import FrozenValue
 from tinyddpm._network import variance
-from tinyddpm._network.nets import Net, call_net, check_output, checked_clip, clips, refuse_nonfinite, respaced
+from tinyddpm._network.nets import Net, call_net, check_output, checked_clip, clips, halves, refuse_nonfinite, respaced
 from tinyddpm._network.variance import Variance
 from tinyddpm._process import Process
 from tinyddpm.conversions import KINDS, Kind
@@ -212,12 +212,8 @@ class Denoiser(FrozenValue):
             net_t = time_array(t, self.first_t - 1, x_t, xp)
         out = call_net(self.net, x_t, net_t, d, t, self.predicts, self._clip if clip else None)
         check_output(out, x_t, t, xp, self.learned)
-        if not self.learned:
-            return out, None
-        channels = x_t.shape[1]
-        return out[:, :channels, ...], out[:, channels:, ...]
+        return halves(out) if self.learned else (out, None)
 
-    @quietly
     def x0_from(self, d: Process, value: Array, x_t: Array, t: Any, xp: Any) -> Array:
         """x_0 from a prediction, clipped if `clip_x0` says so.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tinyddpm import plans
-from tinyddpm._arrays.check import names_unknown_options
+from tinyddpm._arrays.check import as_positive_int, names_unknown_options
 from tinyddpm._arrays.namespace import Array, Table
 from tinyddpm._numerics.double import Double
 from tinyddpm._process import Process
@@ -198,13 +198,14 @@ class Diffusion(Process):
         >>> bool(abs(x.mean() - 0.5) < 0.01 and abs(x.std() - 0.1) < 0.01)
         True
         """
-        from tinyddpm import samplers  # loaded when it is first needed
+        from tinyddpm._sampling.run import run  # loaded when it is first needed
 
-        return samplers.sample(
-            self, denoiser, shape, sampler=sampler, steps=steps, spacing=spacing, timesteps=timesteps, eta=eta, seed=seed,
+        (last,) = run(
+            self, denoiser, shape, None, sampler=sampler, steps=steps, spacing=spacing, timesteps=timesteps, eta=eta, seed=seed,
             index=index, x_T=x_T, noise=noise, backend=backend, device=device, dtype=dtype, compile=compile,
             autocast=autocast, progress=progress, callback=callback,
         )  # fmt: skip
+        return last.x
 
     @names_unknown_options
     def trajectory(
@@ -244,12 +245,12 @@ progress, callback
         >>> [step.t for step in d.trajectory(denoiser, (1, 2), steps=4)]
         [1000, 750, 500, 250, 0]
         """
-        from tinyddpm import samplers
+        from tinyddpm._sampling.run import run
 
-        return samplers.trajectory(
-            self, denoiser, shape, every=every, sampler=sampler, steps=steps, spacing=spacing, timesteps=timesteps, eta=eta,
-            seed=seed, index=index, x_T=x_T, noise=noise, backend=backend, device=device, dtype=dtype, compile=compile,
-            autocast=autocast, progress=progress, callback=callback,
+        return run(
+            self, denoiser, shape, as_positive_int("every", every), sampler=sampler, steps=steps, spacing=spacing,
+            timesteps=timesteps, eta=eta, seed=seed, index=index, x_T=x_T, noise=noise, backend=backend, device=device,
+            dtype=dtype, compile=compile, autocast=autocast, progress=progress, callback=callback,
         )  # fmt: skip
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from tinyddpm import _editing as parts
 from tinyddpm import backends, noise, plans
-from tinyddpm._arrays.check import as_bool, as_list, as_positive_int, as_real, lookup, names_unknown_options, one_of
+from tinyddpm._arrays.check import as_int, as_list, as_positive_int, as_real, lookup, names_unknown_options, one_of
 from tinyddpm._arrays.namespace import A, Array, cast_like, check_same_shape, namespace_of, on_host, quiet
+from tinyddpm._arrays.steps import check_host_steps
 from tinyddpm._io.progress import progress_bar
 from tinyddpm._network.nets import refuse_nonfinite
 from tinyddpm._sampling.options import BEST_SPACING, SamplerName
-from tinyddpm._sampling.rows import METHODS, ddim
+from tinyddpm._sampling.rows import ddim
 from tinyddpm.denoiser import Denoiser, check_model
 from tinyddpm.diffusion import Diffusion
 
@@ -70,10 +71,9 @@ def image_to_image(
     [[0.5, 0.5]]
     """
     check_model(d, denoiser)
-    xp, t = namespace_of(x0=x0), parts.checked_step("t", t, d.T)
+    xp, t = namespace_of(x0=x0), as_int("t", check_host_steps("t", t, 1, d.T), 1, d.T)
     parts.check_finite(xp, x0=x0)
-    lookup("sampler", sampler, METHODS)
-    plan = plans.chosen(d.log_snr, steps, timesteps, default=BEST_SPACING[sampler], started=True)
+    plan = plans.chosen(d.log_snr, steps, timesteps, default=lookup("sampler", sampler, BEST_SPACING), started=True)
     index = noise.numbers(index, x0.shape[0])
     draw = noise.like(x0, seed, index, stream=_STREAM)
     return d.sample(  # type: ignore[no-any-return]
@@ -148,7 +148,7 @@ def inpaint(
     jump_length, resamplings = as_positive_int("jump_length", jump_length), as_positive_int("resamplings", resamplings)
     walk = list(parts.walk(plan, jump_length, resamplings))
     draw = noise.like(known, seed, index, stream=_STREAM)
-    x, progress = draw(0), as_bool("progress", progress)
+    x = draw(0)
     with backends.no_grad(known), quiet():
         for step, (t, s) in enumerate(progress_bar(walk, len(walk), enabled=progress, label="inpaint"), 1):
             if s > t:
@@ -220,8 +220,7 @@ def interpolate(
     b = cast_like(b, a, xp)
     parts.check_finite(xp, a=a, b=b)
     shares = [as_real("weights", share, 0.0, 1.0) for share in as_list("weights", weights)]
-    lookup("sampler", sampler, METHODS)
-    plan = plans.chosen(d.log_snr, steps, timesteps, default=BEST_SPACING[sampler], started=True)
+    plan = plans.chosen(d.log_snr, steps, timesteps, default=lookup("sampler", sampler, BEST_SPACING), started=True)
     one_of("encode", encode, ("diffuse", "invert"))
     mixed = lookup("path", path, {"linear": parts.linear, "spherical": parts.spherical})
     index = noise.numbers(index, a.shape[0])
@@ -291,7 +290,7 @@ def invert(
     """
     check_model(d, denoiser)
     xp = namespace_of(x0=x0)
-    iterations, progress = as_positive_int("iterations", iterations), as_bool("progress", progress)
+    iterations = as_positive_int("iterations", iterations)
     parts.check_finite(xp, x0=x0)
     plan = plans.chosen(d.log_snr, steps, timesteps, default=BEST_SPACING["ddim"], started=True)
     rows = ddim(d, plan, 0.0)[::-1]

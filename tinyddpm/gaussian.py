@@ -16,18 +16,8 @@ import numpy as np
 
 from tinyddpm import backends
 from tinyddpm._arrays.check import as_instance, as_int, lookup
-from tinyddpm._arrays.namespace import (
-    A,
-    Array,
-    array_like,
-    cast_like,
-    check_same_shape,
-    host_values,
-    library_name,
-    namespace_of,
-    quietly,
-)
-from tinyddpm._arrays.value import make_pytree
+from tinyddpm._arrays.namespace import A, Array, array_like, cast_like, check_same_shape, library_name, namespace_of, quietly
+from tinyddpm._arrays.value import FrozenValue, make_pytree
 from tinyddpm._numerics import bins
 from tinyddpm._numerics.divergence import kl, kl_full
 from tinyddpm._numerics.operands import as_log_var, scaled, split_point, to_operands
@@ -36,7 +26,7 @@ __all__ = ["Gaussian", "discretized_log_likelihood", "kl", "kl_full"]
 
 
 @dataclass(frozen=True, eq=False)
-class Gaussian:
+class Gaussian(FrozenValue):
     """A diagonal Gaussian N(mean, exp(log_var)), equal and hashable by content.
 
     It is a JAX pytree if JAX is loaded when a Gaussian is made: `mean` and an array `log_var` are its leaves, and a float
@@ -201,12 +191,7 @@ class Gaussian:
         mean: A = self.mean
         return discretized_log_likelihood(x, mean, 0.5 * self.log_var, levels)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Gaussian) and self._content() == other._content()
-
-    def __hash__(self) -> int:
-        return hash(self._content())
-
+    @property
     def _content(self) -> tuple[Any, ...]:
         return _content(self.mean), _content(self.log_var)
 
@@ -267,7 +252,7 @@ def discretized_log_likelihood(
     levels = as_int("levels", levels, 2, 65536)
     log_mass = lookup("method", method, bins.METHODS)
     xp, first, (x_, mean, log_std) = to_operands(x=x, mean=mean, log_std=log_std)
-    _check_range(x_, 1 + 1 / (levels - 1))
+    bins.check_range("x", x_, levels)
     point, log_std = split_point(log_std, xp)
     b = bins.bin_of(x_, mean, log_std, levels, xp)
     outside, edge = array_like(-math.inf, x_, xp), array_like(-math.log(2), x_, xp)
@@ -275,20 +260,10 @@ def discretized_log_likelihood(
     return cast_like(xp.where(point, limit, log_mass(b, xp)), first, xp)  # type: ignore[no-any-return]
 
 
-def _check_range(x: Array, bound: float) -> None:
-    """Raise ValueError if the host can read x and it is outside [-bound, bound]."""
-    host = host_values(x)
-    if host is not None and host.size and not (np.abs(host) <= bound).all():
-        wrong = host[~(np.abs(host) <= bound)].flat[0]
-        raise ValueError(f"x must be in [-1, 1], got {wrong}; scale the data")
-
-
 def _content(x: Any) -> Any:
     """What equality compares and the hash is of: a float, or an array's library, dtype, shape and bytes."""
     if isinstance(x, float):
         return x
-    try:
-        host = backends.of(x).to_numpy(x)
-    except LookupError:
-        host = np.asarray(x)
+    backend = backends.find(x)
+    host = np.asarray(x) if backend is None else backend.to_numpy(x)
     return library_name(x), str(x.dtype), host.shape, host.tobytes()

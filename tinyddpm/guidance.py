@@ -11,7 +11,7 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any, get_args
 
-from tinyddpm._arrays.check import as_callable, as_instance, as_int, as_real, one_of
+from tinyddpm._arrays.check import as_callable, as_instance, as_int, as_positive, as_real, one_of
 from tinyddpm._arrays.namespace import Array
 from tinyddpm._network import guided
 from tinyddpm._network.guided import Scale, Shift
@@ -63,7 +63,7 @@ def classifier_free(net: Callable[..., Array], y: Any, scale: Scale, null: Any, 
     [[4.0]]
     """
     if hasattr(y, "dtype") and isinstance(null, Real):
-        guided.check_fits("null", null, y)
+        guided.check_null(null, y)
     net, scale = as_callable("net", net, "net(x_t, t, y)"), guided.checked_scale(scale)
     return guided.ClassifierFree(net, y, scale, null, as_real("rescale", rescale, 0.0, 1.0))
 
@@ -163,7 +163,4 @@ def dynamic_threshold(net: Net, d: Process, predicts: Kind, percentile: float = 
     one_of("predicts", predicts, KINDS)
     as_instance("d", d, Process, "Diffusion")
     first_t = as_int("first_t", first_t, -(2**31), 2**31)
-    percentile = as_real("percentile", percentile, 0.0, 1.0)
-    if percentile == 0.0:
-        raise ValueError("percentile must be above 0, got 0.0")
-    return guided.DynamicThreshold(net, d, predicts, percentile, first_t)
+    return guided.DynamicThreshold(net, d, predicts, as_positive("percentile", percentile, 1.0), first_t)

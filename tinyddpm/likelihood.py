@@ -97,7 +97,7 @@ def vlb(
     sums = Sums(d, denoiser, x, xp, terms, levels, decoder)
     steps = noised.noised_steps(d, denoiser, x0, x, seed, index, keep_eps=sums.kind != "x0")
     with backends.no_grad(x0):
-        for step in progress_bar(steps, d.T, enabled=as_bool("progress", progress), label="likelihood"):
+        for step in progress_bar(steps, d.T, enabled=progress, label="likelihood"):
             sums.add(step)
     return sums.result()
 
@@ -162,13 +162,12 @@ def optimal_variance(
     steps = noised.noised_steps(d, denoiser, x0, x, seed, index, draws)
     norms = noised.Columns(xp)
     with backends.no_grad(x0):
-        for t, _, x_t, value, _ in progress_bar(steps, draws * d.T, enabled=as_bool("progress", progress), label="variance"):
+        for t, _, x_t, value, _ in progress_bar(steps, draws * d.T, enabled=progress, label="variance"):
             norms.add(noised.square_sum(d._convert(value, x_t, t, denoiser.predicts, "eps", xp), xp))
     norm = norms.on_host().reshape(x0.shape[0], d.T, draws)
     refuse(~np.isfinite(norm.sum(axis=2)), "is not finite")
     left = 1 - norm.mean(axis=(0, 2)) / math.prod(x0.shape[1:])
-    with np.errstate(all="ignore"):
-        x0_var = np.clip(np.exp(-d.log_snr[1:]) * left, 0.0, most)
+    x0_var = np.clip(np.exp(-d.log_snr[1:]) * left, 0.0, most)
     unbounded = most if math.isfinite(most) else host.astype(np.float64).var(axis=0).mean()
     x0_var = np.where(d.alpha_bar[1:] > 0, x0_var, unbounded)
     w_x0, _, beta_tilde = d.posterior_weights(np.arange(1, d.T + 1))
@@ -238,7 +237,7 @@ def calibrate(
     errors = Errors(host.reshape(rows, -1), d.T, draws, levels, decoder, as_bool("per_dimension", per_dimension))
     predicted = noised.predicted_x0(d, denoiser, xp)
     with backends.no_grad(x0):
-        all_steps = progress_bar(zip(*runs, strict=True), draws * d.T, enabled=as_bool("progress", progress), label="calibrate")
+        all_steps = progress_bar(zip(*runs, strict=True), draws * d.T, enabled=progress, label="calibrate")
         for steps in all_steps:
             if not all(np.all(np.isfinite(to_numpy(noised.square_sum(step.value, xp)))) for step in steps):
                 raise ValueError(f"net: its output is not finite at t = {steps[0].t}")

@@ -182,22 +182,19 @@ def weighted(
     default = {"min_snr": 5.0, "p2": 1.0}.get(weighting)
     if gamma is not None and default is None:
         raise ValueError(f"gamma must be left out with the weighting {weighting!r}, got {gamma}")
-    call = call_on_noised(d, denoiser, x0, t, eps)
-    loss = mean_square(call.error, call.xp)
-    if weighting == "uniform":
-        with quiet():
-            return cast_like(loss, x0, call.xp)  # type: ignore[no-any-return]
     power = default if gamma is None else as_real("gamma", gamma, 0.0)
-    factor = gather(Named(d, _factor, (weighting, power, denoiser.predicts)), call.t, loss, call.xp)
+    call = call_on_noised(d, denoiser, x0, t, eps)
     with quiet():
-        return cast_like(factor * loss, x0, call.xp)  # type: ignore[no-any-return]
+        loss = mean_square(call.error, call.xp)
+        if weighting != "uniform":
+            loss = gather(Named(d, _factor, (weighting, power, denoiser.predicts)), call.t, loss, call.xp) * loss
+        return cast_like(loss, x0, call.xp)  # type: ignore[no-any-return]
 
 
 def _factor(d: Process, weighting: str, gamma: float, predicts: Kind) -> Table:
     """What the squared error of a prediction is to be multiplied by, a table."""
     with quiet():
-        factor: Table = _WEIGHTINGS[weighting](d, gamma) * eps_error(d, predicts)
-        return factor
+        return _WEIGHTINGS[weighting](d, gamma) * eps_error(d, predicts)
 
 
 _WEIGHTINGS: dict[str, Callable[[Process, Any], Table]] = {  # of the squared error of eps

@@ -21,8 +21,8 @@ from typing import Any, cast
 import numpy as np
 
 from tinyddpm import backends
-from tinyddpm._arrays.check import as_dtype_name, as_int, one_of
-from tinyddpm._arrays.namespace import dtype_name
+from tinyddpm._arrays.check import allocating, as_bool, as_dtype_name, as_int, as_list, as_shape, one_of
+from tinyddpm._arrays.namespace import device_of, dtype_name, host_numbers
 
 __all__ = ["as_words", "like", "normal", "numbers"]
 
@@ -33,17 +33,9 @@ Index = Sequence[int] | np.ndarray[Any, Any]
 
 
 def normal(
-    seed: int,
-    index: Iterable[int],
-    step: int,
-    shape: Sequence[int],
-    *,
-    stream: int = 0,
-    exact: bool = False,
-    backend: str = "numpy",
-    device: Any = None,
-    dtype: Any = "float32",
-) -> backends.Array:
+    seed: int, index: Iterable[int], step: int, shape: Sequence[int], *, stream: int = 0, exact: bool = False,
+    backend: str = "numpy", device: Any = None, dtype: Any = "float32",
+) -> backends.Array:  # fmt: skip
     """Return standard normal noise: row i belongs to sample ``index[i]`` at `step`.
 
     Parameters
@@ -125,9 +117,7 @@ def like(x: backends.Array, seed: int, index: Index | None, *, stream: int = 0) 
     >>> draw(10).shape
     (4, 3)
     """
-    from array_api_compat import device
-
-    place = backends.of(x).name, device(x), dtype_name(x)
+    place = backends.of(x).name, device_of(x), dtype_name(x)
     return _drawing(seed, numbers(index, x.shape[0]), tuple(x.shape[1:]), stream, False, *place)
 
 
@@ -193,33 +183,14 @@ def as_words(index: Iterable[int]) -> np.ndarray[Any, Any]:
     array([                   3, 18446744073709551615], dtype=uint64)
     """
     if isinstance(index, range) and index:
-        return _range_as_words(index)
-    if isinstance(index, str) or not isinstance(index, Iterable):
-        raise TypeError(f"index must be a sequence of ints, got {type(index).__name__}")
-    if hasattr(index, "shape"):
-        return _array_as_words(index)
-    return np.array([as_int("index", i, 0, _WORD - 1) for i in index], dtype=np.uint64)
-
-
-def _range_as_words(index: range) -> np.ndarray[Any, Any]:
-    """`as_words` of a range that is not empty."""
-    for end in (index[0], index[-1]):
-        as_int("index", end, 0, _WORD - 1)
-    try:
-        return np.uint64(index[0]) + np.arange(len(index), dtype=np.uint64) * np.uint64(index.step % _WORD)
-    except (MemoryError, OverflowError, ValueError):
-        raise ValueError(f"index is too long to allocate: {index}") from None
-
-
-def _array_as_words(index: Any) -> np.ndarray[Any, Any]:
-    """`as_words` of an array."""
-    try:
-        array = np.asarray(index)
-    except (TypeError, ValueError, RuntimeError):  # for example an array on a device
-        raise TypeError(f"index must be a range, a list or a NumPy array, got {type(index).__name__}") from None
-    if isinstance(index, np.ma.MaskedArray):
-        raise TypeError("index must be a plain array, got a masked one; use index.compressed()")
-    if array.dtype.kind not in "iu":
+        for end in (index[0], index[-1]):
+            as_int("index", end, 0, _WORD - 1)
+        with allocating("index", index):
+            return np.uint64(index[0]) + np.arange(len(index), dtype=np.uint64) * np.uint64(index.step % _WORD)
+    if not hasattr(index, "shape"):
+        return np.array([as_int("index", i, 0, _WORD - 1) for i in as_list("index", index, empty=True)], dtype=np.uint64)
+    array = host_numbers("index", index)
+    if array.dtype.kind == "f":
         raise TypeError(f"index must be an integer array, got {array.dtype}")
     if array.ndim != 1:
         raise ValueError(f"index must be a 1-d array, got shape {array.shape}")
@@ -233,10 +204,9 @@ def _drawing(
 ) -> Callable[[int], backends.Array]:
     """`normal` as a function of the step; all other arguments are checked once."""
     seed, stream = as_int("seed", seed, 0, _WORD - 1), as_int("stream", stream, 0, _WORD - 1)
-    sample_shape, words = _sizes(shape), as_words(index)
+    sample_shape, words = as_shape(shape, empty=True), as_words(index)
     dtype = one_of("dtype", as_dtype_name("dtype", dtype), ("float16", "bfloat16", "float32", "float64"))
-    if not isinstance(exact, bool | np.bool_):
-        raise TypeError(f"exact must be a bool, got {type(exact).__name__}")
+    as_bool("exact", exact)
     library, host = backends.get(backend), backends.get("numpy")
     host_dtype = "float64" if dtype == "float64" else "float32"
 
@@ -250,10 +220,3 @@ def _drawing(
         return library.from_numpy(drawn, dtype=dtype, device=device)
 
     return draw
-
-
-def _sizes(shape: Any) -> tuple[int, ...]:
-    """The shape of one sample as a tuple of ints."""
-    if isinstance(shape, str) or not isinstance(shape, Iterable):
-        raise TypeError(f"shape must be a sequence of ints, got {type(shape).__name__}")
-    return tuple(as_int("shape", size, 0, 2**62) for size in shape)

@@ -6,7 +6,7 @@ A spacing chooses a plan of a given length. Each takes the table of log-SNR, who
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -107,9 +107,7 @@ def log_snr(table: Table, steps: int) -> tuple[int, ...]:
     return tuple(reversed(plan if last == T else [*plan, T]))
 
 
-SPACINGS: dict[str, Callable[[Table, int], tuple[int, ...]]] = dict(
-    zip(get_args(Spacing), (even, quadratic, log_snr), strict=True)
-)
+SPACINGS: dict[str, Callable[[Table, int], tuple[int, ...]]] = {"even": even, "quadratic": quadratic, "log_snr": log_snr}
 """The spacings by name."""
 
 
@@ -174,14 +172,9 @@ def checked(timesteps: Iterable[int], T: int) -> tuple[int, ...]:
 
 
 def chosen(
-    table: Table,
-    steps: int | None,
-    timesteps: Iterable[int] | None,
-    spacing: Spacing | None = None,
-    *,
-    default: Spacing = "even",
-    started: bool = False,
-) -> tuple[int, ...]:
+    table: Table, steps: int | None, timesteps: Iterable[int] | None, spacing: Spacing | None = None, *,
+    default: Spacing = "even", started: bool = False,
+) -> tuple[int, ...]:  # fmt: skip
     """The plan that a caller's options name: `timesteps` itself, or else `steps` steps from T.
 
     Parameters
@@ -212,10 +205,9 @@ def chosen(
     T = len(table) - 1
     if timesteps is None:
         return spaced(table, T if steps is None else steps, default if spacing is None else spacing)
-    if steps is not None:
-        raise ValueError("steps must be left out if timesteps is given")
-    if spacing is not None:
-        raise ValueError("spacing must be left out if timesteps is given")
+    for name, option in (("steps", steps), ("spacing", spacing)):
+        if option is not None:
+            raise ValueError(f"{name} must be left out if timesteps is given")
     plan = checked(timesteps, T)
     if plan[0] != T and not started:
         raise ValueError(f"timesteps must start at T = {T}, or where a state x_T is given, got {plan[0]}")

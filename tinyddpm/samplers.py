@@ -8,22 +8,19 @@ function of (seed, sample, step), so a sample does not depend on how a batch was
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
-from tinyddpm._arrays.check import as_positive_int
+from tinyddpm._arrays.check import as_instance
 from tinyddpm._arrays.namespace import Array
 from tinyddpm._sampling.options import BEST_SPACING, DEFAULT_ETA, Noise, Options, SamplerName, Step
 from tinyddpm._sampling.rows import METHODS as NAMES
-from tinyddpm._sampling.run import run
-
-if TYPE_CHECKING:
-    from tinyddpm._process import Process
-    from tinyddpm.denoiser import Denoiser
+from tinyddpm.denoiser import Denoiser
+from tinyddpm.diffusion import Diffusion
 
 __all__ = ["BEST_SPACING", "DEFAULT_ETA", "NAMES", "Noise", "Options", "SamplerName", "Step", "sample", "trajectory"]
 
 
-def sample(d: Process, denoiser: Denoiser, shape: Sequence[int], **options: Unpack[Options]) -> Array:
+def sample(d: Diffusion, denoiser: Denoiser, shape: Sequence[int], **options: Unpack[Options]) -> Array:
     """Draw samples; `Diffusion.sample` is this function as a method, and documents the options.
 
     Parameters
@@ -53,12 +50,11 @@ def sample(d: Process, denoiser: Denoiser, shape: Sequence[int], **options: Unpa
     >>> sample(Diffusion(), Denoiser(lambda x_t, t: 0 * x_t), (2, 3), steps=5).shape
     (2, 3)
     """
-    (step,) = run(d, denoiser, shape, None, options)
-    return step.x
+    return as_instance("d", d, Diffusion).sample(denoiser, shape, **options)
 
 
 def trajectory(
-    d: Process, denoiser: Denoiser, shape: Sequence[int], *, every: int = 1, **options: Unpack[Options]
+    d: Diffusion, denoiser: Denoiser, shape: Sequence[int], *, every: int = 1, **options: Unpack[Options]
 ) -> Iterator[Step]:
     """The states that `sample` passes through; `Diffusion.trajectory` is this function as a method.
 
@@ -87,4 +83,4 @@ def trajectory(
     >>> [step.t for step in trajectory(Diffusion(), Denoiser(lambda x_t, t: 0 * x_t), (1, 2), steps=2)]
     [1000, 500, 0]
     """
-    return run(d, denoiser, shape, as_positive_int("every", every), options)
+    return as_instance("d", d, Diffusion).trajectory(denoiser, shape, every=every, **options)  # type: ignore[no-any-return]

@@ -15,10 +15,9 @@ import numpy as np
 
 from tinyddpm._arrays.check import as_real
 from tinyddpm._numerics import double as dd
-from tinyddpm._numerics import ramps
 from tinyddpm._numerics.double import double
 from tinyddpm._schedules.alpha_bar import cosine, from_alpha_bar, sigmoid_alpha_bar, zero_terminal_snr
-from tinyddpm._schedules.beta import Beta, checked, steps, steps_and_ends, valid
+from tinyddpm._schedules.beta import Beta, checked, clip, double_ramp, logistic, pinned, ramp, steps, steps_and_ends, valid
 
 __all__ = [
     "NAMES", "checked", "constant", "cosine", "from_alpha_bar", "geometric", "jsd", "linear", "quadratic", "sigmoid",
@@ -55,7 +54,7 @@ def linear(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Beta:
     [0.1, 0.2, 0.3]
     """
     t, beta_1, beta_T = steps_and_ends(T, beta_1, beta_T)
-    return valid(ramps.ramp(t, beta_1, beta_T))
+    return valid(ramp(t, beta_1, beta_T))
 
 
 @np.errstate(all="ignore")
@@ -85,7 +84,7 @@ def quadratic(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Beta
     [0.01, 0.04, 0.09]
     """
     t, beta_1, beta_T = steps_and_ends(T, beta_1, beta_T)
-    return valid(ramps.pinned(ramps.ramp(t, beta_1**0.5, beta_T**0.5) ** 2, beta_1, beta_T))
+    return valid(pinned(ramp(t, beta_1**0.5, beta_T**0.5) ** 2, beta_1, beta_T))
 
 
 @np.errstate(all="ignore")
@@ -115,8 +114,8 @@ def geometric(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Beta
     [0.001, 0.01, 0.1]
     """
     t, beta_1, beta_T = steps_and_ends(T, beta_1, beta_T)
-    log = ramps.double_ramp(t, dd.log(double(beta_1)), dd.log(double(beta_T)))
-    return valid(ramps.pinned(dd.exp(log).hi, beta_1, beta_T))
+    log = double_ramp(t, dd.log(double(beta_1)), dd.log(double(beta_T)))
+    return valid(pinned(dd.exp(log).hi, beta_1, beta_T))
 
 
 def constant(T: int = 1000, beta: float = 0.02) -> Beta:
@@ -179,7 +178,7 @@ def warmup(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02, fraction: 
     t, beta_1, beta_T = steps_and_ends(T, beta_1, beta_T)
     rising = round(T * as_real("fraction", fraction, 0.0, 1.0)) if T > 1 else 1
     beta = np.full(len(t), beta_T)
-    beta[:rising] = ramps.ramp(t[:rising], beta_1, beta_T)
+    beta[:rising] = ramp(t[:rising], beta_1, beta_T)
     return valid(beta, "beta_T must be")
 
 
@@ -243,9 +242,9 @@ def sigmoid(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02, start: fl
     [0.1538, 0.2, 0.2462]
     """
     t, beta_1, beta_T = steps_and_ends(T, beta_1, beta_T)
-    x = ramps.double_ramp(t, double(as_real("start", start)), double(as_real("end", end)))
-    up, down = ramps.sigmoid(x).hi, ramps.sigmoid(dd.neg(x)).hi
-    return valid(ramps.clip(beta_1 * down + beta_T * up, beta_1, beta_T), "start must give betas")
+    x = double_ramp(t, double(as_real("start", start)), double(as_real("end", end)))
+    up, down = logistic(x).hi, logistic(dd.neg(x)).hi
+    return valid(clip(beta_1 * down + beta_T * up, beta_1, beta_T), "start must give betas")
 
 
 NAMES: dict[str, Callable[..., Beta]] = {

@@ -44,6 +44,14 @@ def as_real(name: str, value: Any, low: float = -math.inf, high: float = math.in
     return number
 
 
+def as_positive(name: str, value: Any, high: float = math.inf) -> float:
+    """A number in (0, high] as a float."""
+    number = as_real(name, value, 0.0, high)
+    if number == 0:
+        raise ValueError(f"{name} must be positive, got 0.0")
+    return number
+
+
 def as_list(name: str, values: Any, *, empty: bool = False) -> list[Any]:
     """The values as a list; a str is refused."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
@@ -51,6 +59,14 @@ def as_list(name: str, values: Any, *, empty: bool = False) -> list[Any]:
     if not (found := list(values)) and not empty:
         raise ValueError(f"{name} must not be empty")
     return found
+
+
+def as_shape(shape: Any, *, empty: bool = False) -> tuple[int, ...]:
+    """The argument `shape` as a tuple of ints, of fewer than 2^48 numbers."""
+    sizes = tuple(as_int("shape", size, 0, 2**62) for size in as_list("shape", shape, empty=empty))
+    if math.prod(sizes) >= 2**48:
+        raise ValueError(f"shape is more than can be allocated: {sizes}")
+    return sizes
 
 
 def as_instance(name: str, value: Any, kind: type, called: str | None = None) -> Any:
@@ -89,12 +105,11 @@ def allocating(name: str, value: Any) -> Iterator[None]:
     """Turn a failure to allocate into a `ValueError` that names the argument whose size was too much."""
     try:
         yield
-    except (MemoryError, OverflowError) as error:
+    except (MemoryError, OverflowError, ValueError) as error:
+        too_much = any(word in str(error) for word in ("maximum", "too large", "too big", "too long", "be allocated"))
+        if isinstance(error, ValueError) and not too_much:
+            raise
         raise ValueError(f"{name} is more than can be allocated: {value}") from error
-    except ValueError as error:
-        if any(what in str(error) for what in ("maximum", "too large", "too big", "too long")):
-            raise ValueError(f"{name} is more than can be allocated: {value}") from error
-        raise
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -118,17 +133,13 @@ def names_unknown_options(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        refuse_unknown_options(kwargs, options, function.__name__, known)
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(f"{name} is not an option of {function.__name__}{nearest(name, options)}; known are "
+                                f"{', '.join(options)}")  # fmt: skip
         return function(*args, **kwargs)
 
     return checked
-
-
-def refuse_unknown_options(given: Iterable[str], options: Iterable[str], function: str, known: Iterable[str] = ()) -> None:
-    """Raise TypeError that names the first unknown option, the nearest and the known ones; `known` are other parameters."""
-    for name in given:
-        if name not in options and name not in known:
-            raise TypeError(f"{name} is not an option of {function}{nearest(name, options)}; known are {', '.join(options)}")
 
 
 def as_bool(name: str, value: Any) -> bool:

@@ -115,6 +115,16 @@ def is_array_of(xp: Any, x: Any) -> bool:
         return False
 
 
+def adopted(name: str, value: Any, x: Array, xp: Any) -> Array:
+    """A caller's array if it is of x's library; one of NumPy's is copied to x's device, in x's dtype unless it is of booleans."""
+    if isinstance(value, np.ndarray):
+        check_plain(name, value)
+        return array_like(value, x, xp, dtype=xp.bool if value.dtype.kind == "b" else None)
+    if not is_array_of(xp, value):
+        raise TypeError(f"{name} must be an array of {library_name(x)} or NumPy, got {type(value).__name__}")
+    return value
+
+
 def check_same_shape(name: str, x: Array, other: str, y: Array) -> None:
     """Raise ValueError unless x and y have one shape."""
     if tuple(x.shape) != tuple(y.shape):
@@ -169,19 +179,18 @@ def host_values(t: Array) -> Any:
     """t as a NumPy array if the host holds it, else None: a device is never synchronised for a check."""
     if compiling() or not on_host(t):
         return None
-    t = t.detach() if hasattr(t, "detach") else t  # Torch
     try:
-        return np.asarray(t.float() if hasattr(t, "detach") and dtype_name(t) == "bfloat16" else t)
+        return np.asarray(_readable(t))
     except (TypeError, RuntimeError):  # a compiler traces it: there is no value yet
         return None
 
 
-def integer_namespace(name: str, t: Array) -> Any:
-    """The namespace of a step argument that is not a number."""
-    try:
-        return array_namespace(t)
-    except TypeError:
-        raise TypeError(f"{name} must be an int or an integer array, got {type(t).__name__}") from None
+def _readable(x: Any) -> Any:
+    """A Torch tensor as NumPy can read it, on the host, without gradients and not in bfloat16; anything else as it is."""
+    if not hasattr(x, "detach"):
+        return x
+    x = x.detach().cpu()
+    return x.float() if dtype_name(x) == "bfloat16" else x
 
 
 def library_name(x: Array) -> str:
@@ -194,12 +203,7 @@ def host_numbers(name: str, values: Any) -> np.ndarray[Any, Any]:
     if isinstance(values, np.ndarray):
         check_plain(name, values)
     try:
-        if not isinstance(values, np.ndarray) and hasattr(
-            values, "detach"
-        ):  # Torch: NumPy knows no bfloat16, and does not read what requires gradients
-            values = values.detach().cpu()
-            values = values.float() if dtype_name(values) == "bfloat16" else values
-        array = np.asarray(values)
+        array = np.asarray(_readable(values))
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be numbers, got {type(values).__name__}") from None
     if array.dtype.name == "bfloat16":  # JAX

@@ -16,18 +16,9 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 
 from tinyddpm._arrays.check import as_int
-from tinyddpm._arrays.namespace import (
-    Array,
-    HasShape,
-    array_like,
-    check_plain,
-    compiling,
-    device_of,
-    host_values,
-    integer_namespace,
-    library_name,
-    quietly,
-    untraced,
+
+from tinyddpm._arrays.namespace import (  # isort: skip
+    Array, HasShape, array_like, check_plain, compiling, device_of, host_values, is_array_of, library_name, untraced,
 )  # fmt: skip
 
 Steps = SupportsIndex | HasShape
@@ -94,10 +85,10 @@ def check_steps(name: str, t: Any, x: Array, xp: Any, low: int, high: int) -> An
     if tuple(t.shape) not in ((x.shape[0],), ()):
         raise ValueError(f"{name} must be an int or an array of shape ({x.shape[0]},) or (), got shape {tuple(t.shape)}")
     if not isinstance(t, np.ndarray):
-        own = integer_namespace(name, t)
-        if own is not xp:
-            raise TypeError(f"{name} must be an array of {library_name(x)}, as the data are, or NumPy, got {library_name(t)}")
-        if not own.isdtype(t.dtype, "integral"):
+        if not is_array_of(xp, t):
+            raise TypeError(f"{name} must be an int or an integer array of {library_name(x)}, as the data are, or NumPy, "
+                            f"got {library_name(t)}'s {type(t).__name__}")  # fmt: skip
+        if not xp.isdtype(t.dtype, "integral"):
             raise TypeError(f"{name} must be an integer array, got {t.dtype}")
         host = host_values(t)
         if host is None:
@@ -123,7 +114,6 @@ def check_host_steps(name: str, t: Any, low: int, high: int) -> Any:
     return t.astype(np.int64)
 
 
-@quietly
 def gather(table: Named, t: Any, x: Array, xp: Any) -> Any:
     """Entries of a named float64 table at t: a float if t is an int, else an array that broadcasts against x.
 
@@ -142,6 +132,14 @@ def gather(table: Named, t: Any, x: Array, xp: Any) -> Any:
         return xp.reshape(padded[t if isinstance(t, int) else xp.where((t >= 0) & (t < size), t, size)], (-1, *trailing))
     at = xp.reshape(xp.where((t >= 0) & (t < size), t, size), (-1,))  # libraries differ on 0-d indices
     return xp.reshape(xp.take(_padded(table, *x_type), at, axis=0), (-1, *trailing))
+
+
+def column(t: Any, x: Array, xp: Any) -> Any:
+    """Steps, or what is true of them, as they broadcast against x: one as it is, or an array (B, 1, ...) or (1, 1, ...)."""
+    if isinstance(t, int):
+        return t
+    t = array_like(t, x, xp, dtype=xp.bool if t.dtype == bool else xp.int32) if isinstance(t, np.ndarray) else t
+    return xp.reshape(t, (-1,) + (1,) * (x.ndim - 1))
 
 
 def time_array(t: Any, shift: int, x: Array, xp: Any) -> Array:

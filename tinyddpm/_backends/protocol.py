@@ -85,15 +85,9 @@ class StepperFactory(Protocol):
     """The type of `Backend.stepper`."""
 
     def __call__(
-        self,
-        rows: Sequence[Row],
-        x: Array,
-        *,
-        seed: int,
-        index: np.ndarray[Any, Any],
-        clip: tuple[float, float] | None,
+        self, rows: Sequence[Row], x: Array, *, seed: int, index: np.ndarray[Any, Any], clip: tuple[float, float] | None,
         keep_x0: bool,
-    ) -> Stepper:
+    ) -> Stepper:  # fmt: skip
         """Return a stepper for all steps of a run, or NotImplemented to leave the run to array-API operations.
 
         Parameters

@@ -16,16 +16,9 @@ Weights = Sequence[Any]
 
 @quietly
 def reverse_step(
-    state: Array,
-    base: Array,
-    history: Sequence[Array],
-    value: Array,
-    weights: tuple[Weights, Weights, Weights | None],
-    noise: Array | None = None,
-    *,
-    clip: tuple[float, float] | None = None,
-    xp: Any,
-) -> tuple[Array, Array, tuple[Array, ...]]:
+    state: Array, base: Array, history: Sequence[Array], value: Array, weights: tuple[Weights, Weights, Weights | None],
+    noise: Array | None = None, *, clip: tuple[float, float] | None = None, xp: Any,
+) -> tuple[Array, Array, tuple[Array, ...]]:  # fmt: skip
     """Make the step that `Row` describes, as a pure function that array libraries can compile.
 
     Parameters

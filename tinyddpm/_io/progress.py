@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from typing import TypeVar
 
+from tinyddpm._arrays.check import as_bool
 from tinyddpm._io.files import shown
 
 Item = TypeVar("Item")
@@ -20,9 +21,7 @@ def progress_bar(
     items: Iterable[Item], total: int, *, enabled: bool, label: str, start: int = 0, note: Callable[[], str] | None = None
 ) -> Iterator[Item]:
     """Yield the items and show on standard error how many of `total` have been taken, `start` of them before, and a note."""
-    if not isinstance(enabled, bool):
-        raise TypeError(f"progress must be a bool, got {type(enabled).__name__}")
-    if not enabled:
+    if not as_bool("progress", enabled):
         yield from items
         return
     if on_terminal() and find_spec("tqdm"):

@@ -55,8 +55,7 @@ class VLB(FrozenValue):
     @property
     def total(self) -> Table:
         """The bound in nats, shape (B,)."""
-        total: Table = self.prior + self.kl.sum(axis=1) + self.decoder
-        return total
+        return self.prior + self.kl.sum(axis=1) + self.decoder  # type: ignore[no-any-return]
 
     @property
     def bits_per_dim(self) -> Table:
@@ -106,8 +105,7 @@ class VLB(FrozenValue):
         return {name: (float(x.mean()), _standard_error(x)) for name, x in columns.items()}
 
     def _bits(self, nats: Table) -> Table:
-        bits: Table = nats / (self.dims * math.log(2))
-        return bits
+        return nats / (self.dims * math.log(2))
 
 
 def _standard_error(x: Table) -> float:
@@ -115,7 +113,7 @@ def _standard_error(x: Table) -> float:
 
 
 class Sums:
-    """The bound's reductions over dimensions, as the steps come for t = T..1."""
+    """The bound's reductions over dimensions, as the steps come for t = T..1; to be used within `quiet`."""
 
     def __init__(self, d: Process, denoiser: Denoiser, x: Array, xp: Any, terms: bool, levels: int, decoder: Decoder) -> None:
         self.d, self.denoiser, self.x, self.xp = d, denoiser, x, xp
@@ -130,8 +128,7 @@ class Sums:
         if not self.elementwise:  # [Ho eq. 8, with the part of the variances]
             t = np.arange(2, d.T + 1)
             log_var = np.broadcast_to(denoiser.log_var_from(d, None, np.empty(len(t)), t, None, np), t.shape)
-            with np.errstate(all="ignore"):
-                self.per_square[2:] = self.slope[2:] ** 2 * np.exp(-log_var) / 2
+            self.per_square[2:] = self.slope[2:] ** 2 * np.exp(-log_var) / 2
             self.constant[2:] = self.dims * _variance_kl(np.log(d.beta_tilde[2:]), log_var)
         self.sizes, self.squares, self.kls = (noised.Columns(xp, terms) for _ in range(3))
         self.lasts = noised.Columns(xp)  # L_0 and the data's norm
@@ -162,8 +159,8 @@ class Sums:
         else:
             kl = self.per_square[2:] * square[:, 1:] + self.constant[2:] if self.terms else square + self.constant.sum()
         refuse(np.isnan(np.column_stack([l_0, kl])), "gives no likelihood", self.terms)
-        with np.errstate(all="ignore"):  # at alpha_bar next to 0, an error of eps is a boundless one of x_0
-            x0_mse = square / dims * d.conversion(self.kind, "x0")[0][1:] ** 2 if self.terms else empty
+        # At alpha_bar next to 0, an error of eps is a boundless one of x_0.
+        x0_mse = square / dims * d.conversion(self.kind, "x0")[0][1:] ** 2 if self.terms else empty
         eps_mse = square / dims * eps_error(d, self.kind)[1:] if self.terms else empty
         prior = d.alpha_bar[-1] / 2 * norm + dims * _variance_kl(np.log(d.one_minus_alpha_bar[-1:]), np.zeros(1))
         return VLB(prior, kl, l_0, x0_mse, eps_mse, dims, self.levels)
@@ -179,8 +176,7 @@ class Sums:
 def _variance_kl(log_var1: Table, log_var2: Table) -> Table:
     """KL between centred Gaussians."""
     centre = np.zeros_like(log_var1)
-    kl: Table = gaussian.kl(centre, log_var1, centre, log_var2)
-    return kl
+    return gaussian.kl(centre, log_var1, centre, log_var2)
 
 
 def refuse(wrong: Any, what: str, by_step: bool = True) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tinyddpm import backends, noise
-from tinyddpm._arrays.namespace import Array, Table, clip_array, copy_array, dtype_name, namespace_of, on_host
+
+from tinyddpm._arrays.namespace import (  # isort: skip
+    Array, Table, clip_array, copy_array, device_of, dtype_name, flatten, host_values, namespace_of, on_host, widened,
+)  # fmt: skip
 from tinyddpm._arrays.steps import time_arrays
 from tinyddpm._process import Process
 from tinyddpm.conversions import Kind
@@ -44,24 +46,16 @@ def checked_data(d: Process, denoiser: Denoiser, x0: Array) -> tuple[Array, Any]
     backends.of(x0)  # a library that is not registered has no noise
     if isinstance(x0, np.ndarray) or not on_host(x0) or x0.dtype not in (xp.float32, xp.float64):
         return x0, xp
-    host = _numpy_view(x0)
+    host = host_values(x0)
     return host, namespace_of(x0=host)
 
 
 def noised_steps(
-    d: Process,
-    denoiser: Denoiser,
-    x0: Array,
-    x: Array,
-    seed: int,
-    index: Sequence[int] | None,
-    draws: int = 1,
+    d: Process, denoiser: Denoiser, x0: Array, x: Array, seed: int, index: Sequence[int] | None, draws: int = 1,
     keep_eps: bool = False,
-) -> Iterator[NoisedStep]:
+) -> Iterator[NoisedStep]:  # fmt: skip
     """The network's output on noised data for t = T..1 and each draw; `x` is the view of x0 from `checked_data`."""
-    from array_api_compat import device
-
-    xp, draw, place = namespace_of(x0=x0), noise.like(x, seed, index, stream=_STREAM), device(x0)
+    xp, draw, place = namespace_of(x0=x0), noise.like(x, seed, index, stream=_STREAM), device_of(x0)
     signal, spread = d.sqrt_alpha_bar.tolist(), d.sqrt_one_minus_alpha_bar.tolist()
     viewed = isinstance(x, np.ndarray) and not isinstance(x0, np.ndarray)
     plan = [(t, t + k * (d.T + 1)) for t in range(d.T, 0, -1) for k in reversed(range(draws))]
@@ -74,7 +68,7 @@ def noised_steps(
         seen = xp.asarray(x_t, device=place) if viewed else x_t
         value, raw = denoiser.call(d, seen, t, xp, net_t)
         if viewed:
-            value, raw = _numpy_view(value), None if raw is None else _numpy_view(raw)
+            value, raw = host_values(value), None if raw is None else host_values(raw)
         yield NoisedStep(t, eps, x_t, value, raw)
 
 
@@ -137,20 +131,10 @@ class Columns:
 
 def sum_over_dims(x: Array, xp: Any) -> Array:
     """The sum over each sample's dimensions, (B, ...) -> (B,)."""
-    return xp.sum(_flat(x, xp), axis=-1)
+    return xp.sum(widened(flatten(x, xp), xp), axis=-1)
 
 
 def square_sum(x: Array, xp: Any) -> Array:
     """The sum of squares over each sample's dimensions, (B, ...) -> (B,)."""
-    x = _flat(x, xp)
+    x = widened(flatten(x, xp), xp)
     return xp.vecdot(x, x)
-
-
-def _flat(x: Array, xp: Any) -> Array:
-    """x as (B, dimensions), in 32 bits at least, as sums leave float16's range."""
-    x = xp.reshape(x, (x.shape[0], -1))
-    return x if x.dtype in (xp.float32, xp.float64) else xp.astype(x, xp.float32)
-
-
-def _numpy_view(x: Array) -> NDArray[Any]:
-    return np.asarray(x.detach() if hasattr(x, "detach") else x)

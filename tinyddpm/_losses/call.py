@@ -13,19 +13,9 @@ import numpy as np
 
 from tinyddpm import gaussian
 from tinyddpm._arrays.check import one_of
-from tinyddpm._arrays.namespace import (
-    Array,
-    Table,
-    array_like,
-    cast_like,
-    check_same_shape,
-    flatten,
-    host_values,
-    namespace_of,
-    quietly,
-    widened,
-)  # fmt: skip
-from tinyddpm._arrays.steps import Steps, check_steps
+from tinyddpm._arrays.namespace import Array, Table, cast_like, check_same_shape, flatten, namespace_of, quietly, widened
+from tinyddpm._arrays.steps import Steps, check_steps, column
+from tinyddpm._numerics import bins
 from tinyddpm._process import Process
 from tinyddpm.conversions import Kind
 from tinyddpm.denoiser import Denoiser, check_model
@@ -45,7 +35,6 @@ class Call(NamedTuple):
     xp: Any
 
     @property
-    @quietly
     def error(self) -> Array:
         """Target minus prediction, (B, ...), at least in float32."""
         return self.target - widened(self.value, self.xp)
@@ -85,12 +74,8 @@ def eps_error(d: Process, predicts: Kind) -> Table:
 def check_range(name: str, x0: Array, levels: int, decoder: Decoder) -> None:
     """Raise unless the decoder is known and, if it is of discretized data, x0 within half a bin of [-1, 1]."""
     one_of("decoder", decoder, get_args(Decoder))
-    if decoder == "density":
-        return
-    host = host_values(x0) if hasattr(x0, "dtype") else None
-    if host is not None and not np.all(inside := np.abs(host) <= 1 + 1 / (levels - 1)):
-        raise ValueError(f"{name} must be in [-1, 1], got {host[~inside].flat[0]}; scale the data, or use decoder='density' "
-                         "for continuous data")  # fmt: skip
+    if decoder != "density" and hasattr(x0, "dtype"):
+        bins.check_range(name, x0, levels, "scale the data, or use decoder='density' for continuous data")
 
 
 @quietly
@@ -108,8 +93,7 @@ def vlb_term(d: Process, denoiser: Denoiser, call: Call, decoder: Decoder) -> Ar
     l_0 = mean_over_dims(reconstruction(call.x0, mean, log_var, decoder), xp)
     if known and all_first:
         return l_0
-    first = array_like(first, x_t, xp, dtype=xp.bool) if known else first
-    return xp.where(first, l_0, mean_over_dims(_divergence(d, denoiser, call, log_var), xp))
+    return xp.where(column(first, l_0, xp), l_0, mean_over_dims(_divergence(d, denoiser, call, log_var), xp))
 
 
 def reconstruction(x0: Array, mean: Array, log_var: Any, decoder: Decoder, levels: int = 256) -> Array:
@@ -132,7 +116,6 @@ def mean_over_dims(x: Array, xp: Any) -> Array:
     return xp.mean(flatten(x, xp), axis=-1)
 
 
-@quietly
 def mean_square(x: Array, xp: Any) -> Array:
     """The mean square over each sample's dimensions, (B, ...) -> (B,)."""
     return mean_over_dims(x**2, xp)

@@ -162,8 +162,7 @@ class LossAwareT(UniformT):
         size: Table = np.sqrt(np.mean(np.ldexp(self._history, -exponent) ** 2, axis=1))  # no square overflows
         if np.any(self._count < _KEPT) or not np.any(size):
             return np.full(self.T, 1 / self.T)
-        prob: Table = (1 - _UNIFORM) * size / size.sum() + _UNIFORM / self.T
-        return prob
+        return (1 - _UNIFORM) * size / size.sum() + _UNIFORM / self.T  # type: ignore[no-any-return]
 
     def sample(self, n: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], Table]:
         """Draw steps with probability p_t; parameters and errors are those of `UniformT.sample`.
@@ -183,9 +182,7 @@ class LossAwareT(UniformT):
     def update(self, t: ArrayLike, loss: ArrayLike) -> None:
         """Take note of losses, before weighting; parameters and errors are those of `UniformT.update`."""
         for step, value in zip(*self._checked(t, loss), strict=True):
-            row = self._history[step - 1]
-            row[:-1] = row[1:]
-            row[-1] = value
+            self._history[step - 1] = np.append(self._history[step - 1, 1:], value)
             self._count[step - 1] = min(self._count[step - 1] + 1, _KEPT)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:

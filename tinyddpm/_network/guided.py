@@ -10,19 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tinyddpm._arrays.check import as_real
-from tinyddpm._arrays.namespace import (
-    Array,
-    array_like,
-    cast_like,
-    clip_array,
-    flatten,
-    host_values,
-    is_array_of,
-    namespace_of,
-    quiet,
-)
-from tinyddpm._network.nets import Clip, NeedsChain, Net, call_net, clips
+from tinyddpm._arrays.check import as_int, as_real
+
+from tinyddpm._arrays.namespace import (  # isort: skip
+    Array, adopted, array_namespace, cast_like, clip_array, flatten, host_values, namespace_of, quiet,
+)  # fmt: skip
+from tinyddpm._network.nets import Clip, NeedsChain, Net, call_net, clips, halves
 
 Scale = float | Array | Callable[[Array], Any]
 """A number, an array (B,), or a function of the network's steps (B,) that returns either."""
@@ -43,7 +36,7 @@ class ClassifierFree:
     def __call__(self, x_t: Array, t: Array) -> Array:
         scale, null = scale_at(self.scale, x_t, t), self.null
         if hasattr(self.y, "dtype") and isinstance(null, Real):
-            null = namespace_of_labels(self.y).full_like(self.y, null)
+            null = array_namespace(self.y).full_like(self.y, null)
         if isinstance(scale, float) and scale == 0.0:
             return self.net(x_t, t, null)
         given = self.net(x_t, t, self.y)
@@ -67,8 +60,7 @@ class Classifier(NeedsChain):
     scale: Scale
     shift: Shift
 
-    @property
-    def clips(self) -> bool:
+    def clips_x0(self) -> bool:
         """Whether x_0 is clipped here, before the shift."""
         return self.shift == "after_clip"
 
@@ -83,7 +75,7 @@ class Classifier(NeedsChain):
         with quiet():
             if d is None:
                 return _joined(inner + scale * grad, raw, x_t)
-            if clip is not None and self.clips and not clips(self.net):
+            if clip is not None and self.clips_x0() and not clips(self.net):
                 inner, kind = clip_array(d.convert(inner, x_t, t, kind, "x0"), *clip, namespace_of(x_t=x_t)), "x0"
             shift = d.convert(scale * grad, 0 * x_t, t, "score", predicts)  # conversions are affine: the score's factor alone
             return _joined(d.convert(inner, x_t, t, kind, predicts) + shift, raw, x_t)
@@ -117,7 +109,7 @@ def checked_scale(scale: Any) -> Scale:
         return scale
     if not hasattr(scale, "shape") or isinstance(scale, np.generic):
         return as_real("scale", scale)
-    if isinstance(scale, np.ma.MaskedArray) or not namespace_of_labels(scale).isdtype(scale.dtype, ("integral", "real floating")):
+    if isinstance(scale, np.ma.MaskedArray) or not array_namespace(scale).isdtype(scale.dtype, ("integral", "real floating")):
         raise TypeError(f"scale must be real numbers, got {type(scale).__name__} of {scale.dtype}")
     if len(scale.shape) > 1:
         raise ValueError(f"scale must be a number or an array of shape (B,), got shape {tuple(scale.shape)}")
@@ -134,31 +126,17 @@ def scale_at(scale: Scale, x_t: Array, t: Array) -> Any:
     xp = namespace_of(x_t=x_t)
     if tuple(value.shape) not in ((x_t.shape[0],), ()):
         raise ValueError(f"scale must have shape ({x_t.shape[0]},), a number for each sample, got {tuple(value.shape)}")
-    if isinstance(value, np.ndarray):
-        value = array_like(value, x_t, xp)
-    if not is_array_of(xp, value):
-        raise TypeError(f"scale must be an array of x_t's library or NumPy, got {type(value).__name__}")
-    return _per_sample(cast_like(value, x_t, xp), x_t, xp)
+    return _per_sample(cast_like(adopted("scale", value, x_t, xp), x_t, xp), x_t, xp)
 
 
-def check_fits(name: str, value: Any, y: Array) -> None:
-    """Raise an error unless `value` is a value of y's dtype; libraries would wrap an integer around, or make others of y's."""
-    xp = namespace_of_labels(y)
-    if isinstance(value, bool | np.bool_) != xp.isdtype(y.dtype, "bool"):
-        raise TypeError(f"{name} must be a number of y's dtype {y.dtype}, got {value}")
+def check_null(null: Any, y: Array) -> None:
+    """Raise an error unless `null` is a value of y's dtype; libraries would wrap an integer around, or make others of y's."""
+    xp = array_namespace(y)
+    if isinstance(null, bool | np.bool_) != xp.isdtype(y.dtype, "bool"):
+        raise TypeError(f"null must be a number of y's dtype {y.dtype}, got {null}")
     if xp.isdtype(y.dtype, "integral"):
         info = xp.iinfo(y.dtype)
-        if not isinstance(value, int | np.integer):
-            raise TypeError(f"{name} must be an int, as y is of {y.dtype}, got {value}")
-        if not info.min <= value <= info.max:
-            raise ValueError(f"{name} must be in {info.min}..{info.max}, the range of y's dtype {y.dtype}, got {value}")
-
-
-def namespace_of_labels(y: Array) -> Any:
-    """The namespace of a condition, an array of any dtype."""
-    from array_api_compat import array_namespace
-
-    return array_namespace(y)
+        as_int("null", null, info.min, info.max)
 
 
 def _per_sample(values: Array, x: Array, xp: Any) -> Array:
@@ -176,10 +154,7 @@ def _std_ratio(value: Array, other: Array, x_t: Array) -> Array:
 
 def _split(out: Array, x_t: Array) -> tuple[Array, Array | None]:
     """The prediction, and the raw variance output if there is one."""
-    if x_t.ndim < 2 or out.shape[1] != 2 * x_t.shape[1]:
-        return out, None
-    channels = x_t.shape[1]
-    return out[:, :channels, ...], out[:, channels:, ...]
+    return halves(out) if x_t.ndim > 1 and out.shape[1] == 2 * x_t.shape[1] else (out, None)
 
 
 def _joined(value: Array, raw: Array | None, x_t: Array) -> Array:

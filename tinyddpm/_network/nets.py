@@ -20,8 +20,7 @@ Net = Callable[[Any, Any], Any]
 class NeedsChain:
     """A network whose output depends on the chain and the kind of prediction; a `Denoiser` supplies both."""
 
-    @property
-    def clips(self) -> bool:
+    def clips_x0(self) -> bool:
         """Whether the network clips x_0 itself, to the range that it is given, so that nothing is clipped after it."""
         return False
 
@@ -32,7 +31,7 @@ class NeedsChain:
 
 def clips(net: Net) -> bool:
     """Whether a network clips x_0 itself."""
-    return isinstance(net, NeedsChain) and net.clips
+    return isinstance(net, NeedsChain) and net.clips_x0()
 
 
 def call_net(net: Net, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str, clip: Clip) -> Array:
@@ -88,6 +87,12 @@ def check_output(out: Any, x_t: Array, t: Any, xp: Any, learned: bool) -> None:
         raise ValueError(f"net must return an array on {here}, got one on {there} at {_at(t)}")
 
 
+def halves(out: Array) -> tuple[Array, Array]:
+    """The prediction and the raw variance, of an output with both on axis 1."""
+    channels = out.shape[1] // 2
+    return out[:, :channels, ...], out[:, channels:, ...]
+
+
 def refuse_nonfinite(xp: Any, t: int, *outputs: Array | None) -> None:
     """Raise ValueError that names the network and the step if an array is not finite.
 
@@ -132,8 +137,7 @@ class _Respaced:
 
 
 class _RespacedWithChain(_Respaced, NeedsChain):
-    @property
-    def clips(self) -> bool:
+    def clips_x0(self) -> bool:
         return clips(self.net)
 
     def call_with_chain(self, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str, clip: Clip) -> Array:
@@ -154,13 +158,11 @@ class _FirstHalf:
 
     def _first(self, out: Array, x_t: Array, t: Any) -> Array:
         check_output(out, x_t, t, namespace_of(x_t=x_t), learned=True)
-        return out[:, : x_t.shape[1], ...]
+        return halves(out)[0]
 
 
 class _FirstHalfWithChain(_FirstHalf, NeedsChain):
-    def call_with_chain(
-        self, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str, clip: tuple[float, float] | None
-    ) -> Array:  # fmt: skip
+    def call_with_chain(self, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str, clip: Clip) -> Array:
         return self._first(self.net.call_with_chain(x_t, net_t, d, t, predicts, clip), x_t, t)
 
 

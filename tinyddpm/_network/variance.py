@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tinyddpm._arrays.namespace import Array, Table, array_like
-from tinyddpm._arrays.steps import Named, gather, number
+from tinyddpm._arrays.steps import Named, column, gather, number
 from tinyddpm._numerics.tables import Tables
 from tinyddpm._numerics.weights import LogVarWeights
 
@@ -23,10 +23,7 @@ def fixed_log_var(d: Tables, kind: str, w: LogVarWeights, t: Any, x: Array, xp: 
     first = number(d, "_log_first_var")
     if isinstance(t, int):
         return first if t == 1 else log_var
-    is_first = t == 1
-    if isinstance(t, np.ndarray):
-        is_first = array_like(is_first, x, xp, dtype=xp.bool)
-    return xp.where(xp.reshape(is_first, (-1,) + (1,) * (x.ndim - 1)), array_like(first, x, xp), log_var)
+    return xp.where(column(t == 1, x, xp), array_like(first, x, xp), log_var)
 
 
 def interpolated_log_var(d: Tables, fraction: Array, w: LogVarWeights, t: Any, x: Array, xp: Any) -> Array:
@@ -34,13 +31,9 @@ def interpolated_log_var(d: Tables, fraction: Array, w: LogVarWeights, t: Any, x
 
     A longer step into s = 0 has beta_tilde = 0, so no lower end to interpolate from; there both ends are beta.
     """
-    low = fixed_log_var(d, "beta_tilde", w, t, x, xp)
-    if isinstance(low, float):
-        return _between(w.log_beta if low == -math.inf else low, w.log_beta, fraction)
-    return _between(xp.where(low == -math.inf, w.log_beta, low), w.log_beta, fraction)
-
-
-def _between(low: Any, high: Any, fraction: Array) -> Array:
+    low, high = fixed_log_var(d, "beta_tilde", w, t, x, xp), w.log_beta
+    missing = low == -math.inf
+    low = (high if missing else low) if isinstance(low, float) else xp.where(missing, high, low)
     return low + (1 + fraction) / 2 * (high - low)
 
 
@@ -56,7 +49,7 @@ def table_log_var(table: Named, T: int, t: Any, s: Any, x: Array, xp: Any) -> An
             raise ValueError("variance must be a name for longer steps than s = t - 1; a table is for those of its own "
                              "chain, and d.respaced(plan) makes the chain of a plan")  # fmt: skip
         return log_var
-    return xp.where(xp.reshape(single, (-1,) + (1,) * (x.ndim - 1)), log_var, array_like(math.nan, x, xp))
+    return xp.where(column(single, x, xp), log_var, array_like(math.nan, x, xp))
 
 
 def _check_table(owner: Any, name: str, T: int, shape: tuple[int, ...]) -> float:

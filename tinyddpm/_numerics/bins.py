@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tinyddpm import backends
-from tinyddpm._arrays.namespace import Array
+from tinyddpm._arrays.namespace import Array, host_values
 
 
 class Bin(NamedTuple):
@@ -23,6 +25,13 @@ class Bin(NamedTuple):
     half_width: Array  # in standard deviations
     log_half_width: Array
     open: Array  # whether the bin is the first or the last
+
+
+def check_range(name: str, x: Array, levels: int, remedy: str = "scale the data") -> None:
+    """Raise ValueError if the host can read x and it is more than half a bin outside [-1, 1]."""
+    host = host_values(x)
+    if host is not None and not (inside := np.abs(host) <= 1 + 1 / (levels - 1)).all():
+        raise ValueError(f"{name} must be in [-1, 1], got {host[~inside].flat[0]}; {remedy}")
 
 
 def bin_of(x: Array, mean: Array, log_std: Array, levels: int, xp: Any) -> Bin:
@@ -43,14 +52,9 @@ def bin_of(x: Array, mean: Array, log_std: Array, levels: int, xp: Any) -> Bin:
         return total * scale
 
     return Bin(
-        low=end(-1),
-        middle=end(0),
-        high=end(1),
-        unit=xp.exp(-log_std) / (scale * n),
-        half_width=xp.exp(-log_std) / n,
-        log_half_width=-log_std - math.log(n),
-        open=(level == 0) | (level == n),
-    )
+        low=end(-1), middle=end(0), high=end(1), unit=xp.exp(-log_std) / (scale * n), half_width=xp.exp(-log_std) / n,
+        log_half_width=-log_std - math.log(n), open=(level == 0) | (level == n),
+    )  # fmt: skip
 
 
 def _products(mean: Array, n: int, xp: Any) -> list[Array]:

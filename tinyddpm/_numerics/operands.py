@@ -28,14 +28,11 @@ def to_operands(**arguments: Any) -> tuple[Any, Array, list[Array]]:
     xp = namespace_of(scalars=True, **(arrays or arguments))
     check_broadcast(**{name: x.shape for name, x in arrays.items()})
     first, dtype = next(iter(arrays.values())), working_dtype(xp, *arrays.values())
-    return (
-        xp,
-        first,
-        [
-            xp.astype(x, dtype, copy=False) if name in arrays else array_like(_as_number(name, x), first, xp, dtype=dtype)
-            for name, x in arguments.items()
-        ],
-    )
+    operands = [
+        xp.astype(x, dtype, copy=False) if name in arrays else array_like(_as_number(name, x), first, xp, dtype=dtype)
+        for name, x in arguments.items()
+    ]
+    return xp, first, operands
 
 
 def check_broadcast(**shapes: tuple[int, ...]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyddpm import conversions
-from tinyddpm._arrays.namespace import Array, Table, compiling
+from tinyddpm._arrays.namespace import Array, Table, array_like, compiling
 from tinyddpm._arrays.steps import Named, Steps, check_host_steps, check_steps, gather, number
 from tinyddpm._arrays.value import FrozenValue
 from tinyddpm._numerics import double
@@ -71,8 +71,7 @@ class Tables(FrozenValue):
 
         Entry 0 is NaN, entry 1 is 0.
         """
-        table: Table = self.weights.beta_tilde
-        return table
+        return self.weights.beta_tilde  # type: ignore[no-any-return]
 
     @cached_property
     def log_snr(self) -> Table:
@@ -173,13 +172,12 @@ class Tables(FrozenValue):
             return LogVarWeights(*(gather(Named(self, Tables._column, (k,)), t, x, xp) for k in range(5)))
         if isinstance(t, int) and isinstance(s, int):
             if compiling():
-                return LogVarWeights(*(number(self, Tables._pair_column, (t, s, k)) for k in range(5)))
+                return LogVarWeights(*(number(self, Tables._log_pair, (t, s), k) for k in range(5)))
             return LogVarWeights(*map(float, self._log_pair(t, s)))
         if not (isinstance(t, int | np.ndarray) and isinstance(s, int | np.ndarray)):
             return pair_weights_on_device(self, t, s, x, xp)
-        pair = LogVarWeights(*np.broadcast_arrays(*self._log_pair(t, s)))
-        each = np.arange(x.shape[0])
-        return LogVarWeights(*(gather(Named(pair, LogVarWeights.__getitem__, (k,)), each, x, xp) for k in range(5)))
+        trailing = (1,) * (x.ndim - 1)
+        return LogVarWeights(*(array_like(w.reshape(-1, *trailing), x, xp) for w in self._log_pair(t, s)))
 
     def _checked_pair_weights(self, t: Steps, s: Steps | None) -> Weights:
         start = check_host_steps("t", t, 1, self.T)
@@ -214,9 +212,6 @@ class Tables(FrozenValue):
     def _log_pair(self, t: Any, s: Any) -> LogVarWeights:
         """The weights of pairs that the host can read."""
         return LogVarWeights.of(self._pair_weights(*np.broadcast_arrays(t, s)))
-
-    def _pair_column(self, t: int, s: int, k: int) -> float:
-        return self._log_pair(t, s)[k]  # type: ignore[no-any-return]
 
     def _column(self, k: int) -> Table:
         return self._log_var_weights[k]  # type: ignore[no-any-return]

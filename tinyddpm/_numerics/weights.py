@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyddpm._arrays.namespace import Array, array_like, quietly
-from tinyddpm._arrays.steps import Named, Steps, gather
+from tinyddpm._arrays.namespace import Array, array_like
+from tinyddpm._arrays.steps import Named, Steps, column, gather
 from tinyddpm._numerics import double
 from tinyddpm._numerics.double import Double, half, one_minus_exp
 
@@ -55,7 +55,6 @@ def pair_weights(log_t: Double, log_s: Double, log_ts: Double, beta: Double | No
     return Weights(w_x0.hi, double.mul(w_xs, kept).hi, double.mul(beta, kept).hi, w_xs.hi, beta.hi)
 
 
-@quietly
 def pair_weights_on_device(d: Any, t: Steps, s: Steps, x: Array, xp: Any) -> LogVarWeights:
     """The weights if t or s is on a device, gathered there in x's precision; NaN unless 0 <= s < t <= T; `d` has the tables."""
     bits = 1 - round(math.log2(xp.finfo(x.dtype).eps))
@@ -63,7 +62,7 @@ def pair_weights_on_device(d: Any, t: Steps, s: Steps, x: Array, xp: Any) -> Log
     log_t, log_s = sum(t_pieces), sum(s_pieces)
     log_ts = sum(a - b for a, b in zip(t_pieces, s_pieces, strict=True))  # each difference is exact to its own size
     log_ts = xp.where(log_ts > 0, xp.zeros_like(log_ts), log_ts) if hasattr(log_ts, "shape") else min(log_ts, 0.0)
-    valid = _column(t, x, xp) > _column(s, x, xp)
+    valid = column(t, x, xp) > column(s, x, xp)
     log_t, log_s, log_ts = (xp.where(valid, a, xp.full_like(a, math.nan)) for a in xp.broadcast_arrays(
         *(a if hasattr(a, "shape") else array_like(a, x, xp) for a in (log_t, log_s, log_ts))))  # fmt: skip
     left_t, left_s, beta = -xp.expm1(log_t), -xp.expm1(log_s), -xp.expm1(log_ts)
@@ -74,14 +73,6 @@ def pair_weights_on_device(d: Any, t: Steps, s: Steps, x: Array, xp: Any) -> Log
         return xp.where(positive, xp.log(xp.where(positive, var, xp.ones_like(var))), xp.where(var == 0, -math.inf, var))
 
     return LogVarWeights(xp.exp(log_s / 2) * beta / left_t, w_xs * kept, log_of(beta * kept), w_xs, log_of(beta))
-
-
-def _column(t: Any, x: Array, xp: Any) -> Any:
-    """Steps as they broadcast against x: an int, or integers (B, 1, ...) or (1, 1, ...)."""
-    if isinstance(t, int):
-        return t
-    t = array_like(t, x, xp, dtype=xp.int32) if isinstance(t, np.ndarray) else t
-    return xp.reshape(t, (-1,) + (1,) * (x.ndim - 1))
 
 
 def _piece(d: Any, k: int, bits: int) -> NDArray[np.float64]:

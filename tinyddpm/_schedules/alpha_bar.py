@@ -7,11 +7,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tinyddpm._arrays.check import as_positive_int, as_real
+from tinyddpm._arrays.check import as_positive, as_positive_int, as_real
 from tinyddpm._numerics import double as dd
 from tinyddpm._numerics.double import double
-from tinyddpm._numerics.ramps import sigmoid
-from tinyddpm._schedules.beta import Beta, as_floats, checked, positive, steps, valid
+from tinyddpm._schedules.beta import Beta, as_floats, checked, logistic, steps, valid
 
 
 @np.errstate(all="ignore")
@@ -45,7 +44,7 @@ def cosine(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Beta:
     >>> cosine(4).round(4).tolist()
     [0.153, 0.417, 0.7079, 0.999]
     """
-    t, s, max_beta = steps(T), as_real("s", s, 0.0), positive("max_beta", max_beta, 1.0)
+    t, s, max_beta = steps(T), as_real("s", s, 0.0), as_positive("max_beta", max_beta, 1.0)
     # With f(t-1) = cos(a)**2 and f(t) = cos(b)**2, beta_t = sin(b - a) sin(a + b) / cos(a)**2. Angles are counted in units
     # of h = b - a from the nearer end, so that no sine is taken next to pi.
     h, left = np.pi / 2 / len(t) / (1 + s), t[::-1]
@@ -87,8 +86,8 @@ def sigmoid_alpha_bar(T: int = 1000, start: float = -3.0, end: float = 3.0, tau:
     >>> sigmoid_alpha_bar(4).round(4).tolist()
     [0.1491, 0.4124, 0.7017, 0.999]
     """
-    t, max_beta = steps(T), positive("max_beta", max_beta, 1.0)
-    start, end, tau = as_real("start", start), as_real("end", end), positive("tau", tau)
+    t, max_beta = steps(T), as_positive("max_beta", max_beta, 1.0)
+    start, end, tau = as_real("start", start), as_real("end", end), as_positive("tau", tau)
     if start >= end:
         raise ValueError(f"end must be greater than start, {start}, got {end}")
     # A difference of sigmoids is a product of hyperbolic functions; with d = (x_T - x_0) / T this leaves
@@ -97,7 +96,7 @@ def sigmoid_alpha_bar(T: int = 1000, start: float = -3.0, end: float = 3.0, tau:
     span = dd.sub(high, low)
     x = dd.sub(high, dd.div(dd.mul(span, double(len(t) - t)), double(len(t))))
     d = span.hi / len(t)
-    ratio = dd.div(sigmoid(x), sigmoid(high)).hi
+    ratio = dd.div(logistic(x), logistic(high)).hi
     return valid(np.minimum(ratio * (np.expm1(-d) / np.expm1(-d * t[::-1])), max_beta), "start must give betas")
 
 

@@ -1,14 +1,14 @@
-"""Checks of schedules: of their arguments, and of the betas themselves."""
+"""What schedules share: checks of their arguments and of the betas, and ramps in equal steps, right to the last places."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tinyddpm._arrays.check import allocating, as_positive_int, as_real
+from tinyddpm._arrays.check import allocating, as_positive, as_positive_int
 from tinyddpm._arrays.namespace import host_numbers
+from tinyddpm._numerics import double as dd
+from tinyddpm._numerics.double import Double, double
 
 Beta = NDArray[np.float64]
 _WORKSPACE = 32  # arrays of T numbers, more than any schedule allocates
@@ -76,17 +76,40 @@ def steps(T: int) -> Beta:
         return np.arange(1.0, T + 1.0)
 
 
-def positive(name: str, value: float, high: float = math.inf) -> float:
-    """A number in (0, high]."""
-    value = as_real(name, value, 0.0, high)
-    if value == 0:
-        raise ValueError(f"{name} must be positive, got 0.0")
-    return value
-
-
 def steps_and_ends(T: int, beta_1: float, beta_T: float) -> tuple[Beta, float, float]:
     """The steps 1..T as floats, and both ends in (0, 1]; beta_1 = 1 only if T = 1."""
-    t, beta_1, beta_T = steps(T), positive("beta_1", beta_1, 1.0), positive("beta_T", beta_T, 1.0)
+    t, beta_1, beta_T = steps(T), as_positive("beta_1", beta_1, 1.0), as_positive("beta_T", beta_T, 1.0)
     if beta_1 == 1 and len(t) > 1:
         raise ValueError("beta_1 must be below 1 unless T = 1, got 1.0")
     return t, beta_1, beta_T
+
+
+def ramp(t: Beta, first: float, last: float) -> Beta:
+    """From `first` to `last`, both positive, in equal steps at t = 1..T: nothing cancels, and both ends are exact."""
+    n = max(len(t) - 1, 1)
+    return clip((n + 1 - t) / n * first + (t - 1) / n * last, first, last)
+
+
+def double_ramp(t: Beta, first: Double, last: Double) -> Double:
+    """The same in double-double, for ends of any sign."""
+    n = max(len(t) - 1, 1)
+    total = dd.add(dd.mul(double(n + 1 - t), first), dd.mul(double(t - 1), last))
+    return dd.div(total, double(n))
+
+
+def clip(values: Beta, first: float, last: float) -> Beta:
+    """The values clipped to the range between `first` and `last`, in either order."""
+    return np.clip(values, min(first, last), max(first, last))
+
+
+def pinned(values: Beta, first: float, last: float) -> Beta:
+    """The values clipped to the range between the ends, and set to them at the ends, so that rounding does not show."""
+    values[-1], values[0] = last, first  # in this order: the only value of a chain of one step is the first
+    return clip(values, first, last)
+
+
+def logistic(x: Double) -> Double:
+    """1 / (1 + exp(-x)), without overflow."""
+    negative = x.hi < 0
+    e = dd.exp(dd.where(negative, x, dd.neg(x)))
+    return dd.div(dd.where(negative, e, double(1.0)), dd.add(e, double(1.0)))
