@@ -255,6 +255,16 @@ def test_of_a_learned_variance_the_first_half_is_read(scalar: Calibration) -> No
         likelihood.vlb(chain, found.chain(D, replace(denoiser, net=NET), 5)[1], X0, levels=17)
 
 
+def test_a_guided_network_that_clips_is_not_clipped_again() -> None:
+    """Nor in the chain that follows from its calibration, in which only its prediction is read."""
+
+    def net(x_t: NDArray[Any], t: NDArray[Any]) -> NDArray[Any]:
+        return np.concatenate([NET(x_t, t), np.ones_like(x_t)], axis=1)
+
+    denoiser = Denoiser(guidance.classifier(net, lambda x_t, t: -x_t, 0.5), variance="learned_range")
+    assert measured(denoiser).chain(D, denoiser, 5)[1].clip_range is denoiser.clip_range is None
+
+
 def test_guided_networks_have_chains() -> None:
     """Of a network that needs to know the chain, too: a classifier's."""
     guided = guidance.classifier(NET, lambda x_t, t: -x_t, 0.5)

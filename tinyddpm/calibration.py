@@ -26,7 +26,7 @@ from tinyddpm._arrays.namespace import Table
 from tinyddpm._arrays.value import FrozenValue
 from tinyddpm._calibration import best_plan, best_plan_of_length, read, with_floor, write
 from tinyddpm._losses.call import Decoder
-from tinyddpm._network.nets import first_half
+from tinyddpm._network.nets import FirstHalf
 from tinyddpm._numerics.double import Double
 from tinyddpm.denoiser import Denoiser
 from tinyddpm.diffusion import Diffusion
@@ -212,7 +212,7 @@ class Calibration(FrozenValue):
             if found != known:
                 raise ValueError(f"denoiser must have {name} = {known!r} as when it was calibrated, got {found!r}")
         plan = self.timesteps(steps) if timesteps is None else self._plan(timesteps)
-        fixed = replace(denoiser, net=first_half(denoiser.net) if denoiser.learned else denoiser.net, variance="beta")
+        fixed = replace(denoiser, net=FirstHalf(denoiser.net) if denoiser.learned else denoiser.net, variance="beta")
         return d.respaced(plan), replace(fixed.respaced(plan), variance=self.variance(plan))
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -16,7 +16,7 @@ from tinyddpm._arrays.namespace import A, Array, cast_like, clip_array, namespac
 from tinyddpm._arrays.steps import Named, Steps, check_steps, time_array
 from tinyddpm._arrays.value import FrozenValue
 from tinyddpm._network import variance
-from tinyddpm._network.nets import Net, call_net, check_output, checked_clip, clips, halves, refuse_nonfinite, respaced
+from tinyddpm._network.nets import Net, Respaced, call_net, check_output, checked_clip, clips, halves, refuse_nonfinite
 from tinyddpm._network.variance import Variance
 from tinyddpm._process import Process
 from tinyddpm.conversions import KINDS, Kind
@@ -193,7 +193,7 @@ class Denoiser(FrozenValue):
         """
         if not isinstance(self.variance, str):
             raise ValueError("variance must be a name in a denoiser that is respaced; a table belongs to one chain's steps")
-        return replace(self, net=respaced(self.net, plans.checked(timesteps, 2**62), self.first_t))
+        return replace(self, net=Respaced(self.net, plans.checked(timesteps, 2**62)[::-1], self.first_t))
 
     # The stages of the above, for losses, bounds and samplers. Their arguments are checked: x_t is an array of the
     # namespace xp, and t and s are steps in the forms of `check_steps`.

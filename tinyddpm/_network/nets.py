@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,15 +30,30 @@ class NeedsChain:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class Wrapper:
+    """A network that calls another with its own x_t; if that one needs the chain, `call_net` supplies it."""
+
+    net: Any
+
+
+def innermost(net: Net) -> Net:
+    """The network within wrappers."""
+    while isinstance(net, Wrapper):
+        net = net.net
+    return net
+
+
 def clips(net: Net) -> bool:
     """Whether a network clips x_0 itself."""
-    return isinstance(net, NeedsChain) and net.clips_x0()
+    inner = innermost(net)
+    return isinstance(inner, NeedsChain) and inner.clips_x0()
 
 
 def call_net(net: Net, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str, clip: Clip) -> Array:
     """The network's output at x_t, not checked; `clip` is the range of x_0 for a network that clips it itself."""
-    if isinstance(net, NeedsChain):
-        return net.call_with_chain(x_t, net_t, d, t, predicts, clip)
+    if isinstance(innermost(net), NeedsChain):
+        net = _with_chain(net, d=d, t=t, predicts=predicts, clip=clip)
     try:
         return net(x_t, net_t)
     except TypeError as error:
@@ -45,6 +61,13 @@ def call_net(net: Net, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str, 
             raise TypeError("net is a Torch network but x_t a NumPy array; pass Torch arrays, or backend=\"torch\" to "
                             "sample and trajectory, or wrap the network by nn.to_backend") from error  # fmt: skip
         raise
+
+
+def _with_chain(net: Any, **chain: Any) -> Net:
+    """The network with the chain supplied to what needs it."""
+    if isinstance(net, Wrapper):
+        return replace(net, net=_with_chain(net.net, **chain))
+    return partial(net.call_with_chain, **chain)
 
 
 def torch_parameter(net: Any) -> Any:
@@ -115,55 +138,27 @@ def refuse_nonfinite(xp: Any, t: int, *outputs: Array | None) -> None:
             raise ValueError(f"net returned NaN or infinity at t = {t}")
 
 
-def respaced(net: Net, timesteps: Sequence[int], first_t: int) -> Net:
-    """The network of the shorter chain over a plan: it is called with the steps of the chain that it was trained on."""
-    steps = tuple(timesteps[::-1])
-    return _RespacedWithChain(net, steps, first_t) if isinstance(net, NeedsChain) else _Respaced(net, steps, first_t)
-
-
 @dataclass(frozen=True)
-class _Respaced:
-    net: Any
+class Respaced(Wrapper):
+    """The network of a shorter chain, which is called with the steps of the chain that it was trained on."""
+
     steps: tuple[int, ...]
+    """The steps of the long chain, from 0 on, for each of the shorter one."""
     first_t: int
 
     def __call__(self, x_t: Array, t: Array) -> Array:
-        return self.net(x_t, self._long_chain_t(x_t, t))
-
-    def _long_chain_t(self, x_t: Array, t: Array) -> Array:
         xp = namespace_of(x_t=x_t)
         steps = array_like(np.array(self.steps), x_t, xp, dtype=t.dtype)
-        return xp.take(steps, t + (1 - self.first_t), axis=0) + (self.first_t - 1)
+        return self.net(x_t, xp.take(steps, t + (1 - self.first_t), axis=0) + (self.first_t - 1))
 
 
-class _RespacedWithChain(_Respaced, NeedsChain):
-    def clips_x0(self) -> bool:
-        return clips(self.net)
-
-    def call_with_chain(self, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str, clip: Clip) -> Array:
-        return self.net.call_with_chain(x_t, self._long_chain_t(x_t, net_t), d, t, predicts, clip)
-
-
-def first_half(net: Net) -> Net:
-    """The network without the variance that it emits in the second half of its channels."""
-    return _FirstHalfWithChain(net) if isinstance(net, NeedsChain) else _FirstHalf(net)
-
-
-@dataclass(frozen=True)
-class _FirstHalf:
-    net: Any
+class FirstHalf(Wrapper):
+    """A network without the variance that it emits in the second half of its channels."""
 
     def __call__(self, x_t: Array, t: Array) -> Array:
-        return self._first(self.net(x_t, t), x_t, t)
-
-    def _first(self, out: Array, x_t: Array, t: Any) -> Array:
+        out = self.net(x_t, t)
         check_output(out, x_t, t, namespace_of(x_t=x_t), learned=True)
         return halves(out)[0]
-
-
-class _FirstHalfWithChain(_FirstHalf, NeedsChain):
-    def call_with_chain(self, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str, clip: Clip) -> Array:
-        return self._first(self.net.call_with_chain(x_t, net_t, d, t, predicts, clip), x_t, t)
 
 
 def _at(t: Any) -> str:

@@ -18,7 +18,7 @@ from tinyddpm._arrays.check import as_bool, as_callable, as_instance, as_int, as
 from tinyddpm._arrays.namespace import Array, copy_array, dtype_name, namespace_of, on_host, quiet
 from tinyddpm._arrays.steps import time_arrays
 from tinyddpm._io.progress import progress_bar
-from tinyddpm._network.nets import NeedsChain, refuse_nonfinite
+from tinyddpm._network.nets import NeedsChain, innermost, refuse_nonfinite
 from tinyddpm._process import Process
 from tinyddpm._sampling.options import BEST_SPACING, Options, Step, checked_eta, given_noise, start
 from tinyddpm._sampling.rows import METHODS, Method
@@ -132,7 +132,7 @@ def _optimized(denoiser: Denoiser, x: Array, stepper: Stepper | None, options: O
     name, backend = "compile" if compiled else "autocast", backends.of(x)
     if backend.optimize_net is None:
         raise ValueError(f"{name} must be left out with the backend {backend.name!r}, which runs networks as they are")
-    if isinstance(denoiser.net, NeedsChain):
+    if isinstance(innermost(denoiser.net), NeedsChain):
         raise ValueError(f"{name} must be left out with a network that a classifier's gradient guides")
     return replace(denoiser, net=backend.optimize_net(denoiser.net, compile=compiled, autocast=autocast, stepper=stepper))
 
