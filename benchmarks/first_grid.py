@@ -2,9 +2,9 @@
 
 `python benchmarks/first_grid.py [--threads N] [--json FILE] [--markdown FILE] [-- OPTIONS OF TRAIN]`
 
-The command runs in a process of its own, which ends when the first grid is written. "start" is the interpreter and the imports, of
-which Torch's optimiser is a large one, "data" the images read, "precision" the steps in float32 and bf16 by which one of them is
-chosen, "network" the network and its optimiser, "steps" the training until the grid, "grid" its drawing. Without options, the
+The command runs in a process of its own, which ends when the first grid is written. "start" is the interpreter and the imports,
+of which Torch's optimiser is a large one, "data" the images read, "precision" the steps in float32 and bf16 by which one of them
+is chosen, "network" the network and its optimiser, "steps" the training until the grid, "grid" its drawing. Without options, the
 digits are trained on, with the preset of the CPU.
 """
 

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results"
 RETIRED = """What is not aimed at: steps without noise at the speed of memory. Torch makes five passes over the state and
 NumPy seven, where one kernel with all of them would make one, and no library of arrays has that kernel without a compiler at run
-time. What could be gained is small beside a network's call:"""
+time. What could be gained is small beside a network's call. Nor more of the network in float32 than Torch's kernels leave: its
+convolutions run as fast as its matrix products, and its group norms and SiLU are the peer's too. Nor noise that is added to x_t
+in place for the bound, which takes as long as to draw it and scale it ([where the time goes](where_time_goes.md)).
+"""
 LARGE, USUAL, TINY = (16, 3, 256, 256), (64, 3, 32, 32), (1, 1, 8, 8)
 BACKENDS = ("numpy", "torch")
 
@@ -88,6 +91,7 @@ AIMS = (
     _training("train_speed", "forward", 1.35, "16x16 network"),
     _training("train_speed", "step", 1.3, "16x16 network"),
     _training("train_speed_cifar10", "step", 1.3, "CIFAR-10 network"),
+    _training("train_speed_bf16", "step", 1.3, "16x16 network, both in bfloat16"),
     Aim("import", "from diffusers import DDPMScheduler", 25.0, "import_time", lambda t: t["milliseconds"]["ratio"]),
 )  # fmt: skip
 
@@ -116,10 +120,12 @@ def table(found: Sequence[Machine]) -> str:
     cells = []
     for aim in AIMS:
         values = [machine.value(aim) for machine in found]
+        first = next((m.folder for m, value in zip(found, values, strict=True) if value is not None), found[0].folder)
+        file = (first / f"{aim.table}.md").relative_to(found[0].folder)
         known = [value for value in values if value is not None]
         shown = ["" if value is None else f"{value:.2f}" for value in values]
         cells.append([aim.what, aim.beside, f"{aim.least:.4g}", *shown, "✓" if known and min(known) >= aim.least else "",
-                      f"[{aim.table}]({aim.table}.md)"])  # fmt: skip
+                      f"[{aim.table}]({file.as_posix()})"])  # fmt: skip
     return _report.table(["what", "beside", "aim", *(machine.cpu for machine in found), "met", "table"], cells)
 
 
@@ -132,8 +138,16 @@ def limits(found: Sequence[Machine]) -> str:
         listed = ", ".join(f"{sampler} {value:.1f}" for sampler, value in over.items())
         longest = max(_row(steps, s, USUAL, name)["us"] for s in ("ddim", "dpm++2m") for name in BACKENDS) / 1e3
         lines.append(f"- {machine.cpu}: {listed} times what memory and noise alone need at {_times(LARGE)}; a step without noise "
-                     f"at {_times(USUAL)} takes at most {longest:.1f} ms.")  # fmt: skip
+                     f"at {_times(USUAL)} takes at most {longest:.1f} ms.{_networks(machine)}")  # fmt: skip
     return "\n".join(lines)
+
+
+def _networks(machine: Machine) -> str:
+    """How much faster than the peer's the network could be if all but Torch's kernels took no time."""
+    file = machine.folder / "train_speed.json"
+    rows = json.loads(file.read_bytes())["rows"] if file.exists() else []
+    limits = [f"{row['what']} {row['limit']:.2f}" for row in rows if "limit" in row]
+    return f" The 16x16 network if all but Torch's kernels took no time: {', '.join(limits)}." if limits else ""
 
 
 def figure(found: Sequence[Machine]) -> Figure:

@@ -8,6 +8,9 @@ is a whole training step: t and noise drawn, x_t, the loss, the gradient, its no
 Ours is the library's own, with reproducible noise; theirs is the loop of diffusers' example for unconditional images, its
 EMAModel included, with our optimiser, which is fused. "small" is a network for 16x16 images, "cifar10" Ho et al.'s. Medians of
 runs that alternate, on one thread of a CPU; on a GPU each run ends when the device is done.
+
+On a CPU "kernels" is the share of our time, by Torch's profiler, in its convolutions, matrix products, attention, group norms and
+SiLU, which both networks call, and "limit" the ratio if all else that we do took no time.
 """
 
 from __future__ import annotations
@@ -35,6 +38,11 @@ NETWORKS: dict[str, tuple[int, int, dict[str, Any]]] = {  # image size, batch, s
     "small": (16, 16, {"channels": 32, "mults": (1, 2, 2), "attention": (8,)}),
     "cifar10": (32, 128, {"channels": 128, "mults": (1, 2, 2, 2), "attention": (16,), "dropout": 0.1}),
 }
+KERNELS = (
+    "aten::convolution_backward", "aten::mkldnn_convolution", "aten::mm", "aten::bmm", "aten::addmm", "attention", "softmax",
+    "group_norm", "silu",
+)  # fmt: skip
+"""What Torch spends its time in for both networks, in the profiler's words."""
 
 
 class Peer:
@@ -108,10 +116,27 @@ def measure(trainer: Trainer, compiled: bool, rounds: int) -> list[dict[str, Any
     """Alternating medians in seconds, and how many times as fast as theirs ours is."""
     rows = []
     for what, pair in tasks(trainer, compiled).items():
+        kernels = {} if trainer.world.device.type == "cuda" else {"kernels": _kernels(pair[0], max(2, rounds // 3))}
         timed = {name: _until_done(task, trainer) for name, task in zip(("ours", "diffusers"), pair, strict=True)}
         seconds = _report.alternating(timed, rounds)
-        rows.append({"what": what, **seconds, "ratio": seconds["diffusers"] / seconds["ours"]})
+        ratio = seconds["diffusers"] / seconds["ours"]
+        limit = {"limit": ratio / kernels["kernels"]} if kernels else {}
+        rows.append({"what": what, **seconds, "ratio": ratio, **kernels, **limit})
     return rows
+
+
+def _kernels(task: Callable[[], Any], calls: int) -> float:
+    """The share of `KERNELS` in a task's time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    for _ in range(2):
+        task()
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        for _ in range(calls):
+            task()
+    spent = {event.key: event.self_cpu_time_total for event in found.key_averages()}
+    shared = sum(time for key, time in spent.items() if any(name in key for name in KERNELS))
+    return float(shared / sum(spent.values()))
 
 
 def autocast(trainer: Trainer) -> AbstractContextManager[Any]:
@@ -156,9 +181,12 @@ def main(argv: Sequence[str]) -> None:
     }  # fmt: skip
     if trainer.world.device.type == "cuda":
         environment["hardware"]["gpu"] = torch.cuda.get_device_name(trainer.world.device)
+    columns = {"ours": 1e3, "diffusers": 1e3, "ratio": 1, "kernels": 100, "limit": 1}
+    titles = {"ours": "ours, ms", "diffusers": "diffusers, ms", "ratio": "times as fast", "kernels": "kernels %"}
+    known = [name for name in columns if name in rows[0]]
     text = _report.table(
-        ("what", "ours, ms", "diffusers, ms", "times as fast"),
-        [(row["what"], 1e3 * row["ours"], 1e3 * row["diffusers"], row["ratio"]) for row in rows],
+        ("what", *(titles.get(name, name) for name in known)),
+        [(row["what"], *(columns[name] * row[name] for name in known)) for row in rows],
     )
     said = f"{', '.join(f'{key} {value}' for key, value in setting.items())}\n\n{_report.described(environment)}"
     print(f"{said}\n\n{text}")

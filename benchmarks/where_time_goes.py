@@ -7,8 +7,9 @@ in pieces as its moves take them, Torch's, which multiplies and adds in one; bes
 them inside would need, which is the limit in the table of moves. "After a network" are the calls of one move of 16 images of
 8x8 beside the demo's network on Torch, in microseconds: repeated at once, and each the first time after a call of the network,
 which has taken the caches. "The network" is the time of one call by kind of operation, ours, ours compiled (whose own kernels
-are among "other"), and diffusers' with the same weights; profiled, so that the sum is more than a call costs. One thread,
-medians.
+are among "other"), and diffusers' with the same weights; profiled, so that the sum is more than a call costs. "Noise for the
+bound" makes x_t of 16 images of 3x32x32 on NumPy: the noise alone, then as the bound does, which draws it and scales it, and by
+adding it in place, scaled while it is drawn. One thread, medians.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from typing import Any
 import _report
 import numpy as np
 import sample_speed
+from tinyddpm_backends._host_noise import Noise
 
-from tinyddpm import backends
+from tinyddpm import backends, noise
 from tinyddpm._arrays.check import as_positive_int
 from tinyddpm._network.nets import check_output
 
@@ -140,6 +142,25 @@ def _by_kind(events: Iterable[Any], calls: int) -> dict[str, float]:
     return found
 
 
+def noise_for_the_bound(rounds: int) -> list[dict[str, Any]]:
+    """Microseconds of the noise alone and of x_t, made in two ways."""
+    x0 = np.random.default_rng(0).standard_normal((16, 3, 32, 32), dtype=np.float32)
+    index, n = noise.as_words(range(len(x0))), x0[0].size
+    draw, adder = noise.like(x0, 0, None, stream=1), Noise(0, 1, index, n, "float32")
+
+    def scaled() -> None:
+        x_t = draw(1)
+        x_t *= 0.6
+        x_t += 0.8 * x0
+
+    def added() -> None:
+        x_t = np.float32(0.8) * x0
+        adder.add(1, 0.6, x_t.reshape(len(x0), n))
+
+    tasks: dict[str, Task] = {"the noise": lambda: draw(1), "x_t, noise scaled": scaled, "x_t, noise added in place": added}
+    return [{"call": name, "us": 1e6 * time} for name, time in _report.alternating(tasks, 20 * rounds).items()]
+
+
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = _report.Parser(description=_report.about(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -163,11 +184,13 @@ def main(argv: Sequence[str]) -> None:
         "passes": passes(options.rounds),
         "after_network": after_network(model[1].net, options.rounds),
         "network": network(model, options.rounds),
+        "noise_for_the_bound": noise_for_the_bound(options.rounds),
     }
     titles = {
         "passes": ("library", "pass", "ns/element", "in a DDIM move"),
         "after_network": ("call", "repeated us", "after the network us"),
         "network": ("ms a call", "ours", "ours compiled", "diffusers"),
+        "noise_for_the_bound": ("call", "us"),
     }
     tables = {name: _report.table(titles[name], [tuple(row.values()) for row in rows]) for name, rows in found.items()}
     text = "\n\n".join(f"## {name.replace('_', ' ').capitalize()}\n\n{body}" for name, body in tables.items())

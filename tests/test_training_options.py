@@ -64,7 +64,7 @@ def test_a_compiled_network_makes_the_same_run(options: dict[str, Any], monkeypa
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
 def test_packing_parameters_changes_no_step(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All packed, some, and none: the same weights, averages and moments by name, to rounding."""
-    options = {"optimizer": kind, "weight_decay": 0.1, "grad_clip": 0.05}
+    options: dict[str, Any] = {"optimizer": kind, "weight_decay": 0.1, "grad_clip": 0.05}
     made = {}
     for small in (2**17, 100, 0):
         monkeypatch.setattr(optimizer, "SMALL", small)
