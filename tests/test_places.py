@@ -115,6 +115,7 @@ def forward(*_, **__):
 tinyddpm.nn.UNet.forward = forward
 """
 SMALLER = "out of memory; smaller --batch-size"
+COMPILER = MEMORY.format("torch._dynamo.exc.TorchDynamoException('No working C++ compiler\\n')")
 REFUSED: dict[str, tuple[str, str]] = {  # one line says why not
     "rank x": ("os.environ['RANK'] = 'x'", "RANK must be a number, got 'x'"),
     "rank 1 without a size": ("os.environ['RANK'] = '1'", "RANK must be in 0..0, got 1"),
@@ -122,6 +123,7 @@ REFUSED: dict[str, tuple[str, str]] = {  # one line says why not
     "a full disk": (FULL, "No space left on device"),
     "no memory": (MEMORY.format("MemoryError"), SMALLER),
     "no memory on the device": (MEMORY.format("torch.OutOfMemoryError('CUDA out of memory. Tried 20 GiB')"), SMALLER),
+    "no compiler": (f"import torch._dynamo\n{COMPILER}", "compile: No working C++ compiler; it works without --compile"),
     "no memory for Torch": (MEMORY.format("RuntimeError('[fail] DefaultCPUAllocator: can\\'t allocate memory')"), SMALLER),
 }  # fmt: skip
 NAMES = (

@@ -90,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _complain(name, f"{said or 'out of memory'}; smaller {_SMALLER.get(str(name), '--batch-size')} take less of it")
         elif isinstance(error, _BAD_INPUT):
             _complain(name, _told(error))
+        elif type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):  # torch.compile, without a compiler, say
+            _complain(name, f"compile: {str(error).partition(chr(10))[0]}; it works without --compile")
         else:
             raise
         return 2

@@ -168,6 +168,8 @@ def _about(trainer: Trainer, held_out: int) -> Iterator[str]:
     count = f"{size / 1e6:.1f} M" if size >= 1e5 else str(size)
     steps = f"steps {trainer.start + 1} to {config.steps} of {config.batch_size} images each"
     yield f"network: {count} parameters, {config.precision}; device {machine(trainer.world.device)}; {steps}"
+    if config.compile:
+        yield "compile: in the first step, which takes a minute or so"
 
 
 def _start_log(trainer: Trainer, out: Path) -> Log:
@@ -199,6 +201,8 @@ def _loop(trainer: Trainer, log: Log | None, screen: Screen) -> None:
             due, grid = step == config.steps or step % config.checkpoint_every == 0, grids.due(step)
             if not (due or grid or step % every == 0 or (received and world.size == 1)):
                 continue
+            if config.compile and step == trainer.start + 1:
+                screen.say(f"compile: the first step took {time.perf_counter() - since:.0f} s")
             _report(trainer, log, screen, waiting, step, since)
             waiting = []
             stop = world.any(max(received, default=0))
