@@ -230,6 +230,7 @@ def test_libraries_agree(library: Library, scalar: Calibration) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_short_numbers_and_those_of_a_device_stay_in_their_library(dtype: str, scalar: Calibration) -> None:
     """Arithmetic on them can't be NumPy's; what holds of the one holds of the other."""
+    pytest.importorskip("torch")
     torch = backends.get("torch")
 
     def net(x_t: Any, t: Any) -> Any:
