@@ -21,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 
 from tinyddpm import backends
-from tinyddpm._arrays.check import allocating, as_bool, as_dtype_name, as_int, as_list, as_shape, one_of
+from tinyddpm._arrays.check import as_bool, as_dtype_name, as_int, as_list, as_shape, one_of
 from tinyddpm._arrays.namespace import device_of, dtype_name, host_numbers
 
 __all__ = ["as_words", "like", "normal", "numbers"]
@@ -185,8 +185,10 @@ def as_words(index: Iterable[int]) -> np.ndarray[Any, Any]:
     if isinstance(index, range) and index:
         for end in (index[0], index[-1]):
             as_int("index", end, 0, _WORD - 1)
-        with allocating("index", index):
+        try:
             return np.uint64(index[0]) + np.arange(len(index), dtype=np.uint64) * np.uint64(index.step % _WORD)
+        except (MemoryError, OverflowError, ValueError):
+            raise ValueError(f"index is too long to allocate: {index}") from None
     if not hasattr(index, "shape"):
         return np.array([as_int("index", i, 0, _WORD - 1) for i in as_list("index", index, empty=True)], dtype=np.uint64)
     array = host_numbers("index", index)

@@ -106,7 +106,7 @@ def allocating(name: str, value: Any) -> Iterator[None]:
     try:
         yield
     except (MemoryError, OverflowError, ValueError) as error:
-        too_much = any(word in str(error) for word in ("maximum", "too large", "too big", "too long", "be allocated"))
+        too_much = any(word in str(error) for word in ("maximum", "too large", "too big", "too long"))
         if isinstance(error, ValueError) and not too_much:
             raise
         raise ValueError(f"{name} is more than can be allocated: {value}") from error
