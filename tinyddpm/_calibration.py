@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, get_args
 
 import numpy as np
@@ -65,12 +66,11 @@ class Errors:
         """The multiple of `variance` that costs least: a descent over powers of 2^(1/4), then a parabola."""
         rows = min(len(self.x0), max(16, -(-_FEWEST // self.dims)))
         some = np.linspace(0, len(self.x0) - 1, rows).astype(np.int64)
-        x0, predicted, costs = self.x0[some], predicted[some], {}
+        x0, predicted = self.x0[some], predicted[some]
 
+        @cache
         def cost(k: int) -> float:
-            if k not in costs:
-                costs[k] = float(self._cost(x0, predicted, 2.0 ** (k / _OCTAVE) * variance).mean())
-            return costs[k]
+            return float(self._cost(x0, predicted, 2.0 ** (k / _OCTAVE) * variance).mean())
 
         k = self._candidate
         while abs(k) < 16 * _OCTAVE and cost(lower := min((k - 1, k + 1), key=cost)) < cost(k):

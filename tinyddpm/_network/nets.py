@@ -63,7 +63,7 @@ def call_net(net: Net, x_t: Array, net_t: Array, d: Any, t: Any, predicts: str, 
         raise
 
 
-def _with_chain(net: Any, **chain: Any) -> Net:
+def _with_chain(net: Any, **chain: Any) -> Any:
     """The network with the chain supplied to what needs it."""
     if isinstance(net, Wrapper):
         return replace(net, net=_with_chain(net.net, **chain))
