@@ -12,7 +12,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -273,25 +272,6 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "net"
 
 
-def rewrite(folder: Path, header: dict[str, Any] | None = None, data: bytes | None = None, **config: Any) -> None:
-    """Change a saved network's header, tensors or JSON, and record the new hash."""
-    file, about = folder / "model.safetensors", folder / "unet.json"
-    content = file.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    if header is not None or data is not None:
-        text = content[8 : 8 + length] if header is None else json.dumps(header).encode()
-        content = len(text).to_bytes(8, "little") + text + (content[8 + length :] if data is None else data)
-        file.write_bytes(content)
-    stored = json.loads(about.read_text()) | {"sha256": hashlib.sha256(content).hexdigest()} | config
-    about.write_text(json.dumps(stored))
-
-
-def header_of(folder: Path) -> dict[str, Any]:
-    content = (folder / "model.safetensors").read_bytes()
-    header: dict[str, Any] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return header
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_save_and_load(tmp_path: Path, dtype: str) -> None:
     net = small(image_size=(8, 4), dropout=0.3, head_dim=4).to(getattr(torch, dtype))
@@ -312,7 +292,9 @@ def test_the_safetensors_library_reads_it(saved: Path) -> None:
     for name, p in UNet.load(saved).named_parameters():
         assert torch.equal(tensors[name], p)
     library.save_file(tensors, saved / "model.safetensors")
-    rewrite(saved)
+    stored = json.loads((saved / "unet.json").read_text())
+    stored["sha256"] = hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
+    (saved / "unet.json").write_text(json.dumps(stored))
     assert UNet.load(saved).label is not None
 
 
@@ -393,117 +375,3 @@ def test_any_flipped_bit_and_any_cut_is_noticed(place: float, bit: int, cut: boo
             with pytest.raises(ValueError, match=r"unet\.json|model\.safetensors"):
                 UNet.load(folder)
         (folder / name).write_bytes(whole)
-
-
-def forged(key: str, value: Any) -> Any:
-    def change(header: dict[str, Any]) -> dict[str, Any]:
-        return header | {"conv_in.weight": header["conv_in.weight"] | {key: value}}
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (forged("shape", [8, 1, 3, 4]), r"conv_in\.weight"),
-        (forged("shape", [2**40, 1, 3, 3]), r"conv_in\.weight"),
-        (forged("shape", None), r"conv_in\.weight"),
-        (forged("data_offsets", [0, 2**60]), "tensor"),
-        (forged("data_offsets", [-8, 280]), "tensor"),
-        (forged("data_offsets", "all"), r"conv_in\.weight"),
-        (forged("dtype", "I32"), r"conv_in\.weight"),
-        (forged("dtype", "F64"), "tensor"),
-        (forged("dtype", None), r"conv_in\.weight"),
-        (lambda h: {k: v for k, v in h.items() if k != "conv_in.weight"}, r"conv_in\.weight"),
-        (lambda h: h | {"extra": h["conv_in.weight"]}, "extra"),
-        (lambda h: h | {"conv_in.weight": 3}, r"conv_in\.weight"),
-        (lambda h: h | {"__metadata__": [1]}, "metadata"),
-        (lambda h: [h], "header"),
-    ],
-)
-def test_forged_headers_are_refused_by_tensor(saved: Path, change: Any, named: str) -> None:
-    rewrite(saved, header=change(header_of(saved)))
-    with pytest.raises(ValueError, match=rf"model\.safetensors.*{named}"):
-        UNet.load(saved)
-
-
-def test_nan_weights_are_refused(saved: Path) -> None:
-    size = sum(p.numel() for p in UNet.load(saved).parameters())
-    values = np.zeros(size, "<f4")
-    begin = header_of(saved)["norm_out.bias"]["data_offsets"][0] // 4
-    values[begin] = np.nan
-    rewrite(saved, data=values.tobytes())
-    with pytest.raises(ValueError, match=r"norm_out\.bias.*NaN"):
-        UNet.load(saved)
-
-
-@pytest.mark.parametrize("length", [0, 1, 2**20, 2**40, 2**63, 2**64 - 1])
-def test_header_lengths_are_bounded(saved: Path, length: int) -> None:
-    content = (saved / "model.safetensors").read_bytes()
-    (saved / "model.safetensors").write_bytes(length.to_bytes(8, "little") + content[8:])
-    rewrite(saved)
-    with pytest.raises(ValueError, match=r"model\.safetensors.*header"):
-        UNet.load(saved)
-
-
-def test_a_huge_file_is_not_read(saved: Path) -> None:
-    os.truncate(saved / "model.safetensors", 2**40)  # sparse
-    with pytest.raises(ValueError, match=r"model\.safetensors"):
-        UNet.load(saved)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"channels": 1, "channels": 2}', "[" * 100_000, "\xff"])
-def test_broken_json_is_refused(saved: Path, text: str) -> None:
-    (saved / "unet.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"unet\.json"):
-        UNet.load(saved)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("channels", 10**9), ("channels", 12), ("channels", "8"), ("res_blocks", 10**6), ("mults", [1] * 40),
-     ("mults", 3), ("surprise", 1), ("image_size", 7), ("dropout", 0.5), ("dropout", None)],
-)  # fmt: skip
-def test_wrong_configs_are_refused(saved: Path, key: str, value: Any) -> None:
-    rewrite(saved, **{key: value})
-    with pytest.raises(ValueError, match=r"unet\.json|model\.safetensors") as caught:
-        UNet.load(saved)
-    assert key in str(caught.value) or "tensor" in str(caught.value) or "differs" in str(caught.value)
-
-
-def test_a_missing_key_is_named(saved: Path) -> None:
-    for key in ("channels", "sha256"):
-        stored = json.loads((saved / "unet.json").read_text())
-        del stored[key]
-        (saved / "unet.json").write_text(json.dumps(stored))
-        with pytest.raises(ValueError, match=key):
-            UNet.load(saved)
-
-
-@pytest.mark.parametrize("name", ["unet.json", "model.safetensors"])
-def test_links_pipes_and_folders_are_refused(saved: Path, tmp_path: Path, name: str) -> None:
-    file = saved / name
-    file.rename(tmp_path / "elsewhere")
-    file.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=f"{name}.*link"):
-        UNet.load(saved)
-    file.unlink()
-    os.mkfifo(file)
-    with pytest.raises(ValueError, match=f"{name}.*regular"):
-        UNet.load(saved)
-    file.unlink()
-    file.mkdir()
-    with pytest.raises(ValueError, match=name):
-        UNet.load(saved)
-
-
-def test_a_pickle_in_disguise_is_not_run(saved: Path, tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(tmp_path / "hacked"),)
-
-    (saved / "model.safetensors").write_bytes(pickle.dumps(Evil()))
-    rewrite(saved)
-    with pytest.raises(ValueError, match=r"model\.safetensors"):
-        UNet.load(saved)
-    assert not (tmp_path / "hacked").exists()
