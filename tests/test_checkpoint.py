@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +16,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
+
+from test_hostile import forge  # noqa: E402
 
 from tinyddpm.nn import UNet, weights  # noqa: E402
 from tinyddpm.training import CheckpointError, TrainConfig, load_run, train  # noqa: E402
@@ -44,17 +44,6 @@ def run(made: Path, tmp_path: Path) -> Path:
     """A copy of a finished run of three steps with checkpoints at 2 and 3."""
     shutil.copytree(made, tmp_path / "run", symlinks=True)
     return tmp_path / "run"
-
-
-def reseal(folder: Path) -> None:
-    """Make every recorded hash match, as one who forges a checkpoint would."""
-    state = json.loads((folder / "state.json").read_text())
-    state["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in state["files"]}
-    del state["sha256"]
-    state["sha256"] = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-    (folder / "state.json").write_text(json.dumps(state))
-    about = json.loads((folder / "unet.json").read_text())
-    (folder / "unet.json").write_text(json.dumps(about | {"sha256": state["files"]["ema.safetensors"]}))
 
 
 def test_layout(run: Path) -> None:
@@ -109,49 +98,11 @@ def test_what_is_no_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
     assert find(run) is None
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
-@pytest.mark.parametrize("forge", [False, True])
-def test_damage_is_named_on_resume(run: Path, name: str, forge: bool) -> None:
-    file = (run / "last" / name).resolve()
-    whole = file.read_bytes()
-    log = (run / "log.jsonl").read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], whole[:-1] if "tensors" in name else whole[:-3], whole + b"x"):
-        file.write_bytes(damaged)
-        if forge and "json" not in name:
-            reseal(file.parent)
-        with pytest.raises(ValueError, match=name.replace(".", r"\.")):
-            resumed_or_loaded(run, name)
-    if not forge:
-        file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 16]) + whole[-8:])
-        with pytest.raises(ValueError, match=r"json|safetensors"):
-            resumed_or_loaded(run, name)
-        file.unlink()
-        with pytest.raises((ValueError, FileNotFoundError), match=r"json|safetensors|out"):
-            resumed_or_loaded(run, name)
-    assert (run / "log.jsonl").read_bytes() == log
-
-
-def resumed_or_loaded(run: Path, name: str) -> None:
-    if name == "unet.json":  # a resumed run knows its network from its config
-        load_run(run)
-    else:
-        train(tiny(run, resume=True, steps=4), progress=False)
-
-
 def test_optimizer_of_another_network_is_refused(run: Path, tmp_path: Path) -> None:
     train(tiny(tmp_path / "other", channels=8), progress=False)
     shutil.copy(tmp_path / "other" / "last" / "optimizer.safetensors", run / "last" / "optimizer.safetensors")
-    reseal(run / "last")
+    forge(run / "last")
     with pytest.raises(ValueError, match=r"optimizer\.safetensors: tensor 'exp_avg\.\S+' must have shape"):
-        train(tiny(run, resume=True, steps=4), progress=False)
-
-
-@pytest.mark.parametrize("name", sorted(FILES - {"unet.json"}))
-def test_links_inside_a_checkpoint_are_refused(run: Path, tmp_path: Path, name: str) -> None:
-    file = run / "last" / name
-    shutil.move(file.resolve(), tmp_path / "elsewhere")
-    file.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=rf"{name}.*link"):
         train(tiny(run, resume=True, steps=4), progress=False)
 
 
@@ -309,17 +260,6 @@ def test_new_folder_replaces_whole_or_not_at_all(tmp_path: Path) -> None:
         folder.write_text("fails")
     assert (target / "x").read_text() == "1"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
-
-
-def test_state_of_another_kind_is_refused(run: Path) -> None:
-    file = run / "last" / "state.json"
-    state = json.loads(file.read_text())
-    for key, value in (("step", "3"), ("config", None), ("levels", True), ("config", {"lerning_rate": 1})):
-        file.write_text(json.dumps(state | {key: value}))
-        reseal(run / "last")
-        with pytest.raises((ValueError, LookupError), match=f"{key}|lerning_rate"):
-            load_run(run)
-    assert dataclasses.asdict(TrainConfig.from_dict(state["config"])).keys() == state["config"].keys()
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo"])

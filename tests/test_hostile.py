@@ -262,25 +262,27 @@ def test_pipelines(files: Path, case: str) -> None:
 
 
 CHECKPOINTS = ["cut in a tensor", f"header of {2**32} that are there", "a tensor less", f"shape {[2**60]}",
-               "offsets shifted by -4", "nan", "a pickle", "a torch file", *NO_FILE]  # fmt: skip
+               "offsets shifted by -4", "nan", "a pickle", "a torch file", *NO_FILE, "not there"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["ema.safetensors", "model.safetensors", "optimizer.safetensors"])
 @pytest.mark.parametrize("case", CHECKPOINTS)
 def test_checkpoints(files: Path, case: str, name: str) -> None:
-    last = (files / "run" / "last").resolve()
+    last, log = (files / "run" / "last").resolve(), (files / "run" / "log.jsonl").read_bytes()
     if case == "a tensor less" and name == "optimizer.safetensors":
         header(lambda h: h.pop(sorted(h)[0]))(last / name)
     else:
-        TENSORS[case](last / name)
+        {**TENSORS, "not there": Path.unlink}[case](last / name)
+    named = ("json", "safetensors", "out") if case == "not there" else (name,)
     config = TrainConfig.from_dict(json.loads((last / "state.json").read_text())["config"])
     resumed = TrainConfig(**{**vars(config), "out": str(files / "run"), "resume": True, "steps": 3})
-    for forged in (False, True):
+    for forged in (False,) if case == "not there" else (False, True):
         if forged:
             forge(last)
-        refuses(lambda: train(resumed, progress=False), name)
+        refuses(lambda: train(resumed, progress=False), *named)
         if name.startswith("ema"):
-            refuses(lambda: load_run(files / "run"), name, "unet.json")
+            refuses(lambda: load_run(files / "run"), *named, "unet.json")
+    assert (files / "run" / "log.jsonl").read_bytes() == log
 
 
 # ---- JSON
@@ -332,14 +334,14 @@ def test_arguments_of_networks(files: Path, case: str) -> None:
     refuses(lambda: UNet.load(files / "unet"), *((key[1], "tensor", "differs") if key else ("unet.json", "model.safetensors")))
 
 
-def config(**changes: Any) -> Damage:
-    """Change a run's settings and forge the hash."""
+def state(change: Callable[[dict[str, Any]], Any]) -> Damage:
+    """Change a run's state and forge the hash."""
 
     def damage(data: bytes) -> bytes:
-        state = json.loads(data)
-        state["config"] = {**state["config"], **changes}
-        del state["sha256"]
-        return json.dumps({**state, "sha256": hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()}).encode()
+        about = json.loads(data)
+        change(about)
+        del about["sha256"]
+        return json.dumps({**about, "sha256": hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()}).encode()
 
     return content(damage)
 
@@ -348,12 +350,14 @@ SETTINGS: list[dict[str, Any]] = [
     *({"T": T} for T in (100_001, 10**7, 10**9, 2**31, 10**300)),
     {"evil": "x"}, {"schedule": "__import__"}, {"lr": [1]}, {"lr": 1e999},
 ]  # fmt: skip
+OTHER_KINDS = {"step": "3", "config": None, "levels": True}
 STATE_JSON: dict[str, Damage] = {
     **JSON,
+    **{key: state(bind(lambda about, key: about.update({key: OTHER_KINDS[key]}), key)) for key in OTHER_KINDS},
     "a flipped bit": content(lambda data: data.replace(b'"T": 20', b'"T": 21')),
     "no hash": without("sha256"),
     "a hash that is a list": keys(sha256=[]),
-    **{str(change)[:50]: config(**change) for change in SETTINGS},
+    **{str(change)[:50]: state(bind(lambda about, change: about["config"].update(change), change)) for change in SETTINGS},
 }
 
 
@@ -361,7 +365,8 @@ STATE_JSON: dict[str, Damage] = {
 def test_states_of_runs(files: Path, case: str) -> None:
     file = (files / "run" / "last").resolve() / "state.json"
     STATE_JSON[case](file)
-    refuses(lambda: load_run(files / "run"), "state.json", "T ", "T: ", "evil", "schedule", "lr")
+    named = (case,) if case in OTHER_KINDS else ("state.json", "T ", "T: ", "evil", "schedule", "lr")
+    refuses(lambda: load_run(files / "run"), *named)
 
 
 def redirected(name: str, to: str) -> Damage:
