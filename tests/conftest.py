@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,30 +29,8 @@ TINY = [
 """A run of seconds, as `tinyddpm train` takes it."""
 
 
-def _strict() -> backends.Backend:
-    """array-api-strict as a third party's plug-in: the standard and nothing else."""
-    import array_api_strict as xp
-    from scipy.special import log_ndtr
-
-    def from_numpy(array: Any, *, dtype: str | None = None, device: Any = None) -> Any:
-        return xp.asarray(np.array(array), dtype=None if dtype is None else getattr(xp, dtype), device=device)
-
-    def to_numpy(x: Any) -> np.ndarray:
-        return np.array(xp.asarray(x, device=xp.Device("CPU_DEVICE")))
-
-    return backends.Backend(
-        name="strict",
-        roots=("array_api_strict",),
-        namespace=lambda: xp,
-        from_numpy=from_numpy,
-        to_numpy=to_numpy,
-        log_ndtr=lambda x: from_numpy(log_ndtr(to_numpy(x)), device=x.device),
-        devices=lambda: tuple(str(d) for d in xp.__array_namespace_info__().devices()),
-        version=lambda: xp.__version__,
-    )
-
-
-backends.register(_strict())
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "array-api-strict-backend"))
+backends.register(replace(importlib.import_module("tinyddpm_array_api_strict").BACKEND, name="strict"))  # not yet installed
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -97,6 +78,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     out = str(tmp_path_factory.mktemp("runs") / "digits")
     assert main(["train", *TINY, "--out", out, "--quiet"]) == 0
     return out
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A benchmark as a module."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    return __import__
 
 
 @pytest.fixture(params=["numpy", "torch", "jax", "strict"])

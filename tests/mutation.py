@@ -65,7 +65,7 @@ def prepare(module: str) -> Path:
     copy = WORK / module.replace("/", ".")
     killed = {code: test for code, test in verdicts(copy).items() if test}
     shutil.rmtree(copy, ignore_errors=True)
-    for folder in ("tinyddpm", "tests", "docs"):
+    for folder in ("tinyddpm", "tests", "docs", "examples"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     settings = '[tool.mutmut]\nsource_paths = ["tinyddpm"]\n'
     (copy / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text() + settings)

@@ -18,17 +18,6 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = ["--steps", "3", "--batch", "2", "--repeats", "1"]
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """A benchmark as a module."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-    def load(name: str) -> Any:
-        return __import__(name)
-
-    return load
-
-
 @pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
 def test_sample_speed_measures_each_backend(
     script: Callable[[str], Any], backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

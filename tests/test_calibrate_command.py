@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,21 +126,18 @@ def test_plot_plan_draws_every_way(run: str, tmp_path: Path, monkeypatch: pytest
         np.testing.assert_array_equal(line.get_ydata(), [bounds[n][0] for n in sorted(bounds)])
 
 
-def test_the_benchmark_measures_and_writes(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    script = __import__("tightest_bound")
+def test_the_benchmark_measures_and_writes(run: str, tmp_path: Path, script: Callable[[str], Any]) -> None:
     words = ["--model", run, "--calibrate", "20", "--limit", "5", "--calls", "2,3", "--out", str(tmp_path)]
-    script.main([*words, "--name", "tightest_bound_digits"])
+    script("tightest_bound").main([*words, "--name", "tightest_bound_digits"])
     found = json.loads((tmp_path / "tightest_bound_digits.json").read_text())
     assert set(found["table"]["best plan, a variance for each dimension"]) == {"2", "3"}
     assert "even, Analytic-DPM" in found["table"]
     assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".md", ".png"}
 
 
-def test_the_samples_benchmark_measures_every_sampler(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_samples_benchmark_measures_every_sampler(run: str, tmp_path: Path, script: Callable[[str], Any]) -> None:
     pytest.importorskip("diffusers")
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    __import__("few_calls").main(["--model", run, "--samples", "30", "--calls", "3", "--out", str(tmp_path)])
+    script("few_calls").main(["--model", run, "--samples", "30", "--calls", "3", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "few_calls.json").read_text())["table"]
     assert len(found) == 12
     assert all(row["3"][0] > 0 for row in found.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,8 @@ def test_it_runs_on_one_thread_and_restores_the_number() -> None:
     torch.set_num_threads(own)
 
 
-def test_nearest_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
-    import demo_quality
-
+def test_nearest_neighbours(script: Callable[[str], Any]) -> None:
+    nearest = script("demo_quality").nearest
     points, others = np.array([[0.0, 0], [3, 4]]), np.array([[0.0, 1], [3, 4], [9, 9]])
-    np.testing.assert_allclose(demo_quality.nearest(points, others), [1, 0])
-    np.testing.assert_allclose(demo_quality.nearest(points, points, same=True), [5, 5])
+    np.testing.assert_allclose(nearest(points, others), [1, 0])
+    np.testing.assert_allclose(nearest(points, points, same=True), [5, 5])

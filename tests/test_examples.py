@@ -132,11 +132,10 @@ def test_info_lists_installed_plug_ins(installed: dict[str, str]) -> None:
     assert {"array-api-strict", "dask"} <= set(found["backends"])
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_every_identity_holds_on_the_strict_plug_in(installed: dict[str, str], dtype: str) -> None:
-    code, found = measured(installed, "verify", "--backend", "array-api-strict", "--dtype", dtype)
-    assert [entry for entry in found["identities"] if not entry["ok"]] == []
-    assert len(found["identities"]) >= 60
+def test_an_installed_plug_in_is_verified(installed: dict[str, str]) -> None:
+    """All identities on this one are in test_verify, where it is registered by hand."""
+    code, found = measured(installed, "verify", "--backend", "array-api-strict", "--only", "conversions")
+    assert [entry["ok"] for entry in found["identities"]] == [True] * 6
     assert code == 0
 
 
