@@ -49,6 +49,7 @@ WRONG = {
         "--data {data}/corrupt -> b.png", "--data {data}/odd -> 9x9", "--mults 1,2,2,2,2 -> image_size 8",
         "--schedule zigzag -> zigzag", "--predicts pixels -> pixels", "--objective fun -> fun", "--steps 0 -> steps 0",
         "--steps many -> many", "--lr -1 -> lr -1", "--device tpu:7 -> tpu:7", "--out {data}/file/run -> file",
+        "--device cuda:99 -> cuda:99", "--variance learned_range -> objective", "--channels 7 -> channels",
         "--colour blue -> --colour", "--config {data}/bad.toml -> bad.toml stepz",
         "--config {data}/broken.toml -> broken.toml", "--config {data}/nowhere.toml -> nowhere.toml",
     ],

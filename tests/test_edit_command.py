@@ -40,8 +40,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(place: Path, *words: object) -> int:
-    return main(["edit", *(str(place / word) if isinstance(word, Path) else str(word) for word in words)])
+@pytest.fixture(autouse=True)
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+def run(words: str) -> int:
+    return main(["edit", *words.split()])
 
 
 def pixels(file: Path) -> Any:
@@ -61,8 +66,8 @@ def denoiser(place: Path) -> Denoiser:
 
 
 def test_inpaint_keeps_what_is_black_and_fills_what_is_white(place: Path, tmp_path: Path) -> None:
-    words = ("--model", Path("grey"), "--image", Path("a.png"), "--mask", Path("hole.png"), "--steps", 4, "-q", "--seed", 3)
-    assert run(place, "inpaint", *words, "--out", tmp_path / "x.png") == 0
+    words = f"inpaint --model grey --image a.png --mask hole.png --steps 4 -q --seed 3 --out {tmp_path}"
+    assert run(f"{words}/x.png") == 0
     filled, hole = pixels(tmp_path / "x.png"), pixels(place / "hole.png") > 0
     assert filled.shape == (8, 8)
     np.testing.assert_array_equal(filled[~hole], pixels(place / "a.png")[~hole])
@@ -71,7 +76,7 @@ def test_inpaint_keeps_what_is_black_and_fills_what_is_white(place: Path, tmp_pa
     np.testing.assert_allclose(filled, own[0, 0], atol=1)
     # A folder has a picture for each noise, whatever the batches.
     for size in (2, 8):
-        assert run(place, "inpaint", *words, "--out", tmp_path / f"f{size}", "-n", 3, "--batch-size", size) == 0
+        assert run(f"{words}/f{size} -n 3 --batch-size {size}") == 0
     names = [f"{k:06d}.png" for k in range(3)]
     assert sorted(p.name for p in (tmp_path / "f2").iterdir()) == names
     for name in names:
@@ -84,33 +89,18 @@ def test_the_others_are_the_librarys(
     place: Path, tmp_path: Path, strength: float, first: int, later: tuple[int, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Three even steps of eight are 8, 5, 2 or so, 0; the part below strength * T is used."""
-    words = (
-        "--model",
-        Path("grey"),
-        "--steps",
-        3,
-        "--strength",
-        strength,
-        "--sampler",
-        "ddpm",
-        "--seed",
-        1,
-        "-n",
-        2,
-        "--json",
-        "-q",
-    )
+    words = f"--model grey --steps 3 --strength {strength} --sampler ddpm --seed 1 -n 2 --json -q --out {tmp_path}"
     whole = D.timesteps(3, "even")
     plan = (first, *(s for s in whole if s < first))
     assert len(plan) == 1 + len(later)
-    assert run(place, "image-to-image", Path("a.png"), *words, "--out", tmp_path / "r") == 0
+    assert run(f"image-to-image a.png {words}/r") == 0
     assert json.loads(capsys.readouterr().out) == {"out": str(tmp_path / "r"), "what": "image-to-image", "images": 2, "seed": 1}
     x0 = scaled(place, "a.png").repeat(2, 1, 1, 1)
     options: dict[str, Any] = {"timesteps": plan, "sampler": "ddpm", "seed": 1}
     own = levels(edit.image_to_image(D, denoiser(place), x0, first, **options))
     for k in range(2):
         np.testing.assert_allclose(pixels(tmp_path / "r" / f"{k:06d}.png"), own[k, 0], atol=1)
-    assert run(place, "interpolate", *words, Path("a.png"), Path("b.png"), "--count", 3, "--out", tmp_path / "i.png") == 0
+    assert run(f"interpolate a.png b.png --count 3 {words}/i.png") == 0
     b = scaled(place, "b.png").repeat(2, 1, 1, 1)
     own = levels(edit.interpolate(D, denoiser(place), x0, b, [0.0, 0.5, 1.0], **options))
     grid = pixels(tmp_path / "i.png")
@@ -124,36 +114,20 @@ def test_the_others_are_the_librarys(
 def test_any_size_and_colour_is_fitted_and_said(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "x.png"
     for picture, model, said in (
-        ("wide.png", "colour", "image: {}: resized from 40x20 to 16x8"),
-        ("tall.png", "colour", "image: {}: cropped and resized from 20x40 to 16x8"),
-        ("tall.png", "grey", "image: {}: made grey, cropped and resized from 20x40 to 8x8"),
-        ("a.png", "colour", "image: {}: grey, in three equal channels, cropped and resized from 8x8 to 16x8"),
+        ("wide.png", "colour", "image: wide.png: resized from 40x20 to 16x8"),
+        ("tall.png", "colour", "image: tall.png: cropped and resized from 20x40 to 16x8"),
+        ("tall.png", "grey", "image: tall.png: made grey, cropped and resized from 20x40 to 8x8"),
+        ("a.png", "colour", "image: a.png: grey, in three equal channels, cropped and resized from 8x8 to 16x8"),
     ):
-        label = ("--label", 1) if model == "colour" else ()
-        assert (
-            run(place, "image-to-image", "--model", Path(model), "--steps", 2, "--image", Path(picture), "--out", out, *label)
-            == 0
-        )
+        label = "--label 1" if model == "colour" else ""
+        assert run(f"image-to-image --model {model} --steps 2 --image {picture} --out {out} {label}") == 0
         captured = capsys.readouterr()
-        assert said.format(place / picture) in captured.err.splitlines()
+        assert said in captured.err.splitlines()
         assert captured.out == f"{out}\n"
         assert pixels(out).shape == ((8, 16, 3) if model == "colour" else (8, 8))
-    words = (
-        "inpaint",
-        Path("tall.png"),
-        "--mask",
-        Path("tallhole.png"),
-        "--model",
-        Path("grey"),
-        "--steps",
-        1,
-        "--out",
-        out,
-        "-q",
-    )
-    assert run(place, *words) == 0
+    assert run(f"inpaint tall.png --mask tallhole.png --model grey --steps 1 --out {out} -q") == 0
     assert capsys.readouterr().err == ""
-    assert run(place, "image-to-image", Path("a.png"), "--model", Path("grey"), "--steps", 1, "--out", out) == 0
+    assert run(f"image-to-image a.png --model grey --steps 1 --out {out}") == 0
     assert "image:" not in capsys.readouterr().err  # nothing was changed
 
 
@@ -193,14 +167,10 @@ def test_any_size_and_colour_is_fitted_and_said(place: Path, tmp_path: Path, cap
         ("image-to-image a.png --size 3", "--size is not an option"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line(
-    place: Path, words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(place)
+def test_bad_input_is_one_line(place: Path, words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(place.rglob("*"))
-    first, *rest = words.split()
-    given = [first, "--model", "grey", "--out", "new.png", "-q", *rest]
-    assert main(["edit", *given]) == 2
+    first, _, rest = words.partition(" ")
+    assert run(f"{first} --model grey --out new.png -q {rest}") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("tinyddpm edit: ")
     assert said in line

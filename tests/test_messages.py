@@ -24,13 +24,13 @@ FAST = ("--T", "20", "--channels", "8", "--batch-size", "4", "--mults", "1", "--
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three steps on forty grey images, whose learning rate fell at the end; and data of other kinds."""
+    """A run of three steps on forty grey images; and data of other kinds."""
     place = tmp_path_factory.mktemp("messages")
     np.save(place / "grey.npy", noise(40, 8, 8))
     np.save(place / "five.npy", noise(10, 8, 8, 5))
     np.save(place / "odd.npy", noise(10, 9, 9))
     np.savez(place / "labels.npz", images=noise(10, 8, 8), labels=np.arange(10.0))
-    options: dict[str, Any] = {"steps": 3, "T": 20, "mults": (1,), "attention": (8,), "sample_every": 0, "cooldown": 2}
+    options: dict[str, Any] = {"steps": 3, "T": 20, "mults": (1,), "attention": (8,), "sample_every": 0}
     train(config(place / "run", data=str(place / "grey.npy"), held_out=0.2, **options), progress=False)
     return place
 
@@ -38,10 +38,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (
-            "train --out run --resume --steps 4 --held-out 0.3",
-            "held_out must stay 0.2, as in the run in run, got 0.3; without --held-out the run goes on",
-        ),
         ("train --data odd.npy --out new", "by 4 unless --mults is given, got 9x9: --image-size resizes, and --mults 1"),
         ("train --data labels.npz --out new", "labels must be 10 integers, got float64 of shape (10,); labels.astype(int) makes"),
         ("sample --model five --out x.png --steps 2", "out must end in .npz if samples do not have 1 or 3 channels"),
@@ -85,9 +81,3 @@ def test_one_image_has_no_standard_error(place: Path, capsys: pytest.CaptureFixt
         shown = capsys.readouterr().out
         assert "nan" not in shown
         assert "(no error, of one image)" in shown
-
-
-def test_a_learning_rate_that_jumps_on_resume_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--out", str(place / "run"), "--resume", "--steps", "9"]) == 0
-    told = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("lr: rises"))
-    assert "as --cooldown counts from the end, now step 9; --lr sets another" in told

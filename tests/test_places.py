@@ -127,18 +127,8 @@ REFUSED: dict[str, tuple[str, str]] = {  # one line says why not
     "no memory for Torch": (MEMORY.format("RuntimeError('[fail] DefaultCPUAllocator: can\\'t allocate memory')"), SMALLER),
 }  # fmt: skip
 NAMES = (
-    "\x1b[31mred",
-    "a\nb",
-    os.fsdecode(b"\xff\xfe"),
-    "日本",
-    "-x",
-    "a b",
-    "ä",
-    "x" * 200,
-    "\u202egnp",
-    "$(touch hacked)",
-    "%s{0}",
-)
+    "\x1b[31mred", "a\nb", os.fsdecode(b"\xff\xfe"), "日本", "-x", "a b", "ä", "x" * 200, "\u202egnp", "$(touch hacked)", "%s{0}"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

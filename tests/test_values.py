@@ -174,19 +174,7 @@ def test_grey_data_go_on_with_a_colour_run_by_a_flag(tmp_path: Path, capsys: pyt
 
 def test_the_ends_are_given_as_two_numbers(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", normal(20, 8, 8))
-    run = [
-        "train",
-        "--data",
-        str(tmp_path / "a.npy"),
-        "--out",
-        str(tmp_path / "run"),
-        "--steps",
-        "1",
-        "--T",
-        "20",
-        "--channels",
-        "8",
-    ]
+    run = f"train --data {tmp_path}/a.npy --out {tmp_path}/run --steps 1 --T 20 --channels 8".split()
     assert main([*run, "--value-range", "-3.5", "4", "--mults", "1", "--batch-size", "2", "-q"]) == 0
     assert load_run(tmp_path / "run").config.value_range == (-3.5, 4)
 
