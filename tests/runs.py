@@ -44,6 +44,22 @@ def encoded(picture: Any, form: str = "PNG", **options: Any) -> bytes:
     return stream.getvalue()
 
 
+def idx(values: Any, code: int = 8) -> bytes:
+    """The content of an idx file; `code` is the type of its numbers."""
+    array = np.asarray(values)
+    return bytes([0, 0, code, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+def folder(path: Path, pictures: Any) -> Path:
+    """A folder of PNGs: of a dict by their names, of an array as 000.png, 001.png, ..."""
+    for name, picture in (
+        pictures if isinstance(pictures, dict) else {f"{i:03d}.png": p for i, p in enumerate(pictures)}
+    ).items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(encoded(picture))
+    return path
+
+
 class Part(World):
     """One of several processes, of which the others are not there."""
 

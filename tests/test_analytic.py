@@ -75,19 +75,6 @@ def test_a_marginal_of_a_shorter_chain_is_the_same_law(d: Diffusion, share: floa
         assert data.marginal(d, 0) == data
 
 
-@DATA
-@pytest.mark.parametrize("t", [1, 10, 40])
-def test_prediction_is_the_mean_of_x0_given_x_t(data: GaussianData | MixtureData, t: int) -> None:
-    """Bayes' rule by brute force: weighted samples of x_0 in one dimension. 0.02: a mean of 2e5 weighted samples."""
-    flat = GaussianData(0.2, 0.3) if isinstance(data, GaussianData) else MixtureData([0.4, 0.6], [-0.5, 0.6], [0.05, 0.02])
-    x0 = flat.sample(200_000, seed=3)
-    a, var = CHAIN.sqrt_alpha_bar[t], CHAIN.one_minus_alpha_bar[t]
-    for x_t in (-0.4, 0.1, 0.9):
-        weight = np.exp(-((x_t - a * x0) ** 2) / (2 * var))
-        ours = Denoiser(flat.net(CHAIN), clip_x0=False).x0(CHAIN, np.array([x_t]), t)
-        assert ours[0] == pytest.approx(np.sum(weight * x0) / np.sum(weight), abs=0.02)
-
-
 def test_log_prob_against_fifty_digits() -> None:
     x = batch(4, 2, 3)
     with mp.workdps(50):

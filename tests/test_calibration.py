@@ -65,14 +65,6 @@ def test_the_plan_is_the_best_of_all_plans(seed: int, steps: int, shape: tuple[i
     assert calibration.bits_per_dim(calibration.timesteps()) == pytest.approx(min(best.values()), rel=1e-12)
 
 
-def test_the_costs_of_a_long_chain_are_the_enumerations_of_its_parts(scalar: Calibration) -> None:
-    """A best plan's rest is the best plan of its length from there: Bellman's principle, by the plans of a shorter chain."""
-    plan = scalar.timesteps(6)
-    rest = scalar.bits_per_dim(plan)
-    for inner in itertools.combinations(range(1, plan[1]), 4):
-        assert scalar.bits_per_dim((T, plan[1], *sorted(inner, reverse=True), 0)) >= rest - 1e-12
-
-
 @pytest.mark.parametrize("calibration", ["scalar", "each"])
 def test_variances_and_costs_are_their_definitions(calibration: str, request: pytest.FixtureRequest) -> None:
     """By the divergence that is written out in [Ho]: least at the variance that is given, and there as much as is said."""

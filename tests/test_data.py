@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,9 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 Image = pytest.importorskip("PIL.Image")
 
-from runs import noise  # noqa: E402
+from runs import folder, idx, noise  # noqa: E402
 
 from tinyddpm.training import Images, image_grid, load, save_png, to_levels, to_uint8  # noqa: E402
-
-
-def folder(path: Path, pictures: dict[str, np.ndarray]) -> Path:
-    for name, picture in pictures.items():
-        file = path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(file)
-    return path
-
 
 # ---- scaling and splitting
 
@@ -154,15 +144,10 @@ def test_an_archive_of_many_arrays_must_name_its_images(tmp_path: Path) -> None:
 # ---- idx
 
 
-def write_idx(file: Path, pixels: np.ndarray) -> None:
-    content = b"\0\0\x08" + bytes([pixels.ndim]) + struct.pack(f">{pixels.ndim}I", *pixels.shape) + pixels.tobytes()
-    file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
-
-
 @pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "train-images-idx3-ubyte.gz", "zipped-without-suffix.gz"])
 def test_idx_files(tmp_path: Path, name: str) -> None:
     pixels = noise(7, 5, 4)
-    write_idx(tmp_path / name, pixels)
+    (tmp_path / name).write_bytes(gzip.compress(idx(pixels)) if name.endswith(".gz") else idx(pixels))
     images = load(tmp_path / name)
     np.testing.assert_array_equal(images.pixels[:, 0], pixels)
     assert images.levels == 256

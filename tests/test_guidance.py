@@ -115,19 +115,6 @@ def test_a_classifier_by_itself_shifts_the_score_unless_the_network_tells_its_ch
     np.testing.assert_allclose(eps, MIXTURE.net(CHAIN)(x, T) - 0.6 * sigma, rtol=1e-12, atol=1e-14)
 
 
-def test_the_gradient_is_taken_at_x_t() -> None:
-    """Not at the mean of p(x_{t-1} | x_t), where the shift would be that of another point."""
-    x, at = batch(4, 1, 3), []
-
-    def grad(x_t: Any, t: Any) -> Any:
-        at.append((x_t, t))
-        return x_t
-
-    guidance.classifier(Converted("score"), grad, 1.0)(x, T)
-    assert at[0][0] is x
-    assert at[0][1] is T
-
-
 def test_a_nets_guidance_differentiates_in_jax_under_jit() -> None:
     jax = pytest.importorskip("jax")
     jax.config.update("jax_enable_x64", True)

@@ -22,6 +22,7 @@ pytest.importorskip("sklearn")
 
 from runs import encoded
 from test_hostile import NO_FILE, Damage, content, net, npy, refuses, sparse
+from test_images import chunk
 
 from tinyddpm import Denoiser, Diffusion, schedules
 from tinyddpm._commands import train as command
@@ -175,14 +176,10 @@ def test_pictures_are_no_larger_than_256_mib(tmp_path: Path, form: str) -> None:
 # ---- pictures and arrays that cost more than they show
 
 
-def chunk(kind: bytes, content: bytes = b"") -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
 def png(width: int, height: int, *chunks: bytes) -> bytes:
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     pixels = chunk(b"IDAT", zlib.compress(bytes((1 + min(width, 64)) * min(height, 64))))
-    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + pixels + chunk(b"IEND")
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + pixels + chunk(b"IEND", b"")
 
 
 def scans(count: int) -> bytes:
@@ -194,8 +191,8 @@ def scans(count: int) -> bytes:
 PICTURES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "one pixel wide": ("a.png", lambda: png(1, 80_000_000)),
     "one pixel high": ("a.png", lambda: png(80_000_000, 1)),
-    "empty chunks": ("a.png", lambda: png(8, 8, *[chunk(b"teSt")] * 10**5)),
-    "empty chunks behind the pixels": ("a.png", lambda: png(8, 8)[:-12] + chunk(b"teSt") * 10**5 + chunk(b"IEND")),
+    "empty chunks": ("a.png", lambda: png(8, 8, *[chunk(b"teSt", b"")] * 10**5)),
+    "empty chunks behind the pixels": ("a.png", lambda: png(8, 8)[:-12] + chunk(b"teSt", b"") * 10**5 + chunk(b"IEND", b"")),
     "repeated scans": ("a.jpg", lambda: scans(2000)),
     "a long comment": ("a.ppm", lambda: b"P6\n#" + b"x" * 10**6 + b"\n8 8 255\n" + bytes(192)),
     "many comments": ("a.pgm", lambda: b"P5\n" + b"#\n" * 10**5 + b"8 8 255\n" + bytes(64)),

@@ -74,29 +74,6 @@ def test_the_stochastic_forms_eta_is_one_unless_given() -> None:
             D.sample(denoiser, (4, 2), sampler=sampler, eta=0.5)
 
 
-@pytest.mark.parametrize("eta", [0.4, 1.0])
-def test_the_stochastic_form_on_gaussian_data_has_its_exact_law(eta: float) -> None:
-    """Each step is linear in (x, the x_0 before), so their mean and covariance follow; 20 000 samples, 5 standard errors."""
-    data, n, plan = GaussianData([0.3, -0.5], [0.04, 0.5]), 20_000, (60, 45, 30, 20, 12, 5, 0)
-    x = D.sample(Denoiser(data.net(D), clip_x0=False), (n, 2), sampler="dpm++2m-sde", timesteps=plan, eta=eta, dtype="float64")
-    for k in range(2):
-        mean, cov = np.zeros(2), np.diag([1.0, 0.0])
-        last = math.inf  # no earlier interval
-        for t, s in zip(plan, plan[1:], strict=False):
-            a, left = D.sqrt_alpha_bar, D.one_minus_alpha_bar
-            gain = a[t] * data.var[k] / (a[t] ** 2 * data.var[k] + left[t])  # E[x_0 | x_t] = gain x_t + rest
-            rest = (1 - gain * a[t]) * data.mean[k]
-            h = math.log(a[s] / a[t] * math.sqrt(left[t] / left[s])) if s else math.inf
-            g = h / (2 * last) if s else 0.0
-            keep, take = (math.sqrt(left[s] / left[t]) * math.exp(-eta * h), a[s] * -math.expm1(-(1 + eta) * h)) if s else (0, 1)
-            step = np.array([[keep + take * (1 + g) * gain, -take * g], [gain, 0]])
-            mean = step @ mean + np.array([take * (1 + g) * rest, rest])
-            cov = step @ cov @ step.T + np.diag([left[s] * -math.expm1(-2 * eta * h) if s else 0.0, 0.0])
-            last = h
-        assert abs(x[:, k].mean() - mean[0]) < 5 * math.sqrt(cov[0, 0] / n)
-        assert abs(x[:, k].var() - cov[0, 0]) < 5 * cov[0, 0] * math.sqrt(2 / n)
-
-
 @pytest.mark.parametrize("h", [1e-12, 1e-9, 1e-6, 1e-3, 0.3, 0.99, 1.01, 5.0, 60.0])
 def test_weights_of_short_steps_keep_their_digits(h: float) -> None:
     """UniPC's corrector and the third order in 50 digits; quotients of exp(-h) - 1 lose all of them at h = 1e-9."""

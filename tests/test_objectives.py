@@ -19,6 +19,8 @@ from tinyddpm.cli import main
 pytest.importorskip("torch")
 training = pytest.importorskip("tinyddpm.training")
 
+from runs import idx  # noqa: E402
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -186,10 +188,8 @@ def test_the_files_are_made_from_idx_and_kept(
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (3, 28, 28), dtype=np.uint8), np.array([0, 9, 4], np.uint8)
     for part in ("train", "t10k"):
-        head = b"\0\0\x08\x03" + np.array([3, 28, 28], ">u4").tobytes()
-        (tmp_path / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(head + images.tobytes()))
-        head = b"\0\0\x08\x01" + np.array([3], ">u4").tobytes()
-        (tmp_path / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(head + labels.tobytes()))
+        (tmp_path / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+        (tmp_path / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
     fashion, out = script("fashion"), tmp_path / "out"
     fashion.main(["--source", str(tmp_path), "--out", str(out), "--side", str(side)])
     loaded = training.load(out / "train.npz")
@@ -209,8 +209,7 @@ def test_a_bag_is_drawn_by_its_name(
     rng = np.random.default_rng(0)
     for part in ("train", "t10k"):
         for name, values in (("images-idx3", rng.integers(0, 256, (30, 28, 28))), ("labels-idx1", np.arange(30) % 10)):
-            head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
-            (tmp_path / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(head + values.astype(np.uint8).tobytes()))
+            (tmp_path / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(idx(values.astype(np.uint8))))
     monkeypatch.chdir(tmp_path)
     script("fashion").main(["--source", str(tmp_path), "--side", "28"])
     small = "--steps 1 --T 20 --channels 8 --batch-size 4 --res-blocks 1 --attention 7"

@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("PIL")
 
+import runs
 from runs import config, encoded
 
 from tinyddpm._commands.runs import class_numbers, held_out, trained_on
@@ -27,11 +28,8 @@ ONE_STEP: dict[str, Any] = {"steps": 1, "T": 20, "batch_size": 4, "mults": (1,),
 
 
 def folder(path: Path, count: int = 40, seed: int = 0, names: str = "{:02d}.png") -> Path:
-    for i, pixels in enumerate(np.random.RandomState(seed).randint(0, 256, (count, 8, 8, 3), np.uint8)):
-        file = path / names.format(i)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(encoded(pixels))
-    return path
+    pixels = np.random.RandomState(seed).randint(0, 256, (count, 8, 8, 3), np.uint8)
+    return runs.folder(path, {names.format(i): picture for i, picture in enumerate(pixels)})
 
 
 @pytest.fixture(scope="module")

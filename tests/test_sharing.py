@@ -46,13 +46,3 @@ def test_processes_agree_with_serial_use(method: str) -> None:
     pool: Executor = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method))
     with pool:
         assert list(pool.map(drawn, jobs())) == serial
-
-
-def test_interleaved_trajectories_do_not_affect_each_other() -> None:
-    """Two trajectories that are advanced in turns equal those that run alone."""
-    alone = [[step.x.copy() for step in CHAIN.trajectory(DENOISER, (3, 2), seed=seed)] for seed in (1, 2)]
-    first, second = (CHAIN.trajectory(DENOISER, (3, 2), seed=seed) for seed in (1, 2))
-    turns = [(a.x.copy(), b.x.copy()) for a, b in zip(first, second, strict=True)]
-    for one, other, (a, b) in zip(*alone, turns, strict=True):
-        np.testing.assert_array_equal(one, a)
-        np.testing.assert_array_equal(other, b)

@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("torch")
 Image = pytest.importorskip("PIL.Image")
 
-from runs import encoded, noise  # noqa: E402
+from runs import encoded, folder, idx, noise  # noqa: E402
 
 from tinyddpm.training import load  # noqa: E402
 from tinyddpm.training.data import arrays, shards, sources  # noqa: E402
@@ -32,13 +32,6 @@ def write_tar(file: Path, members: dict[str, bytes], form: int = tarfile.USTAR_F
             info.size, info.mtime = len(content), mtime
             archive.addfile(info, io.BytesIO(content))
     return file
-
-
-def folder(path: Path, pixels: np.ndarray) -> Path:
-    path.mkdir()
-    for i, picture in enumerate(pixels):
-        (path / f"{i:03d}.png").write_bytes(encoded(picture))
-    return path
 
 
 @pytest.fixture
@@ -56,8 +49,7 @@ def sets(path: Path, pixels: np.ndarray) -> dict[str, Path]:
     path.mkdir()
     np.save(path / "a.npy", pixels)
     np.save(path / "wide.npy", pixels.astype(np.int64).transpose(0, 3, 1, 2))
-    head = b"\0\0\x08" + bytes([4]) + np.array(pixels.shape, ">u4").tobytes()
-    (path / "a.idx").write_bytes(head + pixels.tobytes())
+    (path / "a.idx").write_bytes(idx(pixels))
     write_tar(path / "a.tar", {f"{i:03d}.png": encoded(p) for i, p in enumerate(pixels)})
     folder(path / "folder", pixels)
     return {name: path / name for name in ("a.npy", "wide.npy", "a.idx", "a.tar", "folder")}
@@ -232,8 +224,7 @@ def test_a_label_is_there_for_every_image_or_none(tmp_path: Path) -> None:
 
 def test_labels_beside_an_idx_file(tmp_path: Path) -> None:
     def write(name: str, array: np.ndarray) -> Path:
-        head = b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes()
-        (tmp_path / name).write_bytes(head + array.astype(np.uint8).tobytes())
+        (tmp_path / name).write_bytes(idx(array.astype(np.uint8)))
         return tmp_path / name
 
     file = write("train-images-idx3-ubyte", noise(5, 4, 4))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 torch = pytest.importorskip("torch")
 pytest.importorskip("PIL")
 
-from runs import config, encoded, noise  # noqa: E402
+from runs import config, encoded, idx, noise  # noqa: E402
 
 from tinyddpm._commands.runs import held_out, images_for, trained_on  # noqa: E402
 from tinyddpm.cli import main  # noqa: E402
@@ -115,7 +114,7 @@ def test_a_large_array_on_the_disk_is_as_one_in_memory(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(("code", "dtype"), [(9, ">i1"), (11, ">i2"), (12, ">i4"), (13, ">f4"), (14, ">f8")])
 def test_idx_files_of_other_numbers(tmp_path: Path, code: int, dtype: str) -> None:
     values = (40 * normal(6, 4, 4)).astype(dtype)
-    (tmp_path / "a.idx").write_bytes(bytes([0, 0, code, 3]) + struct.pack(">3I", 6, 4, 4) + values.tobytes())
+    (tmp_path / "a.idx").write_bytes(idx(values, code))
     np.testing.assert_array_equal(load(tmp_path / "a.idx").pixels, load(values).pixels)
 
 
