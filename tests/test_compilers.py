@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
@@ -110,6 +111,11 @@ def arrays(differentiable: Library) -> tuple[Any, Any]:
     return differentiable.array(X), differentiable.array(EPS)
 
 
+def transforms(library: Library) -> Any:
+    """The module of the library's function transformations."""
+    return importlib.import_module("jax" if library.name == "jax" else "torch.func")
+
+
 def placed(library: Library, t: Any) -> Any:
     return library.array(t) if isinstance(t, np.ndarray) else t
 
@@ -135,27 +141,17 @@ def test_compiled_from_the_first_call(differentiable: Library, arrays: Any, name
 @calls(torch=CALLS, jax=FEW[:1])
 def test_forward_and_reverse_mode_agree(differentiable: Library, arrays: Any, name: str, t: Any) -> None:
     """<u, J v> = <J^T u, v>, where J is the derivative with respect to both arrays."""
-    d, steps = fresh(), placed(differentiable, t)
-    if differentiable.name == "jax":
-        import jax
-
-        transforms: Any = jax
-    else:
-        import torch
-
-        transforms = torch.func
+    d, steps, module = fresh(), placed(differentiable, t), transforms(differentiable)
 
     def f(x: Any, y: Any) -> Any:
         return sum((part**2).sum() for part in parts(CASES[name](d, x, y, steps)))
 
     def both(x: Any, y: Any) -> Any:
-        value, forward = transforms.jvp(f, (x, y), (x, y))
-        gradients = transforms.vjp(f, x, y)[1](value / value)
+        value, forward = module.jvp(f, (x, y), (x, y))
+        gradients = module.vjp(f, x, y)[1](value / value)
         return forward, (gradients[0] * x).sum() + (gradients[1] * y).sum()
 
-    if differentiable.name == "jax":
-        both = jax.jit(both)
-    forward, reverse = both(*arrays)
+    forward, reverse = (module.jit(both) if differentiable.name == "jax" else both)(*arrays)
     assert float(forward) == pytest.approx(float(reverse), rel=1e-10)
     check(differentiable, CASES[name](d, *arrays, steps), name, t)
 
@@ -163,15 +159,7 @@ def test_forward_and_reverse_mode_agree(differentiable: Library, arrays: Any, na
 @calls(torch=CALLS, jax=FEW[:1])
 def test_mapped_over_the_samples(differentiable: Library, arrays: Any, name: str, t: Any) -> None:
     d, steps = fresh(), differentiable.array(np.broadcast_to(t, len(X)))
-    if differentiable.name == "jax":
-        import jax
-
-        vmap: Any = jax.vmap
-    else:
-        import torch
-
-        vmap = torch.func.vmap
-    mapped = vmap(lambda x, y, t: CASES[name](d, x[None], y[None], t))(*arrays, steps)
+    mapped = transforms(differentiable).vmap(lambda x, y, t: CASES[name](d, x[None], y[None], t))(*arrays, steps)
     truth = parts(CASES[name](fresh(), X, EPS, np.broadcast_to(t, len(X))))
     for value, expected in zip(parts(mapped), truth, strict=True):
         np.testing.assert_allclose(differentiable.host(value).reshape(expected.shape), expected, rtol=ROUNDING, atol=ROUNDING)

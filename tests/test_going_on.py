@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
-from runs import config, log, same, tensors  # noqa: E402
+from runs import config, folder, log, noise, same, tensors  # noqa: E402
 
 from tinyddpm import cli  # noqa: E402
 from tinyddpm.training import CheckpointError, TrainConfig, load_run, train  # noqa: E402
@@ -201,13 +201,9 @@ def test_a_rising_lr_after_the_cooldown_is_said(tmp_path: Path, capsys: pytest.C
 @pytest.fixture
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, bytes, dict[str, Any]]:
     """One of 24 images, which has its turn in the fifth step; it is truncated once a whole run has been made."""
-    from PIL import Image
-
     from tinyddpm.training.data import sources
 
-    (tmp_path / "data").mkdir()
-    for i, pixels in enumerate(np.random.RandomState(0).randint(0, 256, (24, 8, 8), np.uint8)):
-        Image.fromarray(pixels).save(tmp_path / "data" / f"{i:02d}.png")
+    folder(tmp_path / "data", {f"{i:02d}.png": pixels for i, pixels in enumerate(noise(24, 8, 8))})
     monkeypatch.setattr(sources, "IN_MEMORY", 0)
     options = {"data": str(tmp_path / "data"), "checkpoint_every": 100, "batch_size": 4, "held_out": 0.0}
     train(config(tmp_path / "whole", steps=8, **options), progress=False)
@@ -244,12 +240,9 @@ def test_a_broken_file_is_skipped_and_the_others_keep_their_turns(
 
 
 def test_what_is_held_out_stays_held_out_when_files_break(tmp_path: Path) -> None:
-    from PIL import Image
-
     from tinyddpm.training import load
 
-    for i in range(40):
-        Image.new("L", (8, 8), i).save(tmp_path / f"{i:02d}.png")
+    folder(tmp_path, {f"{i:02d}.png": np.full((8, 8), i, np.uint8) for i in range(40)})
     before = [part.pixels[:, 0, 0, 0].tolist() for part in load(tmp_path).split(0.2)]
     for broken in (0, 3, 17, 39):
         (tmp_path / f"{broken:02d}.png").write_bytes(b"no picture")

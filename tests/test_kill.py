@@ -89,6 +89,22 @@ def live() -> Iterator[Live]:
     nursery.communicate()
 
 
+def lives(live: Live, command: Callable[[Path], list[str]], place: Path, kills: int, seed: int) -> Iterator[tuple[Path, bool]]:
+    """First an undisturbed life of a command in place/whole, then lives in other folders, so many of them killed at random
+    moments: the folder, and whether it came to its end, after which the next one begins in a new folder."""
+    began, random, killed, ends, ended = time.monotonic(), np.random.default_rng(seed), 0, 0, False
+    assert live(command(place / "whole"), 600)
+    span = time.monotonic() - began
+    yield place / "whole", True
+    while killed < kills or not ended:
+        out, began = place / f"out{ends}", time.monotonic()
+        ended = live(command(out), random.uniform(0, span) if killed < kills else 600)
+        span = min(span, time.monotonic() - began) if ended else span  # the first life is slow
+        killed, ends = killed + (not ended), ends + ended
+        yield out, ended
+    assert killed == kills
+
+
 def settings(out: Path, **options: Any) -> TrainConfig:
     return TrainConfig.from_dict({
         "out": str(out), "steps": 30, "batch_size": 4, "channels": 4, "mults": (1,), "res_blocks": 1, "dropout": 0.2,
@@ -113,16 +129,10 @@ def content(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_killed_training_run_ends_with_the_same_bits(live: Live, place: Path, kills: int) -> None:
-    whole, span, lives = place / "whole", time.monotonic(), np.random.default_rng(0)
-    assert live(words(settings(whole)), 600)
-    span = time.monotonic() - span
+    runs, saved = lives(live, lambda out: words(settings(out)), place, kills, 0), 0
+    whole, _ = next(runs)
     expected, lines = content(whole), log(whole)
-    killed = saved = ends = 0
-    ended = False
-    while killed < kills or not ended:
-        out = place / f"run{ends}"
-        ended = live(words(settings(out)), lives.uniform(0, span) if killed < kills else 600)
-        killed += not ended
+    for out, ended in runs:
         before, saved = saved, load_run(out).step if (out / LAST).exists() else 0
         assert saved >= before  # nothing that was saved is lost
         assert saved % 2 == 0
@@ -133,8 +143,7 @@ def test_a_killed_training_run_ends_with_the_same_bits(live: Live, place: Path, 
             assert log(out) == lines
             assert content(out) == expected
             assert not [p for p in out.rglob(".*") if p.name != ".lock"]
-            saved, ends = 0, ends + 1
-    assert killed == kills
+            saved = 0
 
 
 @pytest.fixture(scope="module")
@@ -152,27 +161,17 @@ def test_killed_sampling_draws_each_sample_once(live: Live, model: Path, place: 
     def pngs(out: Path) -> dict[str, Path]:
         return {file.name: file for file in out.glob("[!.]*.png")}
 
-    span = time.monotonic()
-    assert live(command(place / "whole"), 600)
-    span = time.monotonic() - span
-    expected = {name: file.read_bytes() for name, file in pngs(place / "whole").items()}
+    runs, seen = lives(live, command, place, kills, 1), dict[str, int]()
+    whole, _ = next(runs)
+    expected = {name: file.read_bytes() for name, file in pngs(whole).items()}
     assert len(expected) == 24
-    lives, killed, ends = np.random.default_rng(1), 0, 0
-    seen: dict[str, int] = {}
-    ended = False
-    while killed < kills or not ended:
-        out = place / f"out{ends}"
-        ended = live(command(out), lives.uniform(0, span) if killed < kills else 600)
-        killed += not ended
+    for out, ended in runs:
         now = {name: file.stat().st_ino for name, file in pngs(out).items()}
         assert seen.items() <= now.items()  # what was there is the same file still
         assert {name: pngs(out)[name].read_bytes() for name in now}.items() <= expected.items()
-        seen = now
+        seen = {} if ended else now
         if ended:
-            assert len(seen) == 24
-            assert {file.name for file in out.iterdir()} <= {*expected, "samples.json"}
-            seen, ends = {}, ends + 1
-    assert killed == kills
+            assert {file.name for file in out.iterdir()} - {"samples.json"} == set(expected)
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])
@@ -187,24 +186,16 @@ def test_killed_scoring_scores_each_image_once(
         assert main(command(out, "--json")) == 0
         return capsys.readouterr().out
 
-    span = time.monotonic()
-    assert live(command(place / "whole"), 600)
-    span = time.monotonic() - span
-    expected = {file.name: file.read_bytes() for file in (place / "whole").iterdir()}
+    runs, seen = lives(live, command, place, kills, 2), dict[str, int]()
+    whole, _ = next(runs)
+    expected = {file.name: file.read_bytes() for file in whole.iterdir()}
     assert len(expected) == 12 + 1
-    lives, killed, ends, seen = np.random.default_rng(2), 0, 0, dict[str, int]()
-    ended = False
-    while killed < kills or not ended:
-        out, began = place / f"kept{ends}", time.monotonic()
-        ended = live(command(out), lives.uniform(0, span) if killed < kills else 600)
-        killed, span = killed + (not ended), min(span, time.monotonic() - began) if ended else span  # the first life is slow
+    for out, ended in runs:
         files = list(out.glob("[!.]*"))
         now = {file.name: file.stat().st_ino for file in files}
         assert seen.items() <= now.items()  # what was there is the same file still
         assert {file.name: file.read_bytes() for file in files}.items() <= expected.items()
-        seen = now
+        seen = {} if ended else now
         if ended:
             assert {file.name for file in out.iterdir()} == set(expected)
-            assert figures(out) == figures(place / "whole")
-            seen, ends = {}, ends + 1
-    assert killed == kills
+            assert figures(out) == figures(whole)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
-from runs import CPU, config, log, pictures, same, trainer  # noqa: E402
+from runs import CPU, config, folder, log, noise, pictures, same, trainer  # noqa: E402
 
 from tinyddpm import verify  # noqa: E402
 from tinyddpm.losses import LossAwareT  # noqa: E402
@@ -375,15 +375,10 @@ def test_tensorboard_gets_what_the_log_gets(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_images_are_fitted_and_bad_ones_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from PIL import Image
-
     from tinyddpm import cli
     from tinyddpm._commands.runs import held_out
 
-    for i in range(30):
-        pixels = np.random.RandomState(i).randint(0, 256, (20, 10 + i), np.uint8)
-        (tmp_path / "data" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(tmp_path / "data" / f"class{i % 2}" / f"{i:02d}.png")
+    folder(tmp_path / "data", {f"class{i % 2}/{i:02d}.png": noise(20, 10 + i) for i in range(30)})
     (tmp_path / "data" / "class0" / "04.png").write_bytes(b"no picture")
     (tmp_path / "run.toml").write_text("channels = 4\nmults = [1]\nres_blocks = 1\nT = 10\nbatch_size = 4\nimage_size = 8\n")
     words = ["train", "--config", str(tmp_path / "run.toml"), "--data", str(tmp_path / "data"), "--steps", "3", "--quiet"]
@@ -403,14 +398,9 @@ def test_images_are_fitted_and_bad_ones_left_out(tmp_path: Path, capsys: pytest.
 
 
 def test_streamed_images_make_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from PIL import Image
-
     from tinyddpm.training.data import sources
 
-    for i, pixels in enumerate(np.random.RandomState(0).randint(0, 256, (20, 8, 8), np.uint8)):
-        (tmp_path / "data").mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(tmp_path / "data" / f"{i:02d}.png")
-    options = {"data": str(tmp_path / "data"), "steps": 6, "accumulate": 2, "flip": True}
+    options = {"data": str(folder(tmp_path / "data", noise(20, 8, 8))), "steps": 6, "accumulate": 2, "flip": True}
     train(config(tmp_path / "a", **options), progress=False)
     monkeypatch.setattr(sources, "IN_MEMORY", 0)
     train(config(tmp_path / "b", **options, workers=2), progress=False)
