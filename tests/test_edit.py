@@ -13,13 +13,12 @@ from conftest import Library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from strategies import batch, plans
+from strategies import MIXTURE, batch, plans, v_net
 
 from tinyddpm import Denoiser, Diffusion, backends, edit, noise, samplers, schedules
 from tinyddpm import _editing as parts
 from tinyddpm.analytic import GaussianData, MixtureData
 
-MIXTURE = MixtureData([0.5, 0.3, 0.2], [[-0.6, 0.2], [0.5, 0.5], [0.1, -0.7]], [[0.02, 0.05], [0.04, 0.02], [0.03, 0.03]])
 BROAD = MixtureData([0.5, 0.5], [[-0.3, -0.4], [0.3, 0.4]], [[0.1, 0.05], [0.1, 0.05]])
 RIGHT = np.array([False, True])  # the second of two numbers is known
 
@@ -329,14 +328,7 @@ def test_inversion_goes_there_and_back_on_every_schedule(name: str, dims: int) -
     eps is x_T itself, only v exists.
     """
     d, data = Diffusion(schedules.NAMES[name]()), GaussianData(np.linspace(-0.5, 0.5, dims), np.geomspace(0.3, 0.01, dims))
-
-    def net(x_t: Any, t: Any) -> Any:
-        """E[x_0 | x_t] in closed form, as v."""
-        a, left = (c[t][:, None] for c in (d.sqrt_alpha_bar, d.one_minus_alpha_bar))
-        x0 = data.mean + a * data.var / (a**2 * data.var + left) * (x_t - a * data.mean)
-        return d.convert(x0.astype(x_t.dtype), x_t, t, "x0", "v")
-
-    v, x0 = Denoiser(net, "v", clip_x0=False), data.sample(8, 1)
+    v, x0 = Denoiser(v_net(d, data), "v", clip_x0=False), data.sample(8, 1)
     denoiser = exact(d, data) if d.alpha_bar[-1] else v
     for steps, error in ((20, 3e-4), (50, 1e-6)):
         z = edit.invert(d, denoiser, x0, steps=steps)

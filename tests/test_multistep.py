@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from strategies import batch
+from strategies import MIXTURE, batch
 
 from tinyddpm import Denoiser, Diffusion, samplers, schedules
 from tinyddpm._sampling import rows
-from tinyddpm.analytic import GaussianData, MixtureData
+from tinyddpm.analytic import GaussianData
 
 D = Diffusion(schedules.linear(60, 1e-3, 0.15))
-MIXTURE = MixtureData([0.5, 0.3, 0.2], [[-0.6, 0.2], [0.5, 0.5], [0.1, -0.7]], [[0.02, 0.05], [0.04, 0.02], [0.03, 0.03]])
 PLAN = (60, 51, 33, 32, 18, 9, 4, 0)
 
 

@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from strategies import batch
+from strategies import MIXTURE, batch
 
 from tinyddpm import Denoiser, Diffusion, schedules
-from tinyddpm.analytic import MixtureData
 from tinyddpm.denoiser import Net
 
 torch = pytest.importorskip("torch")
 peers = pytest.importorskip("diffusers", reason="diffusers is not installed (it is in the extra 'test')")
 
-MIXTURE = MixtureData([0.5, 0.3, 0.2], [[-0.6, 0.2], [0.5, 0.5], [0.1, -0.7]], [[0.02, 0.05], [0.04, 0.02], [0.03, 0.03]])
 D = Diffusion()
 FLOAT32 = 2e-5  # their tables are float32 running products, a few of whose units compound over the plan
 X_T = batch(8, 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import sys
 from collections.abc import Callable
@@ -72,15 +71,6 @@ def test_durations(seconds: float, words: str) -> None:
 def test_nothing_is_shown_if_progress_is_off(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress.progress_bar(range(3), 3, enabled=False, label="steps")) == [0, 1, 2]
     assert capsys.readouterr().err == ""
-
-
-def test_a_notebooks_stream_gets_lines(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jupyter's standard error is not a terminal, so nothing in it is overwritten."""
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    run(clock, 20, lambda k: 1.0)
-    assert stream.getvalue().splitlines()[0] == "steps: 6/20, 14 s left"
-    assert "\r" not in stream.getvalue()
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no pseudo-terminals")

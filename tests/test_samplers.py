@@ -16,14 +16,13 @@ from conftest import Library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from strategies import batch, plans
+from strategies import MIXTURE, batch, plans, v_net
 
 from tinyddpm import Denoiser, Diffusion, backends, guidance, noise, samplers, schedules
 from tinyddpm.analytic import GaussianData, MixtureData
 from tinyddpm.samplers import Step
 
 SAMPLERS = tuple(samplers.NAMES)
-MIXTURE = MixtureData([0.5, 0.3, 0.2], [[-0.6, 0.2], [0.5, 0.5], [0.1, -0.7]], [[0.02, 0.05], [0.04, 0.02], [0.03, 0.03]])
 
 
 def zero_net(x_t: Any, t: Any) -> Any:
@@ -111,14 +110,8 @@ def test_zero_terminal_snr_with_v(sampler: str) -> None:
     """Where alpha_bar_T = 0 every sampler works with v, stays finite, and lands on the data's moments."""
     d = Diffusion(schedules.zero_terminal_snr(schedules.linear(250, 4e-4, 0.08)))
     data = GaussianData([0.3, -0.4], [0.05, 0.02])
-
-    def net(x_t: Any, t: Any) -> Any:
-        # E[x0 | x_t] in closed form: defined at alpha_bar = 0 too, where eps says nothing of x0
-        a, left = (c[t][:, None] for c in (d.sqrt_alpha_bar, d.one_minus_alpha_bar))
-        x0 = data.mean + a * data.var / (a**2 * data.var + left) * (x_t - a * data.mean)
-        return d.convert(x0, x_t, t, "x0", "v")
-
-    x = d.sample(Denoiser(net, "v", variance="beta_tilde", clip_x0=False), (4000, 2), sampler=sampler, seed=2, dtype="float64")
+    denoiser = Denoiser(v_net(d, data), "v", variance="beta_tilde", clip_x0=False)
+    x = d.sample(denoiser, (4000, 2), sampler=sampler, seed=2, dtype="float64")
     np.testing.assert_allclose(x.mean(0), data.mean, atol=5 * 0.224 / 4000**0.5)
     np.testing.assert_allclose(x.std(0), np.sqrt(data.var), rtol=0.08)  # 5 standard errors and DDIM's first-order error
     with pytest.raises(ValueError, match=r"^predicts must be .*, got 'eps': x_0 does not follow from it at t = 250"):
