@@ -250,16 +250,3 @@ def test_a_table_for_each_dimension_is_used_for_each(library: Any) -> None:
     assert tuple(d.sample(denoiser, X.shape, backend=library.name).shape) == X.shape
     with pytest.raises(ValueError, match=r"^variance must be a table of shape \(T \+ 1"):
         denoiser.p(d, library.array(X[:, :2]), 3)
-
-
-def test_an_attribute_of_the_networks_own_means_nothing() -> None:
-    class Net:
-        guided = "mine"
-
-        def call(self, x_t: Any, t: Any) -> Any:
-            raise AssertionError
-
-        def __call__(self, x_t: Any, t: Any) -> Any:
-            return 0 * x_t
-
-    assert (Denoiser(Net(), predicts="x0").x0(Diffusion([0.5]), X, 1) == 0).all()

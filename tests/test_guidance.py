@@ -356,10 +356,12 @@ def test_names_of_a_nets_own_mean_nothing() -> None:
     torch = pytest.importorskip("torch")
 
     class Net(torch.nn.Module):  # type: ignore[name-defined,misc]
-        guided = clips = True
+        guided = clips = clips_x0 = True
 
         def call_with_chain(self, *args: Any) -> Any:
             raise AssertionError
+
+        call = call_with_chain
 
         def forward(self, x: Any, t: Any) -> Any:
             return 9 * x

@@ -69,11 +69,7 @@ def test_calibrate_and_plot_take_it_too(model: Path, tmp_path: Path, capsys: pyt
         assert run(*words, "--model", model, "-q") == 0
     assert run("plot", "denoising", tmp_path / "a.png", "--model", model, "-q") == 0
     capsys.readouterr()
-    others: tuple[tuple[Any, ...], ...] = (
-        ("calibrate",),
-        ("plot", "bound", tmp_path / "b.png"),
-        ("plot", "forward", tmp_path / "b.png"),
-    )
+    others: tuple[tuple[Any, ...], ...] = (("calibrate",), *(("plot", what, tmp_path / "b.png") for what in ("bound", "forward")))
     for more in others:
         assert run(*more, "--model", model, "-q") == 2
         assert "data must be given, as the model does not say what it was trained on" in capsys.readouterr().err

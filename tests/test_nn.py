@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import math
-import os
 import pickle
 import threading
 from pathlib import Path
@@ -323,27 +322,6 @@ def test_files_of_version_0_1_are_read(saved: Path) -> None:
         UNet.load(saved)
 
 
-def test_saving_again_replaces_and_leaves_nothing_behind(saved: Path) -> None:
-    small(channels=12).save(saved)
-    assert UNet.load(saved).config["channels"] == 12
-    assert [p.name for p in saved.parent.iterdir()] == ["net"]
-    (saved / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"thesis\.txt"):
-        small().save(saved)
-    assert UNet.load(saved).config["channels"] == 12
-
-
-def test_a_failed_save_leaves_the_old_one(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        small(channels=12).save(saved)
-    assert UNet.load(saved).config["channels"] == 8
-    assert [p.name for p in saved.parent.iterdir()] == ["net"]
-
-
 def test_missing_files(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"unet\.json"):
         UNet.load(tmp_path / "nowhere")
@@ -361,8 +339,9 @@ def _json_or_none(text: bytes) -> Any:
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
 def test_any_flipped_bit_and_any_cut_is_noticed(place: float, bit: int, cut: bool, tmp_path_factory: Any) -> None:
-    folder = tmp_path_factory.mktemp("damage") / "net"
-    small().save(folder)
+    folder = tmp_path_factory.getbasetemp() / "damage" / "net"  # made once, and made good after each damage
+    if not folder.exists():
+        small().save(folder)
     for name in ("model.safetensors", "unet.json"):
         whole = (folder / name).read_bytes()
         i = int(place * len(whole))

@@ -230,18 +230,6 @@ def test_every_kernel_draws_the_same(kernel: str, shape: tuple[int, ...], dtype:
     assert np.abs(there - host).max() < (2e-6 if dtype == "float32" else 1e-14)
 
 
-def test_torchs_words_are_philoxs() -> None:
-    pytest.importorskip("torch")
-    from tinyddpm_backends import torch_backend
-
-    for blocks in (1, 3):
-        index = np.array(EDGE_INDEX, np.uint64)
-        first = torch_backend._first_counters(index, (8 * blocks,), "cpu")
-        held = torch_backend._philox(TOP, first, 2**63, blocks, 2**40).numpy().view(np.uint32)
-        expected = [words(TOP, i, 2**63, 2**40, 8 * blocks) for i in EDGE_INDEX]
-        assert (held.reshape(len(EDGE_INDEX), -1) == np.array(expected, np.uint32)).all()
-
-
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc to compile the CUDA sources")
 def test_the_cuda_sources_compile(tmp_path: Path) -> None:
     log_ndtr = f"\n__global__ void log_ndtr(const double x, double &y) {{ {_cupy_kernels.LOG_NDTR} }}\n"

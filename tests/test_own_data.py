@@ -255,14 +255,8 @@ def test_a_tar_of_macos_holds_its_images_only(tmp_path: Path) -> None:
 
 def test_the_same_formats_under_other_suffixes_are_read(tmp_path: Path) -> None:
     pixels = np.random.RandomState(0).randint(0, 256, (8, 8, 3), np.uint8)
-    for name, form in (
-        ("a.JPG", "JPEG"),
-        ("b.jfif", "JPEG"),
-        ("c.jpe", "JPEG"),
-        ("d.pnm", "PPM"),
-        ("e.tga", "TGA"),
-        ("f.apng", "PNG"),
-    ):
+    forms = {"a.JPG": "JPEG", "b.jfif": "JPEG", "c.jpe": "JPEG", "d.pnm": "PPM", "e.tga": "TGA", "f.apng": "PNG"}
+    for name, form in forms.items():
         (tmp_path / name).write_bytes(encoded(pixels, form))
     images = load(tmp_path)
     assert len(images) == 6

@@ -101,18 +101,15 @@ def test_ddpm(theirs: str, ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(p.sample(z), their_x, rtol=wrong, atol=wrong)
 
 
-def test_dpm_solver_2m() -> None:
-    plan, theirs = peer_run("DPMSolverMultistepScheduler", 15, algorithm_type="dpmsolver++", solver_order=2,
-                            solver_type="midpoint", final_sigmas_type="zero", lower_order_final=True,
-                            timestep_spacing="trailing")  # fmt: skip
-    np.testing.assert_allclose(our_run("dpm++2m", plan), theirs, atol=FLOAT32)
+DPM_SOLVER: dict[str, Any] = {"solver_type": "midpoint", "final_sigmas_type": "zero", "timestep_spacing": "trailing"}
 
 
-def test_dpm_solver_3m() -> None:
-    """With fewer than 15 steps, and unless told not to, theirs makes the step before the last one of order 2."""
-    plan, theirs = peer_run("DPMSolverMultistepScheduler", 18, algorithm_type="dpmsolver++", solver_order=3,
-                            solver_type="midpoint", final_sigmas_type="zero", timestep_spacing="trailing")  # fmt: skip
-    np.testing.assert_allclose(our_run("dpm++3m", plan), theirs, atol=FLOAT32)
+@pytest.mark.parametrize(("order", "steps"), [(2, 15), (3, 18)])
+def test_dpm_solver(order: int, steps: int) -> None:
+    """With fewer than 15 steps, and unless told not to, theirs makes the step before the last one of lower order."""
+    options = {"algorithm_type": "dpmsolver++", "solver_order": order, "lower_order_final": True, **DPM_SOLVER}
+    plan, theirs = peer_run("DPMSolverMultistepScheduler", steps, **options)
+    np.testing.assert_allclose(our_run(f"dpm++{order}m", plan), theirs, atol=FLOAT32)
 
 
 def test_dpm_solver_2m_sde(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +121,7 @@ def test_dpm_solver_2m_sde(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.from_numpy(made[-1])
 
     monkeypatch.setattr(f"{peers.DPMSolverMultistepScheduler.__module__}.randn_tensor", noise)
-    plan, theirs = peer_run("DPMSolverMultistepScheduler", 15, algorithm_type="sde-dpmsolver++", solver_order=2,
-                            solver_type="midpoint", final_sigmas_type="zero", timestep_spacing="trailing")  # fmt: skip
+    plan, theirs = peer_run("DPMSolverMultistepScheduler", 15, algorithm_type="sde-dpmsolver++", solver_order=2, **DPM_SOLVER)
     z = iter(made)
     ours = our_run("dpm++2m-sde", plan, noise=lambda t, index, shape: next(z))
     np.testing.assert_allclose(ours, theirs, atol=FLOAT32)

@@ -468,14 +468,6 @@ def test_torchs_device_steps_are_the_portable_ones(sampler: str) -> None:
     assert worst_ulps(run(stepper, rows), plain) <= 16
 
 
-def test_torchs_noise_reads_its_step_on_the_device() -> None:
-    torch = pytest.importorskip("torch")
-    from tinyddpm_backends.torch_backend import _first_counters, _normals
-
-    first = _first_counters(np.arange(3, dtype=np.uint64), (7,), "cpu")
-    assert torch.equal(_normals(9, first, torch.tensor(11), (7,), 0, "float32"), _normals(9, first, 11, (7,), 0, "float32"))
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_graph_of_network_and_step_takes_each_rows_numbers(sampler: str) -> None:
     """The replay of a CUDA graph is spelled out: only the numbers in its static memory differ from step to step."""
