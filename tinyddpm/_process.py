@@ -140,8 +140,8 @@ class Process(Tables):
         [[0.8]]
         """
         xp = namespace_of(x_s=x_s)
-        w = self._step_weights(*self._checked_pair(t, s, x_s, xp), x_s, xp)
-        return Gaussian(w.w_xs * x_s, w.log_beta)
+        w_xs, log_beta = self._step_weights(*self._checked_pair(t, s, x_s, xp), x_s, xp, "w_xs", "log_beta")
+        return Gaussian(w_xs * x_s, log_beta)
 
     @quietly
     def posterior(self, x_t: A, x0: A, t: Steps, s: Steps | None = None) -> Gaussian:
@@ -180,8 +180,9 @@ class Process(Tables):
         """
         xp = namespace_of(x_t=x_t, x0=x0)
         check_same_shape("x0", x0, "x_t", x_t)
-        w = self._step_weights(*self._checked_pair(t, s, x_t, xp), x_t, xp)
-        return Gaussian(w.w_x0 * cast_like(x0, x_t, xp) + w.w_xt * x_t, w.log_beta_tilde)
+        pair = self._checked_pair(t, s, x_t, xp)
+        w_x0, w_xt, log_beta_tilde = self._step_weights(*pair, x_t, xp, "w_x0", "w_xt", "log_beta_tilde")
+        return Gaussian(w_x0 * cast_like(x0, x_t, xp) + w_xt * x_t, log_beta_tilde)
 
     def convert(self, value: A, x_t: A, t: Steps, source: Kind, target: Kind) -> A:
         """A prediction at (x_t, t) as the equivalent prediction of another kind; `tinyddpm.conversions` has the formulas.

@@ -244,8 +244,8 @@ class Denoiser(FrozenValue):
         Gaussian
         """
         wide = widened(x_t, xp)
-        w = d._step_weights(t, s, wide, xp)
-        mean = cast_like(w.w_x0 * self.x0_from(d, widened(value, xp), wide, t, xp) + w.w_xt * wide, x_t, xp)
+        w_x0, w_xt = d._step_weights(t, s, wide, xp, "w_x0", "w_xt")
+        mean = cast_like(w_x0 * self.x0_from(d, widened(value, xp), wide, t, xp) + w_xt * wide, x_t, xp)
         return Gaussian(mean, self.log_var_from(d, raw, x_t, t, s, xp))
 
     @quietly
@@ -263,10 +263,9 @@ class Denoiser(FrozenValue):
             raise ValueError(f"raw must be the network's variance output, as variance is {self.variance!r}, got None")
         if self.variance == "learned":
             return raw
-        w = d._step_weights(t, s, x_t, xp)
         if self.learned:
-            return variance.interpolated_log_var(d, raw, w, t, x_t, xp)
-        return variance.fixed_log_var(d, self.variance, w, t, x_t, xp)
+            return variance.interpolated_log_var(d, raw, t, s, x_t, xp)
+        return variance.fixed_log_var(d, self.variance, t, s, x_t, xp)
 
     def _checked(self, d: Process, x_t: Array, t: Steps) -> tuple[Any, Any]:
         """The step in the form of `check_steps`, and the namespace."""

@@ -60,8 +60,8 @@ def target(d: Process, predicts: Kind, x0: Array, x_t: Array, t: Any, eps: Array
     if predicts == "v":
         return d._q_sample(eps, t, -x0, xp)  # v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0
     if predicts == "mu":
-        w = d._step_weights(t, None, x_t, xp)
-        return w.w_x0 * x0 + w.w_xt * x_t
+        w_x0, w_xt = d._step_weights(t, None, x_t, xp, "w_x0", "w_xt")
+        return w_x0 * x0 + w_xt * x_t
     return x0 if predicts == "x0" else d._convert(eps, x_t, t, "eps", predicts, xp)
 
 
@@ -107,7 +107,7 @@ def _divergence(d: Process, denoiser: Denoiser, call: Call, log_var: Any) -> Arr
     """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), elementwise; the gap of the means comes from the prediction's error."""
     error = call.error
     gap = d._slope(error, call.t, denoiser.predicts, "mu", call.xp) * error
-    log_beta_tilde = d._step_weights(call.t, None, error, call.xp).log_beta_tilde
+    (log_beta_tilde,) = d._step_weights(call.t, None, error, call.xp, "log_beta_tilde")
     return cast_like(gaussian.kl(gap, log_beta_tilde, call.xp.zeros_like(gap), log_var), call.x0, call.xp)
 
 

@@ -10,31 +10,36 @@ import numpy as np
 from tinyddpm._arrays.namespace import Array, Table, array_like
 from tinyddpm._arrays.steps import Named, column, gather, number
 from tinyddpm._numerics.tables import Tables
-from tinyddpm._numerics.weights import LogVarWeights
 
 Variance = Literal["beta", "beta_tilde", "learned", "learned_range"]
 LEARNED = ("learned", "learned_range")
 NAMES = ("beta", "beta_tilde", *LEARNED)
 
 
-def fixed_log_var(d: Tables, kind: str, w: LogVarWeights, t: Any, x: Array, xp: Any) -> Any:
-    """log of "beta" or "beta_tilde" of the step (t, s) whose weights are `w`; at t = 1 both are beta_tilde_2 [Ho]."""
-    log_var = w.log_beta if kind == "beta" else w.log_beta_tilde
-    first = number(d, "_log_first_var")
-    if isinstance(t, int):
-        return first if t == 1 else log_var
-    return xp.where(column(t == 1, x, xp), array_like(first, x, xp), log_var)
+def fixed_log_var(d: Tables, kind: str, t: Any, s: Any, x: Array, xp: Any) -> Any:
+    """log of "beta" or "beta_tilde" of the step (t, s); at t = 1 both are beta_tilde_2 [Ho]."""
+    (log_var,) = d._step_weights(t, s, x, xp, f"log_{kind}")
+    return _but_at_first(d, log_var, t, x, xp)
 
 
-def interpolated_log_var(d: Tables, fraction: Array, w: LogVarWeights, t: Any, x: Array, xp: Any) -> Array:
+def interpolated_log_var(d: Tables, fraction: Array, t: Any, s: Any, x: Array, xp: Any) -> Array:
     """log var = (1 + v)/2 log beta + (1 - v)/2 log beta_tilde for v in [-1, 1] [iDDPM eq. 15].
 
     A longer step into s = 0 has beta_tilde = 0, so no lower end to interpolate from; there both ends are beta.
     """
-    low, high = fixed_log_var(d, "beta_tilde", w, t, x, xp), w.log_beta
+    low, high = d._step_weights(t, s, x, xp, "log_beta_tilde", "log_beta")
+    low = _but_at_first(d, low, t, x, xp)
     missing = low == -math.inf
     low = (high if missing else low) if isinstance(low, float) else xp.where(missing, high, low)
     return low + (1 + fraction) / 2 * (high - low)
+
+
+def _but_at_first(d: Tables, log_var: Any, t: Any, x: Array, xp: Any) -> Any:
+    """The log of a fixed variance, which at t = 1 is log beta_tilde_2."""
+    first = number(d, "_log_first_var")
+    if isinstance(t, int):
+        return first if t == 1 else log_var
+    return xp.where(column(t == 1, x, xp), array_like(first, x, xp), log_var)
 
 
 def table_log_var(table: Named, T: int, t: Any, s: Any, x: Array, xp: Any) -> Any:

@@ -16,7 +16,7 @@ from tinyddpm._arrays.steps import Named, Steps, check_host_steps, check_steps, 
 from tinyddpm._arrays.value import FrozenValue
 from tinyddpm._numerics import double
 from tinyddpm._numerics.double import Double, half, minus, one_minus_exp
-from tinyddpm._numerics.weights import LogVarWeights, Weights, pair_weights, pair_weights_on_device
+from tinyddpm._numerics.weights import Weights, pair_weights, pair_weights_on_device
 from tinyddpm.conversions import Kind
 
 
@@ -166,18 +166,18 @@ class Tables(FrozenValue):
                 _check_order(t, s)
         return t, s
 
-    def _step_weights(self, t: Any, s: Any, x: Array, xp: Any) -> LogVarWeights:
-        """The weights of a checked pair as they combine with x, an array of the namespace xp."""
+    def _step_weights(self, t: Any, s: Any, x: Array, xp: Any, *names: str) -> list[Any]:
+        """The weights of these names for a checked pair, as they combine with x, an array of the namespace xp."""
         if s is None:
-            return LogVarWeights(*(gather(Named(self, Tables._column, (k,)), t, x, xp) for k in range(5)))
-        if isinstance(t, int) and isinstance(s, int):
-            if compiling():
-                return LogVarWeights(*(number(self, Tables._log_pair, (t, s), k) for k in range(5)))
-            return LogVarWeights(*map(float, self._log_pair(t, s)))
-        if not (isinstance(t, int | np.ndarray) and isinstance(s, int | np.ndarray)):
-            return pair_weights_on_device(self, t, s, x, xp)
-        trailing = (1,) * (x.ndim - 1)
-        return LogVarWeights(*(array_like(w.reshape(-1, *trailing), x, xp) for w in self._log_pair(t, s)))
+            return [gather(Named(self, Tables._weight, (name,)), t, x, xp) for name in names]
+        if compiling() and isinstance(t, int) and isinstance(s, int):
+            return [number(self, Tables._pair_weight, (name, t, s)) for name in names]
+        known = isinstance(t, int | np.ndarray) and isinstance(s, int | np.ndarray)
+        w = self._pair_weights(*np.broadcast_arrays(t, s)) if known else pair_weights_on_device(self, t, s, x, xp)
+        found, trailing = [getattr(w, name) for name in names], (1,) * (x.ndim - 1)
+        if not known or (isinstance(t, int) and isinstance(s, int)):
+            return found
+        return [array_like(weight.reshape(-1, *trailing), x, xp) for weight in found]
 
     def _checked_pair_weights(self, t: Steps, s: Steps | None) -> Weights:
         start = check_host_steps("t", t, 1, self.T)
@@ -209,21 +209,16 @@ class Tables(FrozenValue):
             hi.flat[k], lo.flat[k] = math.fsum(steps.hi), math.fsum(steps.lo)
         return Double(hi, lo)
 
-    def _log_pair(self, t: Any, s: Any) -> LogVarWeights:
-        """The weights of pairs that the host can read."""
-        return LogVarWeights.of(self._pair_weights(*np.broadcast_arrays(t, s)))
+    def _weight(self, name: str) -> Table:
+        return getattr(self.weights, name)  # type: ignore[no-any-return]
 
-    def _column(self, k: int) -> Table:
-        return self._log_var_weights[k]  # type: ignore[no-any-return]
-
-    @cached_property
-    def _log_var_weights(self) -> LogVarWeights:
-        return LogVarWeights.of(self.weights)
+    def _pair_weight(self, name: str, t: int, s: int) -> float:
+        return getattr(self._pair_weights(*np.broadcast_arrays(t, s)), name)  # type: ignore[no-any-return]
 
     @cached_property
     def _log_first_var(self) -> float:
         """What a fixed variance has at t = 1 in place of 0: log beta_tilde_2 [Ho], or log beta_1 if T = 1."""
-        return float(np.log(self.weights.beta_tilde[2] if self.T > 1 else self.beta[1]))
+        return float(self.weights.log_beta_tilde[2] if self.T > 1 else self.weights.log_beta[1])
 
     @cached_property
     def _log_one_minus_alpha_bar(self) -> Table:

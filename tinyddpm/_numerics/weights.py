@@ -19,29 +19,18 @@ from tinyddpm._numerics.double import Double, half, one_minus_exp
 
 
 class Weights(NamedTuple):
-    """q(x_s | x_t, x_0) = N(w_x0 x_0 + w_xt x_t, beta_tilde I) and q(x_t | x_s) = N(w_xs x_s, beta I)."""
+    """q(x_s | x_t, x_0) = N(w_x0 x_0 + w_xt x_t, beta_tilde I) and q(x_t | x_s) = N(w_xs x_s, beta I).
+
+    The natural logarithms of the variances, which `Gaussian` takes, are -inf where a variance is 0.
+    """
 
     w_x0: Any
     w_xt: Any
     beta_tilde: Any
     w_xs: Any
     beta: Any
-
-
-class LogVarWeights(NamedTuple):
-    """The weights with the logarithms of the variances, as `Gaussian` takes them."""
-
-    w_x0: Any
-    w_xt: Any
     log_beta_tilde: Any
-    w_xs: Any
     log_beta: Any
-
-    @classmethod
-    def of(cls, w: Weights) -> LogVarWeights:
-        """Take the logarithms of weights on the host; that of 0 is -inf."""
-        with np.errstate(divide="ignore"):
-            return cls(w.w_x0, w.w_xt, np.log(w.beta_tilde), w.w_xs, np.log(w.beta))
 
 
 @np.errstate(all="ignore")
@@ -52,10 +41,11 @@ def pair_weights(log_t: Double, log_s: Double, log_ts: Double, beta: Double | No
     w_xs = double.exp(half(log_ts))
     kept = double.div(left_s, left_t)
     w_x0 = double.div(double.mul(double.exp(half(log_s)), beta), left_t)
-    return Weights(w_x0.hi, double.mul(w_xs, kept).hi, double.mul(beta, kept).hi, w_xs.hi, beta.hi)
+    beta_tilde = double.mul(beta, kept).hi
+    return Weights(w_x0.hi, double.mul(w_xs, kept).hi, beta_tilde, w_xs.hi, beta.hi, np.log(beta_tilde), np.log(beta.hi))
 
 
-def pair_weights_on_device(d: Any, t: Steps, s: Steps, x: Array, xp: Any) -> LogVarWeights:
+def pair_weights_on_device(d: Any, t: Steps, s: Steps, x: Array, xp: Any) -> Weights:
     """The weights if t or s is on a device, gathered there in x's precision; NaN unless 0 <= s < t <= T; `d` has the tables."""
     bits = 1 - round(math.log2(xp.finfo(x.dtype).eps))
     t_pieces, s_pieces = ([gather(Named(d, _piece, (k, bits)), u, x, xp) for k in range(3)] for u in (t, s))
@@ -66,13 +56,13 @@ def pair_weights_on_device(d: Any, t: Steps, s: Steps, x: Array, xp: Any) -> Log
     log_t, log_s, log_ts = (xp.where(valid, a, xp.full_like(a, math.nan)) for a in xp.broadcast_arrays(
         *(a if hasattr(a, "shape") else array_like(a, x, xp) for a in (log_t, log_s, log_ts))))  # fmt: skip
     left_t, left_s, beta = -xp.expm1(log_t), -xp.expm1(log_s), -xp.expm1(log_ts)
-    w_xs, kept = xp.exp(log_ts / 2), left_s / left_t
+    w_x0, w_xs, kept = xp.exp(log_s / 2) * beta / left_t, xp.exp(log_ts / 2), left_s / left_t
 
     def log_of(var: Array) -> Array:
         positive = var > 0
         return xp.where(positive, xp.log(xp.where(positive, var, xp.ones_like(var))), xp.where(var == 0, -math.inf, var))
 
-    return LogVarWeights(xp.exp(log_s / 2) * beta / left_t, w_xs * kept, log_of(beta * kept), w_xs, log_of(beta))
+    return Weights(w_x0, w_xs * kept, beta * kept, w_xs, beta, log_of(beta * kept), log_of(beta))
 
 
 def _piece(d: Any, k: int, bits: int) -> NDArray[np.float64]:
