@@ -302,6 +302,21 @@ def test_import_time(
         module.seconds("import nothing_such")
 
 
+def test_before_and_after(script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The work is done in both trees; what is no commit is named."""
+    pytest.importorskip("torch")
+    if not (BENCHMARKS.parent / ".git").exists():
+        pytest.skip("no git checkout")
+    words = ["--only", "bound, 16x3x32x32, numpy", "--rounds", "2", "--json", str(tmp_path / "b.json")]
+    script("before_after").main(["--before", "HEAD", *words, "--markdown", str(tmp_path / "b.md")])
+    (row,) = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert row["work"] == "bound, 16x3x32x32, numpy"
+    assert min(row["before"], row["after"], row["error"]) > 0
+    assert (tmp_path / "b.md").read_text().startswith("# What a change")
+    assert script("_report").run(script("before_after").main, ["--before", "nothing-such"]) == 2
+    assert "--before: " in capsys.readouterr().err
+
+
 def test_first_grid(script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The parts make up the time from the command to the grid of 1 % of the steps."""
     pytest.importorskip("sklearn")
