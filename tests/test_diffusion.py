@@ -190,6 +190,13 @@ def test_steps_on_a_device_are_not_checked_but_give_nan() -> None:
     exact = d.posterior(host, host, 10, 4)
     np.testing.assert_allclose(rows(strided.mean)[2], exact.mean[2], rtol=1e-14)
     np.testing.assert_allclose(rows(strided.log_var)[2], exact.log_var, rtol=1e-14)
+    beside = d.posterior(x, x, t, 4)  # an int beside steps of a device
+    assert np.isnan(rows(beside.mean)).any(axis=1).tolist() == [True, True, False, True]
+    np.testing.assert_allclose(rows(beside.mean)[2], exact.mean[2], rtol=1e-14)
+    for many, one in ((d.posterior(x, x, 10, s), d.posterior(host, host, 10, np.array([0, 1, 4, 3]))),
+                      (d.q_between(x, s, 10), d.q_between(host, np.array([0, 1, 4, 3]), 10))):  # fmt: skip
+        np.testing.assert_allclose(rows(many.mean), one.mean, rtol=1e-14)
+        np.testing.assert_allclose(rows(many.log_var), one.log_var, rtol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -202,9 +209,9 @@ def test_strided_weights_on_a_device_are_as_exact_as_the_dtype(dtype: str) -> No
     t, s = np.array([2, 500, 1000, 1000]), np.array([1, 499, 999, 0])
     x = xp.ones((4, 1), dtype=getattr(xp, dtype), device=device)
     on = [xp.asarray(u, device=device) for u in (t, s)]
-    value = d.posterior(x, xp.zeros_like(x), *on).mean
-    w = np.array(xp.asarray(value, device=xp.Device("CPU_DEVICE")))[:, 0]
-    np.testing.assert_allclose(w, d.posterior_weights(t, s)[1], rtol=8 * float(np.finfo(dtype).eps))
+    for k, pair in enumerate(((xp.zeros_like(x), x), (x, xp.zeros_like(x)))):  # the weight of x_0, then that of x_t
+        w = np.array(xp.asarray(d.posterior(*pair, *on).mean, device=xp.Device("CPU_DEVICE")))[:, 0]
+        np.testing.assert_allclose(w, d.posterior_weights(t, s)[k], rtol=8 * float(np.finfo(dtype).eps))
 
 
 def test_low_precision_stays_finite_and_close(native: Library) -> None:
