@@ -56,10 +56,6 @@ def test_the_built_in_ones_are_found_under_their_names() -> None:
         backends.get("tensorflow")
 
 
-def test_an_array_belongs_to_its_librarys_backend(library: Any) -> None:
-    assert backends.of(library.array(np.ones(3))).name == library.name
-
-
 def test_a_third_party_registers_under_a_free_name(registry: Any) -> None:
     mine = replace(backends.get("numpy"), name="mine")
     registry.register(mine)

@@ -135,16 +135,6 @@ def test_half_precision_is_finite_and_near(native: Library, loss: Callable[..., 
     np.testing.assert_allclose(low[2:4], exact[2:4], rtol=8 * unit)
 
 
-@pytest.mark.parametrize("loss", ALL)
-def test_a_row_does_not_depend_on_its_neighbours(loss: Callable[..., Any]) -> None:
-    """Nothing is averaged over the batch."""
-
-    def alone(row: slice, t: int) -> Any:
-        return loss(CHAIN, learned(), X0[row], np.array([t]), EPS[row])
-
-    np.testing.assert_allclose(loss(CHAIN, learned(), X0, STEPS, EPS), per_row(alone, STEPS), rtol=1e-12)
-
-
 # Gradients.
 
 

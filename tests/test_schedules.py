@@ -112,10 +112,6 @@ def test_published_forms() -> None:
     np.testing.assert_array_equal(schedules.warmup(10, 1e-4, 0.02, 0.0), np.full(10, 0.02))
 
 
-def test_jsd_lowers_alpha_bar_in_equal_steps_to_zero() -> None:
-    np.testing.assert_allclose(np.cumprod(1 - schedules.jsd(20)), 1 - np.arange(1, 21) / 20, atol=1e-15)
-
-
 def test_sigmoid_alpha_bar_falls_from_one_to_zero() -> None:
     beta = schedules.sigmoid_alpha_bar(200, -2.0, 3.0, 0.7, max_beta=1.0)
     g = 1 / (1 + np.exp(-(-2 + 5 * np.arange(201) / 200) / 0.7))

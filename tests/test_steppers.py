@@ -153,6 +153,8 @@ CASES: dict[str, dict[str, Any]] = {
         "denoiser": Denoiser(wavy, "x0"),
         "spacing": "even",
     },
+    "learned": {"denoiser": Denoiser(wide, variance="learned")},
+    "learned range": {"denoiser": Denoiser(wide, variance="learned_range")},
     "own noise": {"noise": lambda t, index, shape: batch(len(index), *shape, seed=t)},
 }
 
@@ -185,14 +187,6 @@ def test_the_tutorials_stepper_makes_the_portable_steps(sampler: str, registry: 
         portable(registry, "mine")
         assert worst_ulps(own, states(mine, (3, 2, 5), sampler=sampler, **options)) <= 8
         registry["mine"] = names["MINE"]
-
-
-@pytest.mark.parametrize("variance", ["learned", "learned_range"])
-def test_steps_with_a_learned_variance_are_the_portable_ones(native: Any, variance: str, registry: Any) -> None:
-    options = {"denoiser": Denoiser(wide, variance=variance)}
-    own = states(native, (3, 2, 5), **options)
-    portable(registry, native.name)
-    assert worst_ulps(own, states(native, (3, 2, 5), **options)) <= EXACT[native.name]
 
 
 @settings(max_examples=40)
