@@ -1,11 +1,12 @@
 """What a change costs or gains: the same work in the working tree and at an earlier commit, in turn.
 
-`python benchmarks/before_after.py --before COMMIT [--only WORD] [--rounds N] [--json FILE] [--markdown FILE]`
+`python benchmarks/before_after.py --before COMMIT [--only WORD] [--pairs P] [--rounds N] [--json FILE] [--markdown FILE]`
 
 Each tree runs in a process of its own; every round does each piece of work once in both, so that what else the machine does falls
-on both alike. "change" is the median of the rounds' quotients, after over before, in percent; "error" is three standard errors of
-that median, from the middle half of the quotients. One thread. The work: a run of each sampler of 20 steps around a network that
-costs nothing, the bound over 100 steps, a loss of a tiny batch, and passes and steps of the network for 16x16 images.
+on both alike. Where a process's memory lies can change a time by a fifth, so there are several pairs of processes. "change" is
+the mean over them of the rounds' median quotient, after over before, in percent, and "error" three standard errors. One thread.
+The work: a run of each sampler of 20 steps around a network that costs nothing, the bound over 100 steps, a loss of a tiny batch,
+and passes and steps of the network for 16x16 images.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 import _report
 
-from tinyddpm._arrays.check import as_positive_int
+from tinyddpm._arrays.check import as_int, as_positive_int
 
 ROOT = Path(__file__).parents[1]
 WORKER = """
@@ -133,36 +134,49 @@ def checked_out(commit: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def measure(commit: str, only: str, rounds: int) -> list[dict[str, Any]]:
+def measure(commit: str, only: str, pairs: int, rounds: int) -> list[dict[str, Any]]:
     """A row for each piece of work whose name holds `only`."""
+    found: dict[str, list[dict[str, float]]] = {}
+    with checked_out(commit) as folder:
+        for _ in range(pairs):
+            for work, medians in _one_pair({"before": folder, "after": ROOT}, only, rounds):
+                found.setdefault(work, []).append(medians)
     rows = []
-    with checked_out(commit) as folder, ExitStack() as stack:
-        trees = {name: Tree(place) for name, place in (("before", folder), ("after", ROOT))}
+    for work, each in found.items():
+        seconds = {name: statistics.median(medians[name] for medians in each) for name in ("before", "after")}
+        changes = [100 * (medians["quotient"] - 1) for medians in each]
+        error = 3 * statistics.stdev(changes) / math.sqrt(pairs)
+        rows.append({"work": work, **seconds, "change": statistics.mean(changes), "error": error})
+    return rows
+
+
+def _one_pair(folders: dict[str, Path], only: str, rounds: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """The medians of each piece of work in a new process for each tree."""
+    with ExitStack() as stack:
+        trees = {name: Tree(folder) for name, folder in folders.items()}
         for tree in trees.values():
             stack.callback(tree.close)
         for work in (name for name in trees["after"].work if only in name):
             times: dict[str, list[float]] = {name: [] for name in trees}
-            for k in range(rounds + 1):
+            for k in range(rounds + 1):  # the first does not count
                 for name in sorted(trees, reverse=k % 2 == 0):
                     times[name].append(trees[name].seconds(work))
-            quotients = [after / before for before, after in zip(*(times[name][1:] for name in trees), strict=True)]
-            low, middle, high = statistics.quantiles(quotients, n=4)
-            seconds = {name: statistics.median(found[1:]) for name, found in times.items()}
-            # the median's standard error is 1.25 times the mean's, and 1.35 standard deviations lie between the quartiles
-            error = 3 * 1.25 * (high - low) / 1.35 / math.sqrt(rounds)
-            rows.append({"work": work, **seconds, "change": 100 * (middle - 1), "error": 100 * error})
-    return rows
+            quotients = [after / before for before, after in zip(*(times[name][1:] for name in folders), strict=True)]
+            medians = {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
+            yield work, {**medians, "quotient": statistics.median(quotients)}
 
 
 def main(argv: Sequence[str]) -> None:
     parser = _report.Parser(description=_report.about(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", required=True, metavar="COMMIT", help="the commit to compare with")
     parser.add_argument("--only", default="", metavar="WORD", help="the work whose name holds this word (default: all)")
-    parser.add_argument("--rounds", type=int, default=21, metavar="N", help="(default 21)")
+    parser.add_argument("--pairs", type=int, default=5, metavar="P", help="pairs of processes (default 5)")
+    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="in each pair (default 9)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the environment there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
     options = parser.parse_args(argv)
-    rows = measure(options.before, options.only, as_positive_int("--rounds", options.rounds) + 1)
+    pairs, rounds = as_int("--pairs", options.pairs, 2, 1000), as_positive_int("--rounds", options.rounds)
+    rows = measure(options.before, options.only, pairs, rounds)
     if not rows:
         raise ValueError(f"--only must be in the name of some work, got {options.only!r}")
     text = _report.table(

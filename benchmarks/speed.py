@@ -23,11 +23,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
-RETIRED = """What is not aimed at: steps without noise at the speed of memory. Torch makes five passes over the state and
-NumPy seven, where one kernel with all of them would make one, and no library of arrays has that kernel without a compiler at run
-time. What could be gained is small beside a network's call. Nor more of the network in float32 than Torch's kernels leave: its
-convolutions run as fast as its matrix products, and its group norms and SiLU are the peer's too. Nor noise that is added to x_t
-in place for the bound, which takes as long as to draw it and scale it ([where the time goes](where_time_goes.md)).
+RETIRED = """What is not aimed at, and why:
+
+- A step without noise at the speed of memory. Torch makes five passes over the state and NumPy seven, where one kernel with all
+  of them would make one, and no library of arrays has that kernel without a compiler at run time. What could be gained is small
+  beside a network's call.
+- A network in float32 that is much faster than the peer's. Both spend most of their time in the same kernels of Torch, and the
+  convolutions run as fast as matrix products do. The limits below are the ratios if all but these kernels took no time.
+- Noise added to x_t in place, for the bound: it would save a twentieth of the time of x_t
+  ([where the time goes](xeon/where_time_goes.md)).
+
+The limits:
 """
 LARGE, USUAL, TINY = (16, 3, 256, 256), (64, 3, 32, 32), (1, 1, 8, 8)
 BACKENDS = ("numpy", "torch")

@@ -68,8 +68,13 @@ def noised_steps(
         seen = xp.asarray(x_t, device=place) if viewed else x_t
         value, raw = denoiser.call(d, seen, t, xp, net_t)
         if viewed:
-            value, raw = host_values(value), None if raw is None else host_values(raw)
+            value, raw = _view(value), None if raw is None else _view(raw)
         yield NoisedStep(t, eps, x_t, value, raw)
+
+
+def _view(x: Array) -> Array:
+    """A NumPy view of an array that is known to be on the host."""
+    return np.asarray(x.detach() if hasattr(x, "detach") else x)
 
 
 def predicted_x0(d: Process, denoiser: Denoiser, xp: Any) -> Callable[[NoisedStep], Array]:
