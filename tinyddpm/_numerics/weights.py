@@ -51,10 +51,9 @@ def pair_weights_on_device(d: Any, t: Steps, s: Steps, x: Array, xp: Any) -> Wei
     t_pieces, s_pieces = ([gather(Named(d, _piece, (k, bits)), u, x, xp) for k in range(3)] for u in (t, s))
     log_t, log_s = sum(t_pieces), sum(s_pieces)
     log_ts = sum(a - b for a, b in zip(t_pieces, s_pieces, strict=True))  # each difference is exact to its own size
-    log_ts = xp.where(log_ts > 0, xp.zeros_like(log_ts), log_ts) if hasattr(log_ts, "shape") else min(log_ts, 0.0)
-    valid = column(t, x, xp) > column(s, x, xp)
-    log_t, log_s, log_ts = (xp.where(valid, a, xp.full_like(a, math.nan)) for a in xp.broadcast_arrays(
-        *(a if hasattr(a, "shape") else array_like(a, x, xp) for a in (log_t, log_s, log_ts))))  # fmt: skip
+    log_ts = xp.where(log_ts > 0, xp.zeros_like(log_ts), log_ts)
+    valid, logs = column(t, x, xp) > column(s, x, xp), (array_like(a, x, xp) for a in (log_t, log_s, log_ts))
+    log_t, log_s, log_ts = (xp.where(valid, a, xp.full_like(a, math.nan)) for a in xp.broadcast_arrays(*logs))
     left_t, left_s, beta = -xp.expm1(log_t), -xp.expm1(log_s), -xp.expm1(log_ts)
     w_x0, w_xs, kept = xp.exp(log_s / 2) * beta / left_t, xp.exp(log_ts / 2), left_s / left_t
 
