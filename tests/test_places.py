@@ -72,7 +72,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 TINY = ["--channels", "4", "--mults", "1", "--res-blocks", "1", "--T", "4", "--batch-size", "4", "--device", "cpu",
-        "--samples", "2", "--sample-every", "0"]  # fmt: skip
+        "--precision", "float32", "--samples", "2", "--sample-every", "0"]  # fmt: skip
 WORDS: dict[str, list[str]] = {
     "train": ["train", "--data", "digits", "--out", "{new}", "--steps", "2", "--checkpoint-every", "1", *TINY],
     "sample": ["sample", "--model", "{run}", "--out", "{new}", "-n", "4", "--batch-size", "2"],
