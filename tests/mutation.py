@@ -18,6 +18,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ MODULES = {  # by the test module that is to notice their mutants
 TESTS = {module: f"tests/test_{test}.py" for test, modules in MODULES.items() for module in modules}
 SHARED = [f"tests/test_malformed.py::test_{name}" for name in ("on_the_host", "in_every_library[numpy]")]
 SHARED += ["tests/test_verify.py::test_every_identity_holds[numpy-float64]"]
+DECORATORS = ("property", "cached_property", "np.errstate(", "quietly", "names_unknown_options")
 OPTIONS = ["-p", "mutation", "-p", "no:cacheprovider", "-s", "--tb=native", "--hypothesis-profile=mutation"]
 OPTIONS += ["-k", "not jax and not jit"]  # which compile for seconds
 OPTIONS += ["-W", "ignore:os.fork"]  # JAX warns, once it is imported
@@ -107,7 +109,7 @@ def texts(copy: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def undecorated(source: str) -> str:
-    """The same code, with properties and error states made by a call after the function: mutmut skips what is decorated."""
+    """The same code, with decorators applied by a call after the function: mutmut skips what is decorated."""
     lines, tree = source.splitlines(), ast.parse(source)
     classes = [c for c in tree.body if isinstance(c, ast.ClassDef)]
     plain = [c for c in classes if "NamedTuple" not in map(ast.unparse, c.bases)]  # in a NamedTuple every name would be a field
@@ -115,9 +117,10 @@ def undecorated(source: str) -> str:
     functions = [f for owner in owners for f in owner.body if isinstance(f, ast.FunctionDef)]
     for f in sorted(functions, key=lambda f: f.lineno, reverse=True):
         kinds = [ast.unparse(decorator) for decorator in f.decorator_list]
-        if len(kinds) == 1 and kinds[0].startswith(("property", "cached_property", "np.errstate(")):
-            lines.insert(f.end_lineno or 0, f"{' ' * f.col_offset}{f.name} = {kinds[0]}({f.name})")
-            del lines[f.decorator_list[0].lineno - 1]
+        if kinds and all(kind.startswith(DECORATORS) for kind in kinds):
+            wrapped = reduce(lambda inner, kind: f"{kind}({inner})", reversed(kinds), f.name)
+            lines.insert(f.end_lineno or 0, f"{' ' * f.col_offset}{f.name} = {wrapped}")
+            del lines[f.decorator_list[0].lineno - 1 : f.decorator_list[-1].end_lineno]
     return "\n".join(lines) + "\n"
 
 
