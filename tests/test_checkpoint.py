@@ -54,7 +54,9 @@ def test_layout(run: Path) -> None:
     state = read_state(run / "last")
     assert (state["step"], state["shape"], state["levels"]) == (3, [1, 8, 8], 17)
     assert state["random"] == {"kind": "counter", "seed": 0}
-    assert json.loads((run / "config.json").read_text())["versions"]["torch"] == torch.__version__
+    noted = json.loads((run / "config.json").read_text())["versions"]["torch"]
+    assert torch.__version__.startswith(noted)  # which may lack the build's name
+    assert noted
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])

@@ -253,6 +253,7 @@ def test_autocast_leaves_the_norm_in_float32() -> None:
         assert copy.deepcopy(norm).bfloat16()(x).dtype == torch.bfloat16
 
 
+@pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")  # Torch 2.4, of its own pickles
 def test_copies_and_pickles() -> None:
     net = small()
     x, t = batch(net)
