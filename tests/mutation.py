@@ -35,7 +35,8 @@ MODULES = {  # by the test module that is to notice their mutants
     "likelihood": ("likelihood", "_likelihood/steps", "_likelihood/bound"),
     "calibration": ("calibration", "_calibration"),
 }
-TESTS = {module: f"tests/test_{test}.py" for test, modules in MODULES.items() for module in modules}
+TESTS = {module: [f"tests/test_{test}.py"] for test, modules in MODULES.items() for module in modules}
+TESTS["likelihood"] += TESTS["calibration"]  # whose measurements are made there
 SHARED = [f"tests/test_malformed.py::test_{name}" for name in ("on_the_host", "in_every_library[numpy]")]
 SHARED += ["tests/test_verify.py::test_every_identity_holds[numpy-float64]"]
 DECORATORS = ("property", "cached_property", "np.errstate(", "quietly", "names_unknown_options")
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> None:
     for module in arguments[:end] or TESTS:
         copy = prepare(module)
         env = os.environ | {"PYTHONPATH": f"{copy}:{copy / 'tests'}", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "pytest", *OPTIONS, *arguments[end + 1 :], TESTS[module], *SHARED]
+        command = [sys.executable, "-m", "pytest", *OPTIONS, *arguments[end + 1 :], *TESTS[module], *SHARED]
         subprocess.run(command, cwd=copy, env=env, check=True)
         killers = json.loads((copy / "killers.json").read_text())
         survivors = [mutant for mutant, test in killers.items() if test is None]

@@ -519,3 +519,19 @@ def test_density_bound_of_data_of_any_scale_meets_their_likelihood(scale: float,
     gap = bound.total - exact
     assert gap.mean() > -5 * gap.std() / 20  # a bound, up to the error of 400 rows
     assert gap.mean() / 2 < 0.02 + 5 * gap.std() / 40
+
+
+@pytest.mark.parametrize(("clip", "expected"), [((0.0, 4.0), 4.0), (False, None)])
+def test_the_optimal_variance_where_nothing_is_known(clip: Any, expected: float | None) -> None:
+    """At alpha_bar = 0, x_0 has the variance of data at both ends of the range or, without one, that of the data."""
+    d = Diffusion([0.1, 0.5, 1.0])
+    x0 = np.random.default_rng(0).uniform(0, 4, (50, 3))
+    denoiser = Denoiser(lambda x, t: x * 0 + 1, predicts="x0", clip_x0=clip)
+    w_x0, _, beta_tilde = d.posterior_weights(3)
+    x0_var = x0.var(axis=0).mean() if expected is None else expected
+    assert likelihood.optimal_variance(d, denoiser, x0)[3] == pytest.approx(beta_tilde + w_x0**2 * x0_var, rel=1e-12)
+    if clip:
+        likelihood.optimal_variance(d, denoiser, np.array([[0.0, 4.0]]))
+        for wrong in (-0.1, 4.1):
+            with pytest.raises(ValueError, match=r"^x0\b"):
+                likelihood.optimal_variance(d, denoiser, np.array([[wrong, 2.0]]))
