@@ -25,7 +25,7 @@ version = release = __version__
 author = copyright = "The tinyddpm authors"
 
 root_doc = "README"
-include_patterns = ["*.md", "docs/**.md", "examples/**.md", "benchmarks/results/*.md"]
+include_patterns = ["*.md", "docs/**.md", "examples/**.md", "benchmarks/results/**.md"]
 exclude_patterns = [".*", "build", "demo", "dist", "runs", "site"]
 suppress_warnings = ["myst.xref_missing", "myst.header", "ref.python"]  # tests/test_docs.py checks links
 
@@ -54,8 +54,13 @@ def others(pattern: str, *first: str) -> list[str]:
 
 
 def named(pages: list[str]) -> list[str]:
-    """Entries with the file's name for a title: a measurement's own is a sentence."""
-    return [f"{page.rpartition('/')[2].replace('_', ' ').capitalize()} <{page}>" for page in pages]
+    """Entries with the file's name for a title, and its machine's: a measurement's own is a sentence."""
+    made = []
+    for page in pages:
+        folder, _, name = page.removeprefix("benchmarks/results/").rpartition("/")
+        machine = f", {folder.capitalize()}" if folder not in ("", "docs") else ""
+        made.append(f"{name.replace('_', ' ').capitalize()}{machine} <{page}>")
+    return made
 
 
 NOTEBOOKS = frozenset(notebooks.pages())
@@ -77,7 +82,7 @@ NAVIGATION = {
     ],
     "Understand": ["docs/derivation", "docs/sources", "docs/design", "docs/sample-flow"],
     "Reference": others("docs/api/*.md", *API),
-    "Evidence": named([*others("docs/*.md", *TEXTS)[len(TEXTS) :], *others("benchmarks/results/*.md")]),
+    "Evidence": named([*others("docs/*.md", *TEXTS)[len(TEXTS) :], *others("benchmarks/results/**/*.md")]),
     "Project": [page for page in others("*.md", "CHANGELOG", "CONTRIBUTING") if page != root_doc],
 }
 """The sidebar. Pages of docs/ that have no place above are evidence, as the measurements are."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
-    path for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/results/*.md") for path in ROOT.glob(pattern)
+    path for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/results/**/*.md") for path in ROOT.glob(pattern)
 )
 """Every page of the site."""
 
