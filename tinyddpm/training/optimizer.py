@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
+from operator import not_
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +31,9 @@ class Optimizer:
         self.parameters, self.averages = list(named.values()), list(ema.parameters())
         self._names, self._clip = list(named), config.grad_clip
         small = [p.device.type == "cpu" and p.numel() < SMALL for p in self.parameters]
-        self._small = [p for p, packs in zip(self.parameters, small, strict=True) if packs]
-        self._large = [p for p, packs in zip(self.parameters, small, strict=True) if not packs]
+        self._small, self._large = list(compress(self.parameters, small)), list(compress(self.parameters, map(not_, small)))
         self._updated = [*_packed(self._small), *self._large]
-        self._averaged = [
-            *_packed([p for p, packs in zip(self.averages, small, strict=True) if packs]),
-            *(p for p, packs in zip(self.averages, small, strict=True) if not packs),
-        ]
+        self._averaged = [*_packed(list(compress(self.averages, small))), *compress(self.averages, map(not_, small))]
         self._adam = _KINDS[config.optimizer](self._updated, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         for p in self._updated:  # what the first step would create; a checkpoint is read into it
             moments = {key: torch.zeros_like(p, memory_format=torch.preserve_format) for key in _MOMENTS}
